@@ -1,0 +1,7 @@
+"""`python -m dtun`."""
+
+import sys
+
+from dtun.cli import main
+
+sys.exit(main())
