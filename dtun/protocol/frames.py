@@ -1,0 +1,123 @@
+"""What a record carries between native peers: one frame, told apart by its first byte.
+
+An IP packet is its own frame, since its first byte begins with the version (4 or 6). Everything
+else starts with one of the small numbers below; a number that is not known here is counted and
+dropped, so that later versions may add some.
+
+    IP packet   4_ or 6_ ...                                  as it is
+    CONTROL     01 | message 2 | index 1 | count 1 | payload  a fragment of a control message
+    ACK         02 | message 2 | index 1                      that fragment has arrived
+    PROBE       05 | token 8 | padding                        answer this
+    ECHO        06 | token 8                                  the answer
+    NOTICE      07 | payload                                  a control message, sent once: nobody waits
+                                                              for the end of a session that has ended
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+
+class Kind(IntEnum):
+    """The first byte of a frame that is not an IP packet. 3 and 4 are kept for segments of super-packets."""
+
+    CONTROL = 1
+    ACK = 2
+    PROBE = 5
+    ECHO = 6
+    NOTICE = 7
+
+
+FRAGMENT_SIZE = 1024
+"""Payload bytes of one control fragment: its record fits into any path that carries IPv6 (RFC 8200, section 5)."""
+
+MAX_FRAGMENTS = 64
+"""Fragments of one control message at most: 64 KiB of text, some 3,000 networks."""
+
+_CONTROL = Struct("!BHBB")
+_ACK = Struct("!BHB")
+_PROBE = Struct("!BQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Fragment `index` (from 0) of `count` of control message number `message` (modulo 65,536)."""
+
+    message: int
+    index: int
+    count: int
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return _CONTROL.pack(Kind.CONTROL, self.message, self.index, self.count) + self.payload
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Fragment `index` of control message number `message` has arrived."""
+
+    message: int
+    index: int
+
+    def encode(self) -> bytes:
+        return _ACK.pack(Kind.ACK, self.message, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks for an `Echo` with the same token. `padding` bytes make it as long as a path is to be tried for."""
+
+    token: int
+    padding: int = 0
+
+    def encode(self) -> bytes:
+        return _PROBE.pack(Kind.PROBE, self.token) + bytes(self.padding)
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Answers the `Probe` with this token."""
+
+    token: int
+
+    def encode(self) -> bytes:
+        return _PROBE.pack(Kind.ECHO, self.token)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A control message of one fragment that is not acknowledged."""
+
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return bytes([Kind.NOTICE]) + self.payload
+
+
+Frame = Control | Ack | Probe | Echo | Notice
+
+
+def is_ip_packet(plaintext: bytes) -> bool:
+    """Whether a record's plaintext is a bare IP packet, judged as the data plane does: by its first byte."""
+    return bool(plaintext) and plaintext[0] >> 4 in (4, 6)
+
+
+def decode(plaintext: bytes) -> Frame | None:
+    """The frame in a record's plaintext; None if it is not one, whatever the bytes are."""
+    kind = plaintext[0] if plaintext else None
+    if kind == Kind.CONTROL and _CONTROL.size <= len(plaintext) <= _CONTROL.size + FRAGMENT_SIZE:
+        _, message, index, count = _CONTROL.unpack_from(plaintext)
+        if index < count <= MAX_FRAGMENTS:
+            return Control(message, index, count, plaintext[_CONTROL.size :])
+    elif kind == Kind.ACK and len(plaintext) == _ACK.size:
+        _, message, index = _ACK.unpack(plaintext)
+        return Ack(message, index)
+    elif kind == Kind.PROBE and len(plaintext) >= _PROBE.size:
+        _, token = _PROBE.unpack_from(plaintext)
+        return Probe(token, len(plaintext) - _PROBE.size)
+    elif kind == Kind.ECHO and len(plaintext) == _PROBE.size:
+        _, token = _PROBE.unpack(plaintext)
+        return Echo(token)
+    elif kind == Kind.NOTICE and len(plaintext) <= 1 + FRAGMENT_SIZE:
+        return Notice(plaintext[1:])
+    return None

@@ -1,0 +1,99 @@
+"""What native peers tell each other: small JSON objects, each checked by a pydantic model.
+
+    client                                    server
+      | -- Hello: subnets behind me, MTU -------> |
+      | <- Welcome: addresses, MTU, timers ------ |
+      | <- Renew: please make a new session ----- |
+      | -- Goodbye: I am leaving ---------------- |   (either way)
+
+Unknown fields are ignored and unknown types are counted, so that either side may be the newer one.
+"""
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+MAX_SUBNETS = 1024
+"""Networks that one client may name."""
+
+Text = Annotated[str, Field(max_length=256)]
+"""Words for the other side's log; whoever writes them there makes them harmless first."""
+
+Mtu = Annotated[int, Field(ge=576, le=65535)]
+"""Bytes of the largest packet inside the tunnel (RFC 791 asks every host to take 576)."""
+
+AnyNetwork = IPv4Network | IPv6Network
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Literal[1] = 1
+    features: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+
+
+class Hello(_Message):
+    """From the client, first of all. `instance` is drawn once a process: two of them behind one id are two hosts."""
+
+    type: Literal["hello"] = "hello"
+    instance: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = ""
+    subnets: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_SUBNETS)] = ()
+    mtu: Mtu | None = None
+
+
+class Refusal(BaseModel):
+    """A subnet that the server does not route to this client, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    subnet: AnyNetwork
+    reason: Text
+
+
+class Welcome(_Message):
+    """From the server, in answer. `address` is the client's, `peer` the server's end of the pair."""
+
+    type: Literal["welcome"] = "welcome"
+    address: IPv4Address
+    peer: IPv4Address
+    address6: IPv6Address | None = None
+    peer6: IPv6Address | None = None
+    mtu: Mtu | None = None
+    keepalive: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    timeout: Annotated[float, Field(ge=0.3, le=7200)] = 30.0
+    refused: Annotated[tuple[Refusal, ...], Field(max_length=MAX_SUBNETS)] = ()
+
+
+class Renew(_Message):
+    """From the server: its key has nearly done its work; make a new session before this one ends."""
+
+    type: Literal["renew"] = "renew"
+
+
+class Goodbye(_Message):
+    """From either side, before close_notify: the session ends, and why."""
+
+    type: Literal["goodbye"] = "goodbye"
+    reason: Literal["stopped", "replaced", "renewed", "refused", "timeout", "other"] = "other"
+    text: Text = ""
+
+
+Message = Hello | Welcome | Renew | Goodbye
+
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+def encode(message: Message) -> bytes:
+    """The message as it travels: JSON without what is at its default."""
+    fields = message.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps({"type": message.type} | fields, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Message | None:
+    """The message in `data`; None for one that is unknown, of another version or malformed."""
+    try:
+        return _ADAPTER.validate_json(data)
+    except (ValidationError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,139 @@
+"""Runs a server or a client until it is told to stop: signals, the service manager, status, and a clean end."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import dtun
+from dtun.config import Config
+from dtun.config.common import Hook
+from dtun.platform import kernel as platform_kernel
+from dtun.platform.interface import Kernel
+from dtun.service import notify
+from dtun.service.control import ControlServer
+from dtun.service.hooks import run_hook
+from dtun.tunnel.status import iso
+
+log = logging.getLogger("dtun")
+
+STATUS_INTERVAL = 10.0
+"""Seconds between two status lines for the service manager."""
+
+
+class Role(Protocol):
+    """What a server and a client have in common."""
+
+    async def start(self) -> None:
+        """Take what is needed of the host. Raises DtunError; `stop` is called in any case."""
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+
+    async def stop(self) -> None:
+        """Say goodbye and remove what was made."""
+
+    def status(self) -> dict[str, object]: ...
+
+    def summary(self) -> str: ...
+
+
+Make = Callable[[Kernel, asyncio.AbstractEventLoop], Role]
+
+
+def run_server(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        DtunError: it cannot start. Nothing is left behind.
+    """
+    from dtun.tunnel.server import Server  # noqa: PLC0415 - a client does not need it
+
+    section = config.server
+    assert section is not None  # noqa: S101 - the command line has seen to it
+    return asyncio.run(
+        _run("server", "server", config, lambda kernel, loop: Server(section, kernel, _run_hook, loop))
+    )
+
+
+def run_client(config: Config) -> int:
+    """Keep the tunnel up until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        DtunError: it cannot start. Nothing is left behind.
+    """
+    from dtun.tunnel.client import Client  # noqa: PLC0415 - a server does not need it
+
+    section = config.client
+    assert section is not None  # noqa: S101 - the command line has seen to it
+    return asyncio.run(
+        _run("client", section.tun, config, lambda kernel, loop: Client(section, kernel, _run_hook, loop))
+    )
+
+
+async def _run(role: str, instance: str, config: Config, make: Make) -> int:
+    loop = asyncio.get_running_loop()
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, told_to_stop.set)
+    kernel = platform_kernel(instance, config.section.runtime_directory)
+    await kernel.open()
+    try:
+        service = make(kernel, loop)
+        control = ControlServer(config.control_socket, _status(role, service))
+        try:
+            await service.start()
+            await control.start()
+            log.info("dtun %s: the %s has started", dtun.__version__, role)
+            notify.ready(service.summary())
+            await _work(service, told_to_stop)
+        finally:
+            notify.stopping()
+            await control.stop()
+            await service.stop()
+    finally:
+        await kernel.close()
+    log.info("stopped; nothing is left behind")
+    return 0
+
+
+async def _work(service: Role, told_to_stop: asyncio.Event) -> None:
+    """Let it work until we are told to stop, or until it fails, which would be a bug and must be seen."""
+    workers: list[asyncio.Task[Any]] = [
+        asyncio.create_task(told_to_stop.wait()),
+        asyncio.create_task(service.run()),
+        asyncio.create_task(_report(service)),
+    ]
+    try:
+        done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _report(service: Role) -> None:
+    """Tell the service manager how we are, and that the loop still turns."""
+    watchdog = notify.watchdog_interval()
+    said = ""
+    while True:
+        summary = service.summary()
+        if summary != said:
+            notify.status(summary)
+            said = summary
+        if watchdog is not None:
+            notify.alive()
+        await asyncio.sleep(min(watchdog or STATUS_INTERVAL, STATUS_INTERVAL))
+
+
+def _status(role: str, service: Role) -> Callable[[], dict[str, object]]:
+    process = {"role": role, "version": dtun.__version__, "since": iso(), "pid": os.getpid()}
+    return lambda: process | service.status()
+
+
+async def _run_hook(hook: Hook, variables: Mapping[str, str], what: str) -> bool:
+    return await run_hook(hook.command, variables, timeout=hook.timeout, what=what)

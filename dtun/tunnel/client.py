@@ -1,0 +1,452 @@
+"""The client: one tunnel, kept up for ever.
+
+    wanted --> try each server, each of its addresses --> welcome --> in service
+      ^            |  none answered: back off                           |
+      '------------+----------------------------------------------------'
+           lost, due for a new key, host moved, server asks for it
+
+A new session is always made beside the one that is in service, from a new source port, and takes its
+place once it is welcome. The TUN device and its addresses stay throughout.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Coroutine
+from ipaddress import ip_address
+from typing import Any
+
+from dtun.config import ClientConfig, ServerName
+from dtun.dataplane.counters import Counters
+from dtun.dataplane.pump import Pump
+from dtun.dtls.association import Association
+from dtun.dtls.engine import ClientEngine
+from dtun.dtls.suites import LEGACY_SUITE, by_name
+from dtun.errors import UnavailableError
+from dtun.network.state import Link as Device, NetworkState, PointToPoint, Route
+from dtun.platform.interface import Kernel, NextHop, Tun
+from dtun.protocol.messages import Hello, Renew, Welcome
+from dtun.protocol.record import is_hello_request
+from dtun.tunnel import sockets
+from dtun.tunnel.backoff import Backoff
+from dtun.tunnel.dialect import Count, Dialect, GoClientDialect, NativeDialect
+from dtun.tunnel.hooks import RunHook, UpDown
+from dtun.tunnel.limiter import Limiter
+from dtun.tunnel.link import Link
+from dtun.tunnel.liveness import Silence
+from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
+from dtun.tunnel.sockets import SockAddr
+from dtun.tunnel.status import iso, link_status
+from dtun.tunnel.text import harmless
+from dtun.tunnel.wishes import Wishes
+
+log = logging.getLogger("dtun.client")
+
+ATTEMPT_TIME = 5.0
+"""Seconds for one address of one server, until the handshake is over."""
+
+RESOLVE_TIME = 10.0
+"""Seconds for the name of a server."""
+
+GRACE = 1.0
+"""Seconds for which the session before still receives what is under way."""
+
+STABLE_TIME = 10.0
+"""Seconds after which a session counts as a success, so that the next failure starts with a short wait."""
+
+HINT_INTERVAL = 5.0
+"""Seconds between two new sessions, at most, that were made because of unauthenticated hints."""
+
+SETTLE_TIME = 0.2
+"""Seconds until a burst of changes on the host is over."""
+
+SILENCE_CHECK = 5.0
+GO_TIMEOUT = 60.0
+"""Seconds of sending without hearing anything from an original Go dtun, which answers no keepalive."""
+
+KEEPALIVE, TIMEOUT = 10.0, 30.0
+"""Until the server has pushed its own."""
+
+# ICMP says that nobody listens, or that there is no way: a hint, since anybody could have sent it.
+_HINTS = frozenset(
+    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+)
+
+
+class Client:
+    """One configured client. `run` works until it is cancelled; `stop` then cleans up."""
+
+    def __init__(
+        self, config: ClientConfig, kernel: Kernel, run_hook: RunHook, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        suites = [LEGACY_SUITE] if config.go else [by_name(name) for name in config.suites]
+        self._config = config
+        self._kernel = kernel
+        self._loop = loop
+        self._engine = ClientEngine(config.id, config.psk.secret(), suites, native=not config.go)
+        self._wishes = Wishes(kernel)
+        self._hooks = UpDown(run_hook, config.hook("up"), config.hook("down"), config.tun)
+        self._counters = Counters()
+        self._instance = secrets.token_hex(8)
+        self._backoff = Backoff()
+        self._complaints = Limiter(burst=5, per_seconds=300)
+        self._wanted = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reason = "start"
+        self._tun: Tun | None = None
+        self._pump: Pump | None = None
+        self._link: Link | None = None
+        self._welcome: Welcome | None = None
+        self._hop: NextHop | None = None
+        self._mtu = 0
+        self._hinted_at = float("-inf")
+        self._since = iso()
+        self._last_error: str | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Make the device.
+
+        Raises:
+            DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
+        """
+        self._tun = self._kernel.create_tun(self._config.tun)
+        self._pump = Pump(self._tun, self._counters, accepts=_any_packet, loop=self._loop)
+        self._kernel.watch(self._host_changed)
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Keep a session in service."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            self._hurry.clear()
+            if await self._try_servers():
+                continue
+            self._wanted.set()
+            with_delay = self._backoff.next()
+            try:
+                async with asyncio.timeout(with_delay):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+
+    async def stop(self) -> None:
+        """Say goodbye and remove what was made."""
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._link is not None:
+            self._link.close("stopped", "the client stops")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._hooks.down(self._hook_variables("stopped"))
+        await self._wishes.drop("client")
+        if self._pump is not None:
+            self._pump.close()
+        if self._tun is not None:
+            self._tun.close()
+
+    def status(self) -> dict[str, object]:
+        """How the tunnel is doing."""
+        welcome = self._welcome
+        warnings = [self._hooks.error] if self._hooks.error else []
+        refused = welcome.refused if welcome else ()
+        warnings += [f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused]
+        tunnel = {
+            "id": self._config.id,
+            "state": "connected" if self._link else "connecting",
+            "since": self._since,
+            "device": self._config.tun,
+            "address": str(welcome.address) if welcome else None,
+            "peer_address": str(welcome.peer) if welcome else None,
+            "subnets": [str(subnet) for subnet in self._config.subnets],
+            "mtu": self._mtu,
+            "last_error": self._last_error,
+            "warnings": warnings,
+            **link_status(self._link, self._counters),
+        }
+        return {"tunnels": [tunnel], "warnings": []}
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        if self._link is None or self._welcome is None:
+            return f"connecting to {', '.join(map(str, self._config.servers))}"
+        return f"connected to {self._link.endpoint}, {self._welcome.address} on {self._config.tun}"
+
+    # Making a session
+
+    async def _try_servers(self) -> bool:
+        """Try every address of every server, in order, until one welcomes us."""
+        reasons: list[str] = []
+        for server in self._config.servers:
+            try:
+                addresses = await self._resolve(server)
+            except (OSError, TimeoutError) as error:
+                reasons.append(f"{server.host}: cannot resolve the name: {_words(error)}")
+                continue
+            for address in addresses:
+                failure = await self._attempt(address)
+                if failure is None:
+                    return True
+                reasons.append(f"{sockets.show(address)}: {failure}")
+        self._complain("; ".join(reasons))
+        return False
+
+    async def _resolve(self, server: ServerName) -> list[SockAddr]:
+        async with asyncio.timeout(RESOLVE_TIME):
+            found = await self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
+        return list(dict.fromkeys(sockaddr for _, _, _, _, sockaddr in found))
+
+    async def _attempt(self, address: SockAddr) -> str | None:
+        """Make a session with the server at this address; returns why not, or None if it is in service now."""
+        inside = [
+            route for route in self._config.routes if ip_address(str(address[0]).partition("%")[0]) in route
+        ]
+        if inside:
+            return f"routes: {inside[0]} contains the server itself, so the tunnel would run through itself"
+        try:
+            sock = sockets.connect(address)
+        except OSError as error:
+            return _words(error)
+        outcome: asyncio.Future[str | None] = self._loop.create_future()
+        now = self._loop.time()
+        link = Link(
+            sock,
+            Session(self._engine.associate(now), self._dialect, now, handshake_deadline=now + ATTEMPT_TIME),
+            on_event=lambda link, event: self._on_event(link, event, outcome),
+            on_handshake=self._on_handshake,
+            on_path=lambda link, number: self._on_path(link, number, outcome),
+            loop=self._loop,
+        )
+        link.start()
+        try:
+            return await outcome
+        finally:
+            if link is not self._link:
+                link.close("other", "the attempt was given up")
+
+    def _dialect(self, association: Association, count: Count, now: float) -> Dialect:
+        if association.native or not self._config.go:
+            return NativeDialect(count, KEEPALIVE, TIMEOUT, now)
+        return GoClientDialect(count)
+
+    def _on_event(self, link: Link, event: Event, outcome: "asyncio.Future[str | None]") -> None:
+        match event:
+            case Established():
+                if not link.session.association.native and not self._config.go:
+                    link.close("other", "the server is an original Go dtun; set `compat: go` for it")
+                    return
+                link.send(
+                    Hello(
+                        instance=self._instance,
+                        subnets=self._config.subnets,
+                        mtu=self._config.mtu or link.inner_mtu,
+                    )
+                )
+            case Received(Welcome() as welcome):
+                self._spawn(self._serve(link, welcome, outcome))
+            case Received(Renew()) | WornOut():
+                if link is self._link:
+                    self._want("renew")
+            case Closed():
+                if not outcome.done():
+                    outcome.set_result(harmless(event.text))
+                if link is self._link:
+                    self._lost(event)
+            case _:
+                pass
+
+    async def _serve(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
+        """The moment at which the tunnel moves over to a new session."""
+        mtu = (
+            min(link.inner_mtu, welcome.mtu or link.inner_mtu)
+            if self._config.mtu is None
+            else self._config.mtu
+        )
+        try:
+            refused = await self._wishes.put("client", self._network_state(welcome, mtu))
+        except UnavailableError as error:
+            link.close("other", str(error))
+            return
+        if link.ended() or self._pump is None:
+            return
+        for route, reason in refused:
+            log.warning("route %s is not installed: %s", route.destination, reason)
+        liveness = link.session.dialect.liveness if link.session.dialect else None
+        if liveness is not None:
+            liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
+        before, self._link, self._mtu = self._link, link, mtu
+        link.attach(self._pump)
+        self._hop = await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
+        if before is not None:
+            self._loop.call_later(GRACE, before.close, "renewed", "a new session has taken over")
+        if before is None or welcome != self._welcome:
+            self._announce(link, welcome)
+        self._welcome = welcome
+        self._last_error = None
+        self._schedule(link)
+        if not outcome.done():
+            outcome.set_result(None)
+        self._spawn(self._hooks.up(self._hook_variables("connected")))
+
+    def _announce(self, link: Link, welcome: Welcome) -> None:
+        suite = link.session.association.suite
+        log.info(
+            "connected to %s as %s: %s to %s on %s, MTU %d, %s",
+            link.endpoint,
+            self._config.id,
+            welcome.address,
+            welcome.peer,
+            self._config.tun,
+            self._mtu,
+            suite.label if suite else "",
+        )
+        for refusal in welcome.refused:
+            log.warning("the server refuses subnet %s: %s", refusal.subnet, harmless(refusal.reason))
+        if self._link is None or self._welcome is None:
+            self._since = iso()
+
+    def _network_state(self, welcome: Welcome, mtu: int) -> NetworkState:
+        name = self._config.tun
+        addresses = {PointToPoint(name, welcome.address, welcome.peer)}
+        if welcome.address6 is not None and welcome.peer6 is not None:
+            addresses.add(PointToPoint(name, welcome.address6, welcome.peer6))
+        return NetworkState(
+            frozenset({Device(name, mtu)}),
+            frozenset(addresses),
+            frozenset(Route(network, name) for network in self._config.routes),
+        )
+
+    # What ends a session, or asks for a new one
+
+    def _schedule(self, link: Link) -> None:
+        """When this session is to be replaced, and when it has proven itself."""
+        self._timer("stable", STABLE_TIME, self._backoff.reset)
+        if self._config.rekey and not self._config.go:
+            self._timer("rekey", self._config.rekey * random.uniform(0.95, 1.0), lambda: self._want("renew"))  # noqa: S311
+        if self._config.go:
+            silence = Silence(GO_TIMEOUT)
+            self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
+
+    def _check_silence(self, link: Link, silence: Silence) -> None:
+        if link is not self._link:
+            return
+        if silence.lasts(self._counters.tx_packets, link.highest, self._loop.time()):
+            link.close("timeout", f"nothing was heard for {GO_TIMEOUT:g} s")
+        else:
+            self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
+
+    def _timer(self, name: str, delay: float, action: Any) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._loop.call_later(delay, action)
+
+    def _want(self, reason: str) -> None:
+        """Ask for a new session beside the present one."""
+        self._reason = reason
+        self._wanted.set()
+
+    def _lost(self, closed: Closed) -> None:
+        self._link = None
+        self._since = iso()
+        self._last_error = harmless(closed.text)
+        for name in ("stable", "rekey", "silence"):
+            if name in self._timers:
+                self._timers.pop(name).cancel()
+        if self._stopping:
+            return
+        if closed.reason == "replaced":
+            log.error("another host uses the id %s: %s", self._config.id, harmless(closed.text))
+        else:
+            log.warning("disconnected: %s", harmless(closed.text))
+        self._spawn(self._hooks.down(self._hook_variables(closed.reason)))
+        # The first try waits a little, too: a server that refuses us after the welcome must not be hammered.
+        self._timer("again", self._backoff.next(), lambda: self._want("lost"))
+
+    def _on_handshake(self, link: Link, datagram: bytes) -> None:
+        if is_hello_request(datagram):
+            self._hint(link)
+
+    def _on_path(self, link: Link, number: int, outcome: "asyncio.Future[str | None]") -> None:
+        if link is self._link:
+            if number in _HINTS:
+                self._hint(link)
+        elif not outcome.done():
+            link.close("no answer", _words(OSError(number, os.strerror(number))))
+
+    def _hint(self, link: Link) -> None:
+        """Somebody, perhaps not the server, says that this session is gone: make another, keep this one till then."""
+        now = self._loop.time()
+        if link is self._link and now - self._hinted_at >= HINT_INTERVAL:
+            self._hinted_at = now
+            self._want("hint")
+
+    def _host_changed(self) -> None:
+        self._timer("host", SETTLE_TIME, lambda: self._spawn(self._follow_host()))
+
+    async def _follow_host(self) -> None:
+        """Make a new session if the host reaches the server another way than before."""
+        link = self._link
+        if link is None:
+            self._hurry.set()
+            return
+        hop = await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
+        if hop != self._hop and hop is not None and link is self._link:
+            log.info("the way to %s has changed, making a new session", link.endpoint)
+            self._hop = hop
+            self._want("host changed")
+            self._hurry.set()
+
+    # Odds and ends
+
+    def _complain(self, text: str) -> None:
+        self._last_error = text
+        held_back = self._complaints.allow(self._loop.time())
+        if held_back is not None:
+            more = f" (and {held_back} more tries)" if held_back else ""
+            log.warning("no session: %s%s", text, more)
+
+    def _hook_variables(self, reason: str) -> dict[str, str]:
+        welcome = self._welcome
+        variables = {
+            "TUN": self._config.tun,
+            "LOCAL_IP": str(welcome.address) if welcome else "",
+            "PEER_IP": str(welcome.peer) if welcome else "",
+            "ID": self._config.id,
+            "REASON": reason,
+            "MTU": str(self._mtu),
+            "SUBNETS": " ".join(map(str, self._config.subnets)),
+            "SERVER": str(self._link.peer[0]) if self._link else "",
+            "GATEWAY": str(self._hop.gateway) if self._hop and self._hop.gateway else "",
+        }
+        if welcome and welcome.address6 and welcome.peer6:
+            variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
+        return variables
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _any_packet(packet: bytes) -> bool:  # noqa: ARG001 - the server may forward for the whole world
+    return True
+
+
+def _words(error: BaseException) -> str:
+    match error:
+        case TimeoutError():
+            return "no answer in time"
+        case OSError(errno=errno.ECONNREFUSED):
+            return "nobody listens there"
+        case OSError(strerror=str(text)):
+            return text.lower()
+    return str(error)

@@ -1,0 +1,131 @@
+"""A client as the server knows it: durable, while sessions come and go.
+
+It owns the TUN device, the address pair, the granted subnets and the counters. At most one session
+serves it at a time; one that was just replaced still receives for a moment.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from ipaddress import ip_network
+
+from dtun.config import ClientEntry
+from dtun.dataplane.counters import Counters
+from dtun.dataplane.pump import Pump
+from dtun.dataplane.sources import SourceFilter
+from dtun.network.state import Link as Device, Network, NetworkState, PointToPoint, Route
+from dtun.platform.interface import Tun
+from dtun.tunnel.hooks import UpDown
+from dtun.tunnel.leases import Pair
+from dtun.tunnel.link import Link
+from dtun.tunnel.rivalry import Rivalry
+from dtun.tunnel.status import iso, link_status
+
+AWAY_MTU = 1400
+"""Bytes, of a device whose client has not told its path's MTU yet."""
+
+
+class Identity:
+    """One client of a server. `name` is the PSK identity, `link` the session that serves it now."""
+
+    def __init__(
+        self,
+        name: str,
+        entry: ClientEntry,
+        pair: Pair,
+        tun: Tun,
+        hooks: UpDown,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.name = name
+        self.entry = entry
+        self.pair = pair
+        self.tun = tun
+        self.hooks = hooks
+        self.counters = Counters()
+        self.granted: tuple[Network, ...] = ()
+        self.mtu = AWAY_MTU
+        self.link: Link | None = None
+        self.instance = ""
+        self.rivalry = Rivalry()
+        self.lock = asyncio.Lock()
+        self.since = iso()
+        self.last_error: str | None = None
+        self._sources = SourceFilter(self.counters)
+        self.pump = Pump(tun, self.counters, accepts=self._sources.accepts, loop=loop)
+        self.grant(())
+
+    @property
+    def owner(self) -> str:
+        """Whose things these are in the desired state of the network."""
+        return f"client {self.name}"
+
+    def grant(self, subnets: tuple[Network, ...]) -> None:
+        """From now on packets from these subnets, and from the client's own address, may come in."""
+        self.granted = subnets
+        own = (self.pair.peer, self.pair.peer6)
+        self._sources.allow([*(ip_network(address) for address in own if address is not None), *subnets])
+
+    def network_state(self, mtu: int, subnets: tuple[Network, ...]) -> NetworkState:
+        """What the kernel should have for this client."""
+        pair, name = self.pair, self.tun.name
+        addresses = {PointToPoint(name, pair.local, pair.peer)}
+        if pair.local6 is not None and pair.peer6 is not None:
+            addresses.add(PointToPoint(name, pair.local6, pair.peer6))
+        return NetworkState(
+            frozenset({Device(name, mtu)}),
+            frozenset(addresses),
+            frozenset(Route(subnet, name) for subnet in subnets),
+        )
+
+    def serve(self, link: Link, instance: str) -> Link | None:
+        """Send through this session from now on; returns the one before, if it is another and still open."""
+        before, self.link = self.link, link
+        self.instance = instance
+        self.last_error = None
+        if before is link:
+            return None
+        if before is None:
+            self.since = iso()
+        link.attach(self.pump)
+        return None if before is None or before.ended() else before
+
+    def hook_variables(self, reason: str) -> dict[str, str]:
+        """What the hooks of this client get to know."""
+        pair = self.pair
+        variables = {
+            "TUN": self.tun.name,
+            "LOCAL_IP": str(pair.local),
+            "PEER_IP": str(pair.peer),
+            "ID": self.name,
+            "REASON": reason,
+            "MTU": str(self.mtu),
+            "SUBNETS": " ".join(map(str, self.granted)),
+            "ENDPOINT": self.link.endpoint if self.link else "",
+        }
+        if pair.local6 is not None and pair.peer6 is not None:
+            variables |= {"LOCAL_IP6": str(pair.local6), "PEER_IP6": str(pair.peer6)}
+        return variables
+
+    def status(self, now: float) -> Mapping[str, object]:
+        """This client's row in the status."""
+        pair = self.pair
+        warnings = [self.rivalry.describe()] if self.rivalry.evident(now) else []
+        warnings += [self.hooks.error] if self.hooks.error else []
+        return {
+            "id": self.name,
+            "state": "connected" if self.link else "away",
+            "since": self.since,
+            "device": self.tun.name,
+            "address": str(pair.local),
+            "peer_address": str(pair.peer),
+            "subnets": [str(subnet) for subnet in self.granted],
+            "mtu": self.mtu,
+            "last_error": self.last_error,
+            "warnings": warnings,
+            **link_status(self.link, self.counters),
+        }
+
+    def close(self) -> None:
+        """Stop the data plane and remove the device; the sessions are closed before."""
+        self.pump.close()
+        self.tun.close()

@@ -1,0 +1,149 @@
+"""Which client has which tunnel address. Fixed ones come from the config; the others are leases.
+
+A lease is remembered across restarts, so that what hosts behind a client have learned stays true. When
+the pool is full, the lease that has been unused for longest goes to somebody new.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+log = logging.getLogger("dtun.leases")
+
+
+class PoolFullError(Exception):
+    """Every address of the pool is in use now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two ends of a client's tunnel, as the server sees them: `local` is the server's own."""
+
+    local: IPv4Address
+    peer: IPv4Address
+    local6: IPv6Address | None = None
+    peer6: IPv6Address | None = None
+
+
+class Leases:
+    """Gives out address pairs. The server has the first host address of the pool, in every pair.
+
+    A client's IPv6 address is as far into `pool6` as its IPv4 address is into `pool`, unless it has a fixed one.
+    """
+
+    def __init__(
+        self,
+        pool: IPv4Network,
+        pool6: IPv6Network | None,
+        *,
+        fixed: Mapping[str, IPv4Address],
+        fixed6: Mapping[str, IPv6Address],
+        path: Path | None,
+    ) -> None:
+        self._pool = pool
+        self._pool6 = pool6
+        self._fixed = dict(fixed)
+        self._fixed6 = dict(fixed6)
+        self._path = path
+        self._server = pool[1]
+        self._leased: dict[str, IPv4Address] = {}
+        self._next = 2
+        self._warned = False
+        self._load()
+
+    def pair(self, identity: str, in_use: Callable[[str], bool]) -> Pair:
+        """The address pair of this identity, leased now if it has none yet. `in_use` tells who may not lose theirs.
+
+        Raises:
+            PoolFullError: there is no address left, and none to take from somebody who is away.
+        """
+        fixed = self._fixed.get(identity)
+        if fixed is not None:
+            return self._complete(identity, fixed)
+        address = self._leased.pop(identity, None)
+        changed = address is None
+        if address is None:
+            address = self._free() or self._take_over(in_use)
+        self._leased[identity] = address  # last in the dictionary: most recently used
+        if changed:
+            self._save()
+        return self._complete(identity, address)
+
+    def _complete(self, identity: str, address: IPv4Address) -> Pair:
+        if self._pool6 is None:
+            return Pair(self._server, address)
+        peer6 = self._fixed6.get(identity) or self._companion(address)
+        return Pair(self._server, address, self._pool6[1], peer6)
+
+    def _companion(self, address: IPv4Address) -> IPv6Address | None:
+        assert self._pool6 is not None  # noqa: S101 - only called with an IPv6 pool
+        offset = int(address) - int(self._pool.network_address)
+        return self._pool6[offset] if offset < self._pool6.num_addresses else None
+
+    def _free(self) -> IPv4Address | None:
+        taken = {*self._fixed.values(), *self._leased.values(), self._server}
+        taken6 = set(self._fixed6.values())
+        for address in self._addresses():
+            if address in taken or (self._pool6 is not None and self._companion(address) in taken6):
+                continue
+            self._next = int(address) - int(self._pool.network_address) + 1
+            return address
+        return None
+
+    def _addresses(self) -> Iterator[IPv4Address]:
+        """All host addresses but the server's, beginning after the one given out last: a short search."""
+        last = self._pool.num_addresses - (1 if self._pool.prefixlen >= 31 else 2)
+        for offset in (*range(self._next, last + 1), *range(2, min(self._next, last + 1))):
+            yield self._pool[offset]
+
+    def _take_over(self, in_use: Callable[[str], bool]) -> IPv4Address:
+        for identity in self._leased:
+            if not in_use(identity):
+                return self._leased.pop(identity)
+        raise PoolFullError
+
+    def _load(self) -> None:
+        if self._path is None:
+            return
+        try:
+            stored = json.loads(self._path.read_bytes())
+            leases = {str(identity): IPv4Address(address) for identity, address in stored["leases"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: cannot read the leases, starting without: %s", self._path, error)
+            return
+        taken = {*self._fixed.values(), self._server}
+        for identity, address in leases.items():
+            if address in self._pool and address not in taken and identity not in self._fixed:
+                taken.add(address)
+                self._leased[identity] = address
+
+    def _save(self) -> None:
+        """Write the leases so that a crash leaves the old file or the new one."""
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".new")
+        text = json.dumps(
+            {"leases": {identity: str(address) for identity, address in self._leased.items()}}, indent=1
+        )
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s: cannot write the leases, they last until the next start: %s", self._path, error
+                )
+            with contextlib.suppress(OSError):
+                temporary.unlink()

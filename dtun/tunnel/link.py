@@ -1,0 +1,196 @@
+"""A session at work: its connected socket, its timer, and its place in the data plane. The edge around the core."""
+
+import asyncio
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from dtun.dataplane.pump import MAX_DATAGRAM, Port, Pump
+from dtun.protocol.messages import Message
+from dtun.tunnel import sockets
+from dtun.tunnel.session import Event, Reason, Session
+from dtun.tunnel.sockets import SockAddr
+
+SEGMENT_HEADER = 4
+"""Bytes of each record's plaintext kept for the header of a segment, so that a full one still fits the path."""
+
+# change_cipher_spec and handshake (RFC 5246, section 6.2.1): what a handshake consists of.
+_HANDSHAKE_RECORDS = (b"\x14", b"\x16")
+
+
+class Link:
+    """Moves datagrams between a session and its socket until the session is closed, then closes the socket.
+
+    `on_event` gets the session's events in order, `on_handshake` a handshake record that came on an
+    established session (a ClientHello to a server, a HelloRequest to a client), `on_path` an errno about the path.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Session,
+        *,
+        on_event: Callable[["Link", Event], None],
+        on_handshake: Callable[["Link", bytes], None],
+        on_path: Callable[["Link", int], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.session = session
+        self.peer: SockAddr = sock.getpeername()
+        self.drops: Counter[str] = session.drops
+        self._socket = sock
+        self._on_event = on_event
+        self._on_handshake = on_handshake
+        self._on_path = on_path
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._port: Port | None = None
+        self._pump: Pump | None = None
+        loop.add_reader(sock, self._readable)
+
+    @property
+    def endpoint(self) -> str:
+        """The other side's UDP address, for people."""
+        return sockets.show(self.peer)
+
+    @property
+    def local_address(self) -> str:
+        """The address of this host that the other side sees, as far as this host knows it."""
+        return str(self._socket.getsockname()[0]) if self._socket.fileno() >= 0 else ""
+
+    def ended(self) -> bool:
+        """Whether the session is over and the socket closed."""
+        return self._socket.fileno() < 0
+
+    @property
+    def attached(self) -> bool:
+        """Whether the data plane has taken over."""
+        return self._port is not None and not self.ended()
+
+    @property
+    def highest(self) -> int:
+        """The highest sequence number of an authentic record from the peer."""
+        return self.session.association.records.highest
+
+    @property
+    def inner_mtu(self) -> int:
+        """Bytes of the largest packet that goes through without a fragment outside."""
+        overhead = self.session.association.records.overhead
+        return (
+            sockets.path_mtu(self._socket) - sockets.outer_headers(self._socket) - overhead - SEGMENT_HEADER
+        )
+
+    def start(self, early: Iterable[bytes] = ()) -> None:
+        """Send what the session has to say already. `early` are plaintexts that came with the last flight."""
+        for plaintext in early:
+            self.session.receive_plaintext(plaintext, self._loop.time())
+        self.flush()
+
+    def send(self, message: Message) -> None:
+        self.session.send(message, self._loop.time())
+        self.flush()
+
+    def close(self, reason: Reason, text: str, *, tell: bool = True) -> None:
+        """End the session from this side; `on_event` hears of it."""
+        self.session.close(reason, text, self._loop.time(), tell=tell)
+        self.flush()
+
+    def attach(self, pump: Pump) -> None:
+        """Let the data plane take over: from now on packets go out through this session."""
+        records = self.session.association.records
+        self._pump = pump
+        self._port = Port(
+            self._socket,
+            seal=records.seal,
+            open=records.open,
+            on_control=self._control,
+            on_nothing=self._nothing,
+            on_error=self._path_error,
+        )
+        pump.attach(self._port)
+        pump.deliver(self.session.take_early_packets())
+
+    def move(self, peer: SockAddr) -> None:
+        """The peer's address has changed: NAT rebinding.
+
+        Raises:
+            OSError: there is no route to the new address.
+        """
+        self._socket.connect(peer)
+        self.peer = peer
+
+    def take(self, datagram: bytes) -> None:
+        """A datagram for this session that came by another way (the listening socket)."""
+        if self.ended():
+            return
+        if self._pump is not None and self._port is not None:
+            self._pump.receive(self._port, datagram)
+        else:
+            self.session.receive(datagram, self._loop.time())
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is to be sent, tell what has happened, set the timer; close the socket after the end."""
+        if self.ended():
+            return
+        for datagram in self.session.take_outgoing():
+            try:
+                self._socket.send(datagram)
+            except OSError as error:
+                self.drops[f"udp send: {errno.errorcode.get(error.errno or 0, 'error')}"] += 1
+        events = self.session.take_events()
+        if self.session.closed is not None:
+            self._release()
+        else:
+            self._set_timer()
+        for event in events:
+            self._on_event(self, event)
+
+    def _readable(self) -> None:
+        """Before the data plane takes over: one datagram a turn."""
+        try:
+            datagram = self._socket.recv(MAX_DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._path_error(error.errno or 0)
+            return
+        if self.session.association.settled and datagram[:1] in _HANDSHAKE_RECORDS:
+            self._on_handshake(self, datagram)
+        self.session.receive(datagram, self._loop.time())
+        self.flush()
+
+    def _control(self, plaintext: bytes) -> None:
+        self.session.receive_plaintext(plaintext, self._loop.time())
+        self.flush()
+
+    def _nothing(self, datagram: bytes) -> None:
+        if datagram[:1] in _HANDSHAKE_RECORDS:
+            self._on_handshake(self, datagram)
+        elif self.session.association.records.closed:
+            self.session.look(self._loop.time())
+            self.flush()
+
+    def _path_error(self, number: int) -> None:
+        if not self.ended():
+            self._on_path(self, number)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self.session.next_timer()
+        self._timer = None if when is None else self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self.session.poll(self._loop.time())
+        self.flush()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pump is not None and self._port is not None:
+            self._pump.detach(self._port)
+        else:
+            self._loop.remove_reader(self._socket)
+        self._socket.close()

@@ -1,0 +1,71 @@
+"""Is the peer still there, and how far away is it? Pure; asks with probes, believes any authentic record."""
+
+RTT_WEIGHT = 0.125
+"""Weight of a new sample in the smoothed round-trip time (RFC 6298, section 2)."""
+
+
+class Liveness:
+    """Keepalive and dead-peer detection of one session. All times in seconds on the caller's clock.
+
+    Every `keepalive` seconds a probe goes out, which also keeps the mapping of a NAT in between.
+    The peer is dead when nothing authentic was heard for `timeout` seconds.
+    """
+
+    def __init__(self, keepalive: float, timeout: float, now: float) -> None:
+        self.keepalive = keepalive
+        self.timeout = timeout
+        self.rtt: float | None = None
+        self._heard = -1
+        self._heard_at = now
+        self._probe_at = now
+        self._token = 0
+        self._asked_at: float | None = None
+
+    def poll(self, heard: int, now: float) -> int | None:
+        """`heard` is any number that grows with each authentic record. Returns a probe's token when one is due."""
+        if heard != self._heard:
+            self._heard = heard
+            self._heard_at = now
+        if now < self._probe_at:
+            return None
+        self._probe_at = now + self.keepalive
+        self._token += 1
+        self._asked_at = now
+        return self._token
+
+    def echo(self, token: int, now: float) -> None:
+        """Note the answer to the latest probe; older ones and ones never sent say nothing."""
+        if token == self._token and self._asked_at is not None:
+            sample = now - self._asked_at
+            self.rtt = sample if self.rtt is None else self.rtt + RTT_WEIGHT * (sample - self.rtt)
+            self._asked_at = None
+
+    def probe_now(self, now: float) -> None:
+        """Have the next `poll` ask at once."""
+        self._probe_at = min(self._probe_at, now)
+
+    def dead(self, now: float) -> bool:
+        return now - self._heard_at >= self.timeout
+
+    def next_timer(self) -> float:
+        return min(self._probe_at, self._heard_at + self.timeout)
+
+
+class Silence:
+    """For peers that answer no probes: dead when packets went out for `timeout` seconds and nothing came back."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._sent = -1
+        self._heard = -1
+        self._unanswered_since: float | None = None
+
+    def lasts(self, sent: int, heard: int, now: float) -> bool:
+        """`sent` and `heard` are numbers that grow with each packet that went out and each record that came in."""
+        if heard != self._heard:
+            self._heard = heard
+            self._unanswered_since = None
+        elif sent != self._sent and self._unanswered_since is None:
+            self._unanswered_since = now
+        self._sent = sent
+        return self._unanswered_since is not None and now - self._unanswered_since >= self._timeout

@@ -1,0 +1,314 @@
+"""The server: identities that stay, sessions that come and go, and what that means for the network.
+
+A client that has proven its key says hello; then, under the identity's lock: address pair, device, subnets,
+kernel, data plane, welcome. The session before is given up only then, so that knowing an id disturbs nobody.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from dtun.config import ANY_ID, ServerConfig
+from dtun.dtls.association import Association
+from dtun.dtls.engine import ServerEngine
+from dtun.dtls.listener import Failed, Listener
+from dtun.dtls.suites import LEGACY_SUITE, Suite, by_name
+from dtun.errors import UnavailableError
+from dtun.network.state import Network
+from dtun.platform.interface import Kernel
+from dtun.protocol.messages import Hello, Refusal, Renew, Welcome
+from dtun.tunnel import sockets
+from dtun.tunnel.dialect import Count, Dialect, GoServerDialect, NativeDialect
+from dtun.tunnel.frontdoor import FrontDoor
+from dtun.tunnel.grants import grant
+from dtun.tunnel.hooks import RunHook, UpDown
+from dtun.tunnel.identity import Identity
+from dtun.tunnel.leases import Leases, PoolFullError
+from dtun.tunnel.limiter import Limiter
+from dtun.tunnel.link import Link
+from dtun.tunnel.naming import device_name
+from dtun.tunnel.session import Closed, Event, Received, Session, WornOut
+from dtun.tunnel.status import iso
+from dtun.tunnel.text import harmless
+from dtun.tunnel.wishes import Wishes
+
+log = logging.getLogger("dtun.server")
+
+GRACE = 3.0
+"""Seconds for which a session that its own client has replaced still receives what is under way."""
+
+
+class Server:
+    """Serves the clients of one configuration until it is stopped."""
+
+    def __init__(
+        self, config: ServerConfig, kernel: Kernel, run_hook: RunHook, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._config = config
+        self._kernel = kernel
+        self._run_hook = run_hook
+        self._loop = loop
+        self._wishes = Wishes(kernel)
+        self._identities: dict[str, Identity] = {}
+        self._creating = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures = Limiter(burst=10, per_seconds=60)
+        self._stopping = False
+        fixed = {name: entry.address for name, entry in config.clients.items() if entry.address}
+        fixed6 = {name: entry.address6 for name, entry in config.clients.items() if entry.address6}
+        self._leases = Leases(
+            config.pool, config.pool6, fixed=fixed, fixed6=fixed6, path=config.state_directory / "leases.json"
+        )
+        suites = [by_name(name) for name in config.suites]
+        if any(entry.go for entry in config.clients.values()):
+            suites.append(LEGACY_SUITE)
+        self._door = FrontDoor(
+            Listener(ServerEngine(self._key, suites)),
+            welcome=self._new_link,
+            failed=self._handshake_failed,
+            loop=loop,
+        )
+
+    async def start(self) -> None:
+        """Make the devices of the configured clients and listen.
+
+        Raises:
+            DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
+        """
+        for name in self._config.clients:
+            if name != ANY_ID:
+                await self._create(name)
+        for endpoint in self._config.listen:
+            self._door.open(sockets.listen(str(endpoint.address), endpoint.port))
+            log.info("listening on UDP %s", endpoint)
+
+    async def run(self) -> None:
+        """Everything happens in the event loop; there is nothing to do but to be there."""
+        await self._loop.create_future()
+
+    async def stop(self) -> None:
+        """Say goodbye to everybody and remove what was made."""
+        self._stopping = True
+        for link in list(self._door.links):
+            link.close("stopped", "the server stops")
+        self._door.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for identity in self._identities.values():
+            await identity.hooks.down(identity.hook_variables("stopped"))
+            await self._wishes.drop(identity.owner)
+            identity.close()
+        self._identities.clear()
+
+    def status(self) -> dict[str, object]:
+        """How every client is doing."""
+        now = self._loop.time()
+        return {
+            "tunnels": [identity.status(now) for identity in self._identities.values()],
+            "half_open": self._door.half_open,
+            "drops": dict(self._door.all_drops),
+            "warnings": [],
+        }
+
+    def summary(self) -> str:
+        """One line for the service manager."""
+        connected = sum(identity.link is not None for identity in self._identities.values())
+        return f"{connected} of {len(self._identities)} clients connected"
+
+    # Sessions
+
+    def _key(self, name: str, suite: Suite) -> bytes | None:
+        """The key of this id, if it may use this suite; the suite of the original is for its clients alone."""
+        entry = self._config.entry(name)
+        if name == ANY_ID or entry is None or entry.go != (suite is LEGACY_SUITE):
+            return None
+        return entry.psk.secret()
+
+    def _new_link(self, association: Association, sock: socket.socket) -> Link:
+        now = self._loop.time()
+        return Link(
+            sock,
+            Session(association, self._dialect, now, handshake_deadline=now),
+            on_event=self._on_event,
+            on_handshake=self._door.handshake,
+            on_path=lambda link, number: None,  # noqa: ARG005 - ICMP is not authentic; keepalive decides
+            loop=self._loop,
+        )
+
+    def _dialect(self, association: Association, count: Count, now: float) -> Dialect:
+        if association.native:
+            return NativeDialect(count, self._config.keepalive, self._config.timeout, now)
+        return GoServerDialect(count)
+
+    def _on_event(self, link: Link, event: Event) -> None:
+        match event:
+            case Received(Hello() as hello):
+                self._spawn(self._admit(link, hello))
+            case WornOut():
+                link.send(Renew())
+            case Closed():
+                self._gone(link, event)
+            case _:
+                pass
+
+    def _handshake_failed(self, failed: Failed) -> None:
+        held_back = None if failed.identity is None else self._failures.allow(self._loop.time())
+        if failed.identity is None or held_back is None:
+            return
+        log.warning(
+            "%s: a handshake with id '%s' failed: %s%s",
+            sockets.show(failed.path.peer),
+            harmless(failed.identity),
+            failed.reason,
+            f" (and {held_back} more like this)" if held_back else "",
+        )
+
+    def _gone(self, link: Link, closed: Closed) -> None:
+        self._door.forget(link)
+        name = link.session.association.identity or ""
+        identity = self._identities.get(name)
+        if identity is None or identity.link is not link:
+            return
+        identity.link = None
+        identity.since = iso()
+        text = harmless(closed.text)
+        identity.last_error = None if closed.reason == "stopped" else text
+        log.info("%s: away, %s", name, f"it said goodbye: {text}" if closed.by_peer else text)
+        if not self._stopping:
+            self._spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
+
+    # Identities
+
+    async def _create(self, name: str) -> Identity:
+        """The identity of this name, made if there is none yet.
+
+        Raises:
+            PoolFullError: there is no address for it.
+            DtunError: its device cannot be made.
+        """
+        async with self._creating:
+            existing = self._identities.get(name)
+            if existing is not None:
+                return existing
+            entry = self._config.entry(name)
+            if entry is None:
+                raise UnavailableError(f"{name}: not in the configuration")
+            pair = self._leases.pair(name, self._is_used)
+            await self._evict(pair.peer)
+            taken = {identity.tun.name for identity in self._identities.values()}
+            tun = self._kernel.create_tun(entry.tun or device_name(name, taken))
+            hooks = UpDown(
+                self._run_hook, self._config.hook("up", entry), self._config.hook("down", entry), name
+            )
+            identity = Identity(name, entry, pair, tun, hooks, self._loop)
+            self._identities[name] = identity
+            await self._wishes.put(
+                identity.owner, identity.network_state(self._config.mtu or identity.mtu, ())
+            )
+            return identity
+
+    def _is_used(self, name: str) -> bool:
+        """Whether this id may not lose its address: it is configured by name, or connected."""
+        identity = self._identities.get(name)
+        return name in self._config.clients or (identity is not None and identity.link is not None)
+
+    async def _evict(self, address: object) -> None:
+        """Remove the identity, away for long, whose lease has just gone to somebody else."""
+        for name, identity in list(self._identities.items()):
+            if identity.pair.peer == address:
+                del self._identities[name]
+                await self._wishes.drop(identity.owner)
+                identity.close()
+
+    async def _admit(self, link: Link, hello: Hello) -> None:
+        """Let a client in, or tell it why not."""
+        name = link.session.association.identity or ""
+        try:
+            identity = await self._create(name)
+            async with identity.lock:
+                await self._let_in(identity, link, hello)
+        except PoolFullError:
+            log.warning("%s: refused, the address pool %s is full", name, self._config.pool)
+            link.close("refused", f"the server's address pool {self._config.pool} is full")
+        except UnavailableError as error:
+            log.error("%s: refused: %s", name, error)  # noqa: TRY400 - one line for a person, no traceback
+            link.close("refused", "the server cannot set up its side of the tunnel")
+
+    async def _let_in(self, identity: Identity, link: Link, hello: Hello) -> None:
+        if link.ended():
+            return
+        granted = grant(hello.subnets, identity.entry.grants, await self._taken(identity))
+        mtu = self._config.mtu or min(link.inner_mtu, hello.mtu or link.inner_mtu)
+        refused_routes = await self._wishes.put(identity.owner, identity.network_state(mtu, granted.granted))
+        if link.ended():
+            return
+        refusals = list(granted.refused) + [
+            Refusal(subnet=route.destination, reason=reason[:256]) for route, reason in refused_routes
+        ]
+        identity.mtu = mtu
+        identity.grant(
+            tuple(subnet for subnet in granted.granted if subnet not in {r.subnet for r in refusals})
+        )
+        for refusal in refusals:
+            log.warning("%s: subnet %s is refused: %s", identity.name, refusal.subnet, refusal.reason)
+        if link.session.open:
+            self._put_to_service(identity, link, hello)
+        pair = identity.pair
+        link.send(
+            Welcome(
+                address=pair.peer,
+                peer=pair.local,
+                address6=pair.peer6,
+                peer6=pair.local6,
+                mtu=mtu,
+                keepalive=self._config.keepalive,
+                timeout=self._config.timeout,
+                refused=tuple(refusals),
+            )
+        )
+
+    def _put_to_service(self, identity: Identity, link: Link, hello: Hello) -> None:
+        """The moment at which an identity moves over to a new session."""
+        instance = hello.instance or str(link.peer[0])
+        if identity.rivalry.login(instance, link.endpoint, self._loop.time()):
+            log.warning("%s: %s; give each host an id of its own", identity.name, identity.rivalry.describe())
+        same_host = instance == identity.instance and hello.instance != ""
+        news = identity.link is None
+        before = identity.serve(link, instance)
+        if before is not None and same_host:
+            self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
+        elif before is not None:
+            before.close("replaced", f"another host has logged in with this id, from {link.endpoint}")
+        if news or not same_host:
+            log.info(
+                "%s: connected from %s, %s on %s, subnets: %s",
+                identity.name,
+                link.endpoint,
+                identity.pair.peer,
+                identity.tun.name,
+                ", ".join(map(str, identity.granted)) or "none",
+            )
+        self._spawn(identity.hooks.up(identity.hook_variables("connected")))
+
+    async def _taken(self, identity: Identity) -> Mapping[Network, str]:
+        """Networks that this identity may not have, each with its owner in words."""
+        taken: dict[Network, str] = {self._config.pool: "the server's address pool"}
+        if self._config.pool6 is not None:
+            taken[self._config.pool6] = "the server's IPv6 pool"
+        for local in await self._kernel.local_networks():
+            taken[local.network] = f"the server's own interface {local.device}"
+        for name, entry in self._config.clients.items():
+            if name not in (identity.name, ANY_ID) and not entry.any_private:
+                taken |= dict.fromkeys(entry.subnets, f"client {name}")
+        for other in self._identities.values():
+            if other is not identity:
+                taken |= dict.fromkeys(other.granted, f"client {other.name}")
+        return taken
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

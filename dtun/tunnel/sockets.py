@@ -1,0 +1,197 @@
+"""UDP sockets: the listening ones of a server, and one connected socket a session on both sides.
+
+A connected socket lets the kernel find the session, keeps ICMP errors apart, and gives every session
+its own queue. The server's share the listening port: the listening socket is bound alone, so that a
+second server is refused, and only then allows others of the same user beside it (SO_REUSEPORT).
+"""
+
+import contextlib
+import errno
+import socket
+import sys
+from dataclasses import dataclass
+from ipaddress import ip_address
+from struct import Struct
+from typing import Any
+
+from dtun.errors import PermissionDeniedError, UnavailableError
+
+SockAddr = tuple[Any, ...]
+"""(host, port) for IPv4, (host, port, flow, scope) for IPv6, hosts in numbers."""
+
+BUFFER_SIZE = 4 << 20
+"""Bytes asked for in each direction; the kernel may give less."""
+
+UDP_HEADER = 8
+IPV4_HEADER = 20
+IPV6_HEADER = 40
+
+_LINUX = sys.platform == "linux"
+# Not all of these are in the socket module of Python 3.11 (linux/in.h, linux/in6.h, asm-generic/socket.h).
+_IP_PKTINFO = 8
+_IP_MTU = 14
+_IPV6_MTU = 24
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+
+# struct in_pktinfo (ip(7)):   interface index 4 | address to send from 4 | address in the header 4
+_PKTINFO = Struct("=I4s4s")
+# struct in6_pktinfo (RFC 3542, section 6):   address 16 | interface index 4
+_PKTINFO6 = Struct("=16sI")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A datagram at a listening socket, from `peer`, sent to the address `local`."""
+
+    datagram: bytes
+    peer: SockAddr
+    local: str
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on one address.
+
+    Raises:
+        UnavailableError: the port is taken, or the address is not one of this host.
+        PermissionDeniedError: ports below 1024 need a right that this process does not have.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    where = show((host, port))
+    listener = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        listener.bind((host, port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        listener.close()
+        match error.errno:
+            case errno.EADDRINUSE:
+                raise UnavailableError(
+                    f"listen: UDP port {where} is taken by another program; stop that one or choose another port"
+                ) from error
+            case errno.EADDRNOTAVAIL:
+                raise UnavailableError(
+                    f"listen: this host has no address {host}; name one of its own, or 0.0.0.0 or [::] for all"
+                ) from error
+            case errno.EACCES | errno.EPERM:
+                raise PermissionDeniedError(
+                    f"listen: no right to use UDP port {where}; run as root or with CAP_NET_BIND_SERVICE"
+                ) from error
+            case _:
+                raise UnavailableError(f"listen: cannot listen on {where}: {error.strerror}") from error
+    _enlarge(listener)
+    return listener
+
+
+def receive(listener: socket.socket) -> Arrival | None:
+    """The next datagram that waits at a listening socket; None if none does."""
+    try:
+        datagram, ancillary, _, peer = listener.recvmsg(65535, 128)
+    except OSError:  # nothing there, or an ICMP error that belongs to nobody here
+        return None
+    local = ""
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _PKTINFO.size:
+            local = str(ip_address(_PKTINFO.unpack_from(data)[2]))
+        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _PKTINFO6.size:
+            local = str(ip_address(_PKTINFO6.unpack_from(data)[0]))
+    return Arrival(datagram, peer, local)
+
+
+def answer(listener: socket.socket, datagram: bytes, peer: SockAddr, local: str) -> None:
+    """Send from the address that the peer knows. What the network does not take now is lost, as UDP is."""
+    ancillary: list[tuple[int, int, bytes]] = []
+    if local:
+        address = ip_address(local).packed
+        if listener.family == socket.AF_INET6:
+            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(address, 0))]
+        else:
+            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, address, bytes(4)))]
+    with contextlib.suppress(OSError):
+        listener.sendmsg([datagram], ancillary, 0, peer)
+
+
+def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.socket, list[Arrival]]:
+    """A socket connected to `peer` on the listener's port. Also what others' datagrams went to it meanwhile.
+
+    Between bind and connect the new socket is the best match for the whole port, so datagrams of other
+    peers may be in its queue; the caller gives them to the listener's side.
+
+    Raises:
+        OSError: `local` is no longer an address of this host, or descriptors ran out.
+    """
+    name: SockAddr = listener.getsockname()
+    host = local or name[0]
+    connected = socket.socket(listener.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    strays: list[Arrival] = []
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if listener.family == socket.AF_INET6:
+            connected.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            scope = peer[3] if ip_address(host.partition("%")[0]).is_link_local else 0
+            connected.bind((host.partition("%")[0], name[1], 0, scope))
+        else:
+            connected.bind((host, name[1]))
+        connected.connect(peer)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram, sender = connected.recvfrom(65535)
+                strays.append(Arrival(datagram, sender, local))
+    except OSError:
+        connected.close()
+        raise
+    _enlarge(connected)
+    return connected, strays
+
+
+def connect(address: SockAddr) -> socket.socket:
+    """A socket on a new source port, connected to a server.
+
+    Raises:
+        OSError: there is no route to it.
+    """
+    family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+    connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        connected.connect(address)
+    except OSError:
+        connected.close()
+        raise
+    _enlarge(connected)
+    return connected
+
+
+def path_mtu(connected: socket.socket) -> int:
+    """What the kernel knows of the path's MTU, in bytes with all headers; 1500 where it does not tell."""
+    if not _LINUX:
+        return 1500
+    if connected.family == socket.AF_INET6:
+        return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+
+def outer_headers(connected: socket.socket) -> int:
+    """Bytes of IP and UDP headers around each record."""
+    return UDP_HEADER + (IPV6_HEADER if connected.family == socket.AF_INET6 else IPV4_HEADER)
+
+
+def show(address: SockAddr) -> str:
+    """An address for people: 192.0.2.1:443 or [2001:db8::1]:443."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _enlarge(sock: socket.socket) -> None:
+    for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            if not _LINUX:
+                raise PermissionError
+            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_SIZE)
+        except OSError:  # without CAP_NET_ADMIN the kernel's limit (net.core.rmem_max) holds
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, ordinary, BUFFER_SIZE)

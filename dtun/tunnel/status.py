@@ -1,0 +1,40 @@
+"""How a tunnel is doing, as plain values for the status socket. Holds no secret."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from dtun.dataplane.counters import Counters
+from dtun.tunnel.link import Link
+
+
+def iso() -> str:
+    """The time now, as a status shows it (ISO 8601, UTC, seconds)."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:
+    """The part of a tunnel's status that comes from its session and its data plane."""
+    drops = Counter(counters.drops)
+    session: dict[str, object] = {"endpoint": None, "suite": None, "offloaded": None, "rtt_ms": None}
+    if link is not None:
+        association = link.session.association
+        drops.update(link.drops)
+        drops.update(association.records.drops)
+        liveness = link.session.dialect.liveness if link.session.dialect else None
+        session = {
+            "endpoint": link.endpoint,
+            "suite": association.suite.label if association.suite else None,
+            "offloaded": association.records.offloaded,
+            "rtt_ms": round(liveness.rtt * 1000, 2) if liveness and liveness.rtt is not None else None,
+        }
+        if association.fallback_reason:
+            session["fallback_reason"] = association.fallback_reason
+    return {
+        **session,
+        "rx_bytes": counters.rx_bytes,
+        "rx_packets": counters.rx_packets,
+        "tx_bytes": counters.tx_bytes,
+        "tx_packets": counters.tx_packets,
+        "drops": dict(drops),
+    }
