@@ -18,11 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 MAX_SUBNETS = 1024
 """Networks that one client may name."""
 
+MAX_REFUSALS = 128
+"""Refused networks that a server names: with their reasons they fit into one control message."""
+
 Text = Annotated[str, Field(max_length=256)]
 """Words for the other side's log; whoever writes them there makes them harmless first."""
 
-Mtu = Annotated[int, Field(ge=576, le=65535)]
-"""Bytes of the largest packet inside the tunnel (RFC 791 asks every host to take 576)."""
+MIN_MTU = 576
+"""Bytes that every host takes (RFC 791, section 3.1)."""
+
+Mtu = Annotated[int, Field(ge=MIN_MTU, le=65535)]
+"""Bytes of the largest packet inside the tunnel."""
 
 AnyNetwork = IPv4Network | IPv6Network
 
@@ -62,7 +68,7 @@ class Welcome(_Message):
     peer6: IPv6Address | None = None
     mtu: Mtu | None = None
     keepalive: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
-    timeout: Annotated[float, Field(ge=0.3, le=7200)] = 30.0
+    timeout: Annotated[float, Field(ge=0.2, le=86400)] = 30.0
     refused: Annotated[tuple[Refusal, ...], Field(max_length=MAX_SUBNETS)] = ()
 
 
@@ -88,7 +94,7 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 def encode(message: Message) -> bytes:
     """The message as it travels: JSON without what is at its default."""
     fields = message.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps({"type": message.type} | fields, separators=(",", ":")).encode()
+    return json.dumps({"type": message.type} | fields, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def decode(data: bytes) -> Message | None:

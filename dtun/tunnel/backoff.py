@@ -5,7 +5,7 @@ import random
 FIRST = 0.5
 """Seconds before the second try, at most."""
 
-LONGEST = 30.0
+LONGEST = 15.0
 """Seconds between two tries, at most: an outage of any length ends within that time."""
 
 

@@ -10,15 +10,15 @@ place once it is welcome. The TUN device and its addresses stay throughout.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import random
 import secrets
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any
 
 from dtun.config import ClientConfig, ServerName
 from dtun.dataplane.counters import Counters
@@ -41,6 +41,7 @@ from dtun.tunnel.liveness import Silence
 from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
 from dtun.tunnel.sockets import SockAddr
 from dtun.tunnel.status import iso, link_status
+from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
 from dtun.tunnel.wishes import Wishes
 
@@ -100,6 +101,7 @@ class Client:
         self._tun: Tun | None = None
         self._pump: Pump | None = None
         self._link: Link | None = None
+        self._retiring: set[Link] = set()
         self._welcome: Welcome | None = None
         self._hop: NextHop | None = None
         self._mtu = 0
@@ -107,7 +109,7 @@ class Client:
         self._since = iso()
         self._last_error: str | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(loop)
         self._stopping = False
 
     async def start(self) -> None:
@@ -130,23 +132,19 @@ class Client:
             if await self._try_servers():
                 continue
             self._wanted.set()
-            with_delay = self._backoff.next()
-            try:
-                async with asyncio.timeout(with_delay):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._backoff.next()):
                     await self._hurry.wait()
-            except TimeoutError:
-                pass
 
     async def stop(self) -> None:
         """Say goodbye and remove what was made."""
         self._stopping = True
         for timer in self._timers.values():
             timer.cancel()
-        if self._link is not None:
-            self._link.close("stopped", "the client stops")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in (self._link, *self._retiring):
+            if link is not None:
+                link.close("stopped", "the client stops")
+        await self._tasks.cancel()
         await self._hooks.down(self._hook_variables("stopped"))
         await self._wishes.drop("client")
         if self._pump is not None:
@@ -252,10 +250,10 @@ class Client:
                     )
                 )
             case Received(Welcome() as welcome):
-                self._spawn(self._serve(link, welcome, outcome))
+                self._tasks.spawn(self._serve(link, welcome, outcome))
             case Received(Renew()) | WornOut():
                 if link is self._link:
-                    self._want("renew")
+                    self._want("renewal")
             case Closed():
                 if not outcome.done():
                     outcome.set_result(harmless(event.text))
@@ -285,20 +283,30 @@ class Client:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
         before, self._link, self._mtu = self._link, link, mtu
         link.attach(self._pump)
-        self._hop = await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
-        if before is not None:
-            self._loop.call_later(GRACE, before.close, "renewed", "a new session has taken over")
-        if before is None or welcome != self._welcome:
-            self._announce(link, welcome)
+        if before is not None and before is not link:
+            self._retiring.add(before)
+            self._loop.call_later(GRACE, self._retire, before)
+        self._announce(link, welcome, lost=before is None)
         self._welcome = welcome
         self._last_error = None
         self._schedule(link)
+        self._hop = await self._way_to(link)
         if not outcome.done():
             outcome.set_result(None)
-        self._spawn(self._hooks.up(self._hook_variables("connected")))
+        self._tasks.spawn(self._hooks.up(self._hook_variables("connected")))
 
-    def _announce(self, link: Link, welcome: Welcome) -> None:
+    def _retire(self, link: Link) -> None:
+        self._retiring.discard(link)
+        link.close("renewed", "a new session has taken over")
+
+    def _announce(self, link: Link, welcome: Welcome, *, lost: bool) -> None:
+        """Say what has come about; the ordinary renewal of a session is not worth a line."""
         suite = link.session.association.suite
+        if lost:
+            self._since = iso()
+        elif self._reason == "renewal" and welcome == self._welcome:
+            log.debug("the session with %s has been renewed", link.endpoint)
+            return
         log.info(
             "connected to %s as %s: %s to %s on %s, MTU %d, %s",
             link.endpoint,
@@ -311,8 +319,6 @@ class Client:
         )
         for refusal in welcome.refused:
             log.warning("the server refuses subnet %s: %s", refusal.subnet, harmless(refusal.reason))
-        if self._link is None or self._welcome is None:
-            self._since = iso()
 
     def _network_state(self, welcome: Welcome, mtu: int) -> NetworkState:
         name = self._config.tun
@@ -331,7 +337,9 @@ class Client:
         """When this session is to be replaced, and when it has proven itself."""
         self._timer("stable", STABLE_TIME, self._backoff.reset)
         if self._config.rekey and not self._config.go:
-            self._timer("rekey", self._config.rekey * random.uniform(0.95, 1.0), lambda: self._want("renew"))  # noqa: S311
+            self._timer(
+                "rekey", self._config.rekey * random.uniform(0.95, 1.0), lambda: self._want("renewal")
+            )
         if self._config.go:
             silence = Silence(GO_TIMEOUT)
             self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
@@ -344,7 +352,7 @@ class Client:
         else:
             self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
 
-    def _timer(self, name: str, delay: float, action: Any) -> None:
+    def _timer(self, name: str, delay: float, action: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
         self._timers[name] = self._loop.call_later(delay, action)
@@ -367,7 +375,7 @@ class Client:
             log.error("another host uses the id %s: %s", self._config.id, harmless(closed.text))
         else:
             log.warning("disconnected: %s", harmless(closed.text))
-        self._spawn(self._hooks.down(self._hook_variables(closed.reason)))
+        self._tasks.spawn(self._hooks.down(self._hook_variables(closed.reason)))
         # The first try waits a little, too: a server that refuses us after the welcome must not be hammered.
         self._timer("again", self._backoff.next(), lambda: self._want("lost"))
 
@@ -390,7 +398,7 @@ class Client:
             self._want("hint")
 
     def _host_changed(self) -> None:
-        self._timer("host", SETTLE_TIME, lambda: self._spawn(self._follow_host()))
+        self._timer("host", SETTLE_TIME, lambda: self._tasks.spawn(self._follow_host()))
 
     async def _follow_host(self) -> None:
         """Make a new session if the host reaches the server another way than before."""
@@ -398,12 +406,16 @@ class Client:
         if link is None:
             self._hurry.set()
             return
-        hop = await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
+        hop = await self._way_to(link)
         if hop != self._hop and hop is not None and link is self._link:
             log.info("the way to %s has changed, making a new session", link.endpoint)
             self._hop = hop
             self._want("host changed")
             self._hurry.set()
+
+    async def _way_to(self, link: Link) -> NextHop | None:
+        """How the host reaches the server of this session now."""
+        return await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
 
     # Odds and ends
 
@@ -412,7 +424,7 @@ class Client:
         held_back = self._complaints.allow(self._loop.time())
         if held_back is not None:
             more = f" (and {held_back} more tries)" if held_back else ""
-            log.warning("no session: %s%s", text, more)
+            log.warning("no %ssession: %s%s", "new " if self._link else "", text, more)
 
     def _hook_variables(self, reason: str) -> dict[str, str]:
         welcome = self._welcome
@@ -425,16 +437,12 @@ class Client:
             "MTU": str(self._mtu),
             "SUBNETS": " ".join(map(str, self._config.subnets)),
             "SERVER": str(self._link.peer[0]) if self._link else "",
+            "ENDPOINT": self._link.endpoint if self._link else "",
             "GATEWAY": str(self._hop.gateway) if self._hop and self._hop.gateway else "",
         }
         if welcome and welcome.address6 and welcome.peer6:
             variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
         return variables
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _any_packet(packet: bytes) -> bool:  # noqa: ARG001 - the server may forward for the whole world

@@ -158,20 +158,23 @@ class GoClientDialect:
     """The client's side of the original's greeting. What the client says waits until it was greeted.
 
     The original answers no keepalive. So the peer counts as dead when packets went out and nothing at
-    all came back for `timeout` seconds, which `SilenceDetector` decides with the data plane's counters.
+    all came back for `timeout` seconds, which `dtun.tunnel.liveness.Silence` decides with the data plane's counters.
     """
 
     liveness = None
 
     def __init__(self, count: Count) -> None:
         self._count = count
-        self._subnet: IPv4Network | None = None
+        self._answer: bytes | None = None
         self._outgoing: list[bytes] = []
         self.opening = True
 
     def send(self, message: Message, now: float) -> None:  # noqa: ARG002 - see Dialect
-        if isinstance(message, Hello):
-            self._subnet = next((net for net in message.subnets if isinstance(net, IPv4Network)), None)
+        if isinstance(message, Hello) and self._answer is None:
+            subnet = next((net for net in message.subnets if isinstance(net, IPv4Network)), None)
+            self._answer = legacy.encode_answer(subnet)
+            if not self.opening:  # the greeting came together with the end of the handshake
+                self._outgoing.append(self._answer)
 
     def receive(self, plaintext: bytes, now: float) -> Message | None:  # noqa: ARG002 - see Dialect
         greeting = legacy.decode_greeting(plaintext) if self.opening else None
@@ -179,7 +182,8 @@ class GoClientDialect:
             self._count("unknown frame")
             return None
         self.opening = False
-        self._outgoing.append(legacy.encode_answer(self._subnet))
+        if self._answer is not None:
+            self._outgoing.append(self._answer)
         return Welcome(address=greeting[0], peer=greeting[1])
 
     def poll(self, heard: int, now: float) -> None:

@@ -25,7 +25,9 @@ BATCH = 64
 """Datagrams taken from a listening socket in one turn."""
 
 HINTS_PER_SECOND = 100.0
-"""HelloRequests that go to addresses without a session, at most. They are smaller than what they answer."""
+"""HelloRequests that go to addresses without a session, at most. They are no larger than what they answer."""
+
+_HINT = hello_request(0)
 
 
 class FrontDoor:
@@ -169,7 +171,10 @@ class FrontDoor:
                 self._moved(link, path)
                 return
         self.drops["record of no session"] += 1
-        self._hint(path, now)
+        if len(datagram) >= len(
+            _HINT
+        ):  # as every real record is; what is asked for never exceeds the question
+            self._hint(path, now)
 
     def _moved(self, link: Link, path: Path) -> None:
         try:
@@ -188,4 +193,4 @@ class FrontDoor:
         listener = self._sockets.get(path.socket)
         if self._hints >= 1 and listener is not None:
             self._hints -= 1
-            sockets.answer(listener, hello_request(0), path.peer, path.local)
+            sockets.answer(listener, _HINT, path.peer, path.local)

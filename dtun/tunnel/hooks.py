@@ -18,6 +18,7 @@ class UpDown:
         self._down = down
         self._what = what
         self._is_up = False
+        self._begun = False
         self._lock = asyncio.Lock()
         self.error: str | None = None
 
@@ -26,16 +27,17 @@ class UpDown:
         async with self._lock:
             if self._is_up:
                 return
+            self._begun = True
             works = self._up is None or await self._run(self._up, variables, f"{self._what}: up hook")
             self._is_up = works
             self.error = None if works else "the up hook failed; it is run again with the next session"
 
     async def down(self, variables: Mapping[str, str]) -> None:
-        """Run `down`, also after an `up` that failed: it may have done half of its work."""
+        """Run `down`, also after an `up` that failed or was cut off: it may have done half of its work."""
         async with self._lock:
-            if not self._is_up and self.error is None:
+            if not self._begun:
                 return
-            self._is_up = False
+            self._begun = self._is_up = False
             self.error = None
             if self._down is not None:
                 await self._run(self._down, variables, f"{self._what}: down hook")

@@ -100,6 +100,7 @@ class Identity:
             "REASON": reason,
             "MTU": str(self.mtu),
             "SUBNETS": " ".join(map(str, self.granted)),
+            "SERVER": self.link.local_address if self.link else "",
             "ENDPOINT": self.link.endpoint if self.link else "",
         }
         if pair.local6 is not None and pair.peer6 is not None:

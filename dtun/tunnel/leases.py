@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import chain
 from pathlib import Path
 
 log = logging.getLogger("dtun.leases")
@@ -51,6 +52,7 @@ class Leases:
         self._fixed6 = dict(fixed6)
         self._path = path
         self._server = pool[1]
+        self._last = pool.num_addresses - (1 if pool.prefixlen >= 31 else 2)
         self._leased: dict[str, IPv4Address] = {}
         self._next = 2
         self._warned = False
@@ -74,6 +76,11 @@ class Leases:
             self._save()
         return self._complete(identity, address)
 
+    def used(self, identity: str) -> None:
+        """Note that this identity was connected until now."""
+        if identity in self._leased:
+            self._leased[identity] = self._leased.pop(identity)
+
     def _complete(self, identity: str, address: IPv4Address) -> Pair:
         if self._pool6 is None:
             return Pair(self._server, address)
@@ -82,23 +89,28 @@ class Leases:
 
     def _companion(self, address: IPv4Address) -> IPv6Address | None:
         assert self._pool6 is not None  # noqa: S101 - only called with an IPv6 pool
-        offset = int(address) - int(self._pool.network_address)
+        offset = self._offset(address)
         return self._pool6[offset] if offset < self._pool6.num_addresses else None
 
     def _free(self) -> IPv4Address | None:
-        taken = {*self._fixed.values(), *self._leased.values(), self._server}
-        taken6 = set(self._fixed6.values())
+        taken = {*self._fixed.values(), *self._leased.values()}
         for address in self._addresses():
-            if address in taken or (self._pool6 is not None and self._companion(address) in taken6):
-                continue
-            self._next = int(address) - int(self._pool.network_address) + 1
-            return address
+            if address not in taken and not self._clashes6(address):
+                self._next = self._offset(address) + 1
+                return address
         return None
+
+    def _clashes6(self, address: IPv4Address) -> bool:
+        """Whether the IPv6 address that comes with this one is somebody's fixed one."""
+        return self._pool6 is not None and self._companion(address) in self._fixed6.values()
+
+    def _offset(self, address: IPv4Address) -> int:
+        return int(address) - int(self._pool.network_address)
 
     def _addresses(self) -> Iterator[IPv4Address]:
         """All host addresses but the server's, beginning after the one given out last: a short search."""
-        last = self._pool.num_addresses - (1 if self._pool.prefixlen >= 31 else 2)
-        for offset in (*range(self._next, last + 1), *range(2, min(self._next, last + 1))):
+        last = self._last
+        for offset in chain(range(self._next, last + 1), range(2, min(self._next, last + 1))):
             yield self._pool[offset]
 
     def _take_over(self, in_use: Callable[[str], bool]) -> IPv4Address:
@@ -118,9 +130,11 @@ class Leases:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s: cannot read the leases, starting without: %s", self._path, error)
             return
-        taken = {*self._fixed.values(), self._server}
+        taken = set(self._fixed.values())
         for identity, address in leases.items():
-            if address in self._pool and address not in taken and identity not in self._fixed:
+            usable = 2 <= self._offset(address) <= self._last and address not in taken
+            # The config may have changed since: another pool, other fixed addresses.
+            if usable and not self._clashes6(address) and identity not in self._fixed:
                 taken.add(address)
                 self._leased[identity] = address
 

@@ -4,7 +4,7 @@
 class Limiter:
     """Lets `burst` messages through in any window of `per_seconds`, and counts the others.
 
-    Keep one for each kind of message. `suppressed` counts since the last one that went through.
+    Keep one for each kind of message.
     """
 
     def __init__(self, burst: int, per_seconds: float) -> None:
@@ -22,7 +22,3 @@ class Limiter:
         self._sent.append(now)
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed
-
-    @property
-    def suppressed(self) -> int:
-        return self._suppressed

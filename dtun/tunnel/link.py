@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from dtun.dataplane.pump import MAX_DATAGRAM, Port, Pump
-from dtun.protocol.messages import Message
+from dtun.protocol.messages import MIN_MTU, Message
+from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.tunnel import sockets
 from dtun.tunnel.session import Event, Reason, Session
 from dtun.tunnel.sockets import SockAddr
@@ -75,11 +76,10 @@ class Link:
 
     @property
     def inner_mtu(self) -> int:
-        """Bytes of the largest packet that goes through without a fragment outside."""
-        overhead = self.session.association.records.overhead
-        return (
-            sockets.path_mtu(self._socket) - sockets.outer_headers(self._socket) - overhead - SEGMENT_HEADER
-        )
+        """Bytes of the largest packet that fits into one record, and with it into one packet outside."""
+        around = sockets.outer_headers(self._socket) + self.session.association.records.overhead
+        room = min(sockets.path_mtu(self._socket) - around, MAX_PLAINTEXT)
+        return max(room - SEGMENT_HEADER, MIN_MTU)
 
     def start(self, early: Iterable[bytes] = ()) -> None:
         """Send what the session has to say already. `early` are plaintexts that came with the last flight."""

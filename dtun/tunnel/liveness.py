@@ -40,10 +40,6 @@ class Liveness:
             self.rtt = sample if self.rtt is None else self.rtt + RTT_WEIGHT * (sample - self.rtt)
             self._asked_at = None
 
-    def probe_now(self, now: float) -> None:
-        """Have the next `poll` ask at once."""
-        self._probe_at = min(self._probe_at, now)
-
     def dead(self, now: float) -> bool:
         return now - self._heard_at >= self.timeout
 

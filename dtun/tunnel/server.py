@@ -7,8 +7,7 @@ kernel, data plane, welcome. The session before is given up only then, so that k
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from dtun.config import ANY_ID, ServerConfig
 from dtun.dtls.association import Association
@@ -18,7 +17,7 @@ from dtun.dtls.suites import LEGACY_SUITE, Suite, by_name
 from dtun.errors import UnavailableError
 from dtun.network.state import Network
 from dtun.platform.interface import Kernel
-from dtun.protocol.messages import Hello, Refusal, Renew, Welcome
+from dtun.protocol.messages import MAX_REFUSALS, Hello, Refusal, Renew, Welcome
 from dtun.tunnel import sockets
 from dtun.tunnel.dialect import Count, Dialect, GoServerDialect, NativeDialect
 from dtun.tunnel.frontdoor import FrontDoor
@@ -29,8 +28,9 @@ from dtun.tunnel.leases import Leases, PoolFullError
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.naming import device_name
-from dtun.tunnel.session import Closed, Event, Received, Session, WornOut
+from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
 from dtun.tunnel.status import iso
+from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
 from dtun.tunnel.wishes import Wishes
 
@@ -53,7 +53,7 @@ class Server:
         self._wishes = Wishes(kernel)
         self._identities: dict[str, Identity] = {}
         self._creating = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(loop)
         self._failures = Limiter(burst=10, per_seconds=60)
         self._stopping = False
         fixed = {name: entry.address for name, entry in config.clients.items() if entry.address}
@@ -94,9 +94,7 @@ class Server:
         for link in list(self._door.links):
             link.close("stopped", "the server stops")
         self._door.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for identity in self._identities.values():
             await identity.hooks.down(identity.hook_variables("stopped"))
             await self._wishes.drop(identity.owner)
@@ -145,8 +143,10 @@ class Server:
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
+            case Established() if not link.session.association.native:
+                self._tasks.spawn(self._admit(link, None))
             case Received(Hello() as hello):
-                self._spawn(self._admit(link, hello))
+                self._tasks.spawn(self._admit(link, hello))
             case WornOut():
                 link.send(Renew())
             case Closed():
@@ -174,11 +174,12 @@ class Server:
             return
         identity.link = None
         identity.since = iso()
+        self._leases.used(name)
         text = harmless(closed.text)
         identity.last_error = None if closed.reason == "stopped" else text
         log.info("%s: away, %s", name, f"it said goodbye: {text}" if closed.by_peer else text)
         if not self._stopping:
-            self._spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
+            self._tasks.spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
 
     # Identities
 
@@ -223,11 +224,14 @@ class Server:
                 await self._wishes.drop(identity.owner)
                 identity.close()
 
-    async def _admit(self, link: Link, hello: Hello) -> None:
-        """Let a client in, or tell it why not."""
+    async def _admit(self, link: Link, hello: Hello | None) -> None:
+        """Let a client in, or tell it why not. An original one says hello only after it was told its address."""
         name = link.session.association.identity or ""
         try:
             identity = await self._create(name)
+            if hello is None:
+                link.send(Welcome(address=identity.pair.peer, peer=identity.pair.local))
+                return
             async with identity.lock:
                 await self._let_in(identity, link, hello)
         except PoolFullError:
@@ -266,7 +270,7 @@ class Server:
                 mtu=mtu,
                 keepalive=self._config.keepalive,
                 timeout=self._config.timeout,
-                refused=tuple(refusals),
+                refused=tuple(refusals[:MAX_REFUSALS]),
             )
         )
 
@@ -291,7 +295,7 @@ class Server:
                 identity.tun.name,
                 ", ".join(map(str, identity.granted)) or "none",
             )
-        self._spawn(identity.hooks.up(identity.hook_variables("connected")))
+        self._tasks.spawn(identity.hooks.up(identity.hook_variables("connected")))
 
     async def _taken(self, identity: Identity) -> Mapping[Network, str]:
         """Networks that this identity may not have, each with its owner in words."""
@@ -307,8 +311,3 @@ class Server:
             if other is not identity:
                 taken |= dict.fromkeys(other.granted, f"client {other.name}")
         return taken
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -15,14 +15,21 @@ from typing import Literal
 
 from dtun.dtls.association import Association, AssociationState
 from dtun.protocol.frames import is_ip_packet
-from dtun.protocol.messages import Goodbye, Message
+from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
 from dtun.tunnel.dialect import Dialect
+from dtun.tunnel.text import harmless
 
 OPENING_TIME = 10.0
 """Seconds from the end of the handshake until the peer must have said what it is."""
 
 EARLY_PACKETS = 256
 """IP packets kept that arrive before the data plane is attached; more than a round trip brings."""
+
+WEAR_CHECK = 10.0
+"""Seconds between two looks at the key's wear, of which the record layer tells nobody by itself."""
+
+FAREWELL = 200
+"""Characters of a goodbye's text: in whatever script, it fits into one fragment."""
 
 Reason = Literal["handshake", "no answer", "stopped", "replaced", "renewed", "refused", "timeout", "other"]
 
@@ -71,13 +78,13 @@ class Session:
         self.dialect: Dialect | None = None
         self.closed: Closed | None = None
         self.drops: Counter[str] = Counter()
-        self.started_at = now
         self._make_dialect = make_dialect
         self._deadline: float | None = handshake_deadline
         self._events: deque[Event] = deque()
         self._early: list[bytes] = []
         self._outgoing: list[bytes] = []
         self._worn_out = False
+        self._polled_at = now
         self._advance(now)
 
     @property
@@ -91,17 +98,25 @@ class Session:
         )
 
     def send(self, message: Message, now: float) -> None:
-        """Say something to the peer; nothing once the session is closed."""
-        if self.closed is None and self.dialect is not None:
+        """Say something to the peer; nothing once the session is closed.
+
+        A peer that acknowledges nothing, however much is said, is given up.
+        """
+        if self.closed is not None or self.dialect is None:
+            return
+        try:
             self.dialect.send(message, now)
-            self._collect()
+        except ValueError as error:
+            self._end(Closed("other", str(error)))
+        self._collect()
 
     def receive(self, datagram: bytes, now: float) -> None:
         """Take in a datagram, in any state."""
         if self.closed is not None:
             return
-        for plaintext in self.association.receive(datagram, now):
-            self._advance(now)
+        plaintexts = self.association.receive(datagram, now)
+        self._establish(now)
+        for plaintext in plaintexts:
             self.receive_plaintext(plaintext, now)
         self._advance(now)
 
@@ -112,12 +127,15 @@ class Session:
         if not self.dialect.opening and is_ip_packet(plaintext):
             if len(self._early) < EARLY_PACKETS:
                 self._early.append(plaintext)
+            else:
+                self._count("early packet")
             return
         message = self.dialect.receive(plaintext, now)
         if isinstance(message, Goodbye):
             self._end(Closed(message.reason, message.text, by_peer=True))
         elif message is not None:
-            self._deadline = None
+            if isinstance(message, Hello | Welcome):
+                self._deadline = None
             self._events.append(Received(message))
         self._collect()
 
@@ -125,9 +143,10 @@ class Session:
         """Do what time demands: resend, keep alive, give up."""
         if self.closed is not None:
             return
+        self._polled_at = now
         self.association.poll(now)
         self._advance(now)
-        if self.dialect is not None:
+        if self.closed is None and self.dialect is not None:
             self.dialect.poll(self.association.records.highest, now)
             if self.association.records.exhausted and not self._worn_out:
                 self._worn_out = True
@@ -135,7 +154,7 @@ class Session:
             liveness = self.dialect.liveness
             if liveness is not None and liveness.dead(now):
                 self.close("timeout", f"nothing was heard for {liveness.timeout:g} s", now)
-        if self._deadline is not None and now >= self._deadline:
+        if self.closed is None and self._deadline is not None and now >= self._deadline:
             self._give_up()
         self._collect()
 
@@ -146,6 +165,7 @@ class Session:
         timers = [self._deadline, self.association.next_timer()]
         if self.dialect is not None:
             timers.append(self.dialect.next_timer())
+            timers.append(None if self._worn_out else self._polled_at + WEAR_CHECK)
         return min((timer for timer in timers if timer is not None), default=None)
 
     def close(self, reason: Reason, text: str, now: float, *, tell: bool = True) -> None:
@@ -153,9 +173,9 @@ class Session:
         if self.closed is not None:
             return
         if tell and self.dialect is not None and reason not in ("handshake", "no answer"):
-            self.dialect.send(Goodbye(reason=reason, text=text[:256]), now)
+            self.dialect.send(Goodbye(reason=reason, text=harmless(text, FAREWELL)), now)
             self._collect()
-        self._end(Closed(reason, text))
+        self._end(Closed(reason, text), tell=tell)
 
     def take_outgoing(self) -> list[bytes]:
         """The datagrams to send now, in this order."""
@@ -184,18 +204,23 @@ class Session:
         if association.state is AssociationState.FAILED:
             self._end(Closed("handshake", association.failure))
         elif association.state is not AssociationState.HANDSHAKING:
-            if self.dialect is None:
-                self.dialect = self._make_dialect(association, self._count, now)
-                self._deadline = now + OPENING_TIME
-                self._events.append(Established())
+            self._establish(now)
             if association.records.closed:
                 self._end(Closed("other", "the other side closed the session", by_peer=True))
+
+    def _establish(self, now: float) -> None:
+        """Begin the conversation, once the handshake is over."""
+        over = (AssociationState.ESTABLISHED, AssociationState.CLOSED)
+        if self.dialect is None and self.association.state in over:
+            self.dialect = self._make_dialect(self.association, self._count, now)
+            self._deadline = now + OPENING_TIME
+            self._events.append(Established())
 
     def _give_up(self) -> None:
         if self.dialect is not None:
             self._end(Closed("timeout", f"the other side did not introduce itself within {OPENING_TIME:g} s"))
         elif self.association.answered:
-            self._end(Closed("refused", "the server answered, but does not accept this id with this key"))
+            self._end(Closed("refused", "the server does not accept the id or the key"))
         else:
             self._end(Closed("no answer", "no answer"))
 
@@ -204,10 +229,10 @@ class Session:
         if self.dialect is not None and self.closed is None:
             self._outgoing.extend(self.association.seal(text) for text in self.dialect.take_outgoing())
 
-    def _end(self, closed: Closed) -> None:
+    def _end(self, closed: Closed, *, tell: bool = True) -> None:
         self.closed = closed
         farewell = self.association.close()
-        if farewell is not None:
+        if farewell is not None and tell:
             self._outgoing.append(farewell)
         self._events.append(closed)
 

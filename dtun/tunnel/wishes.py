@@ -14,34 +14,40 @@ class Wishes:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._states: dict[str, NetworkState] = {}
+        self._in_place = False
         self._lock = asyncio.Lock()
 
     async def put(self, owner: str, state: NetworkState) -> list[tuple[Route, str]]:
         """Have the kernel look as this owner wants, in addition to what all others want.
 
         Routes that the kernel refuses (somebody else has that destination) are given up and returned, each
-        with the reason.
+        with the reason. What it refuses to other owners is not this one's concern.
 
         Raises:
-            UnavailableError: the kernel refuses a link or an address.
+            UnavailableError: the kernel refuses a link or an address; the owner's wishes are as they were before.
         """
         async with self._lock:
-            if state == self._states.get(owner):
+            before = self._states.get(owner, NetworkState())
+            if self._in_place and state == before:
                 return []
+            self._in_place = False
             self._states[owner] = state
             try:
                 await self._apply()
             except ChangesRefusedError as error:
+                if any(change.what in state.links | state.addresses for change, _ in error.refused):
+                    self._states[owner] = before
+                    raise
                 mine = [
                     (change.what, reason)
                     for change, reason in error.refused
                     if isinstance(change.what, Route) and change.what in state.routes
                 ]
-                if len(mine) < len(error.refused):
-                    raise
                 refused = frozenset(route for route, _ in mine)
                 self._states[owner] = NetworkState(state.links, state.addresses, state.routes - refused)
+                self._in_place = len(mine) == len(error.refused)
                 return mine
+            self._in_place = True
             return []
 
     async def drop(self, owner: str) -> None:
