@@ -1,0 +1,26 @@
+"""The YAML file and the quick start's command line, as validated, frozen models."""
+
+from dtun.config.client import ClientConfig
+from dtun.config.common import Hook
+from dtun.config.errors import ConfigErrors, Problem
+from dtun.config.keys import Key
+from dtun.config.loader import load
+from dtun.config.model import Config
+from dtun.config.server import ANY_ID, ClientEntry, ServerConfig
+from dtun.config.values import DEFAULT_PORT, Endpoint, ServerName
+
+__all__ = [
+    "ANY_ID",
+    "DEFAULT_PORT",
+    "ClientConfig",
+    "ClientEntry",
+    "Config",
+    "ConfigErrors",
+    "Endpoint",
+    "Hook",
+    "Key",
+    "Problem",
+    "ServerConfig",
+    "ServerName",
+    "load",
+]

@@ -1,0 +1,141 @@
+"""What each command does."""
+
+import argparse
+import os
+
+from dtun.cli.arguments import DEFAULT_CONFIG
+from dtun.cli.output import complain, say
+from dtun.config import Config, ServerConfig, keys, load, quickstart
+from dtun.errors import ConfigError, DtunError, PermissionDeniedError
+
+_SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool")
+_CLIENT_QUICK_START = (
+    "host", "id", "key_file", "key", "compat", "peernet", "route", "up", "down", "tun",
+)  # fmt: skip
+
+
+class UsageError(DtunError):
+    """Options that do not go together (EX_USAGE as argparse has it)."""
+
+    exit_code = 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    commands = {"server": _server, "client": _client, "check": _check, "genkey": _genkey, "status": _status}
+    return commands[arguments.command](arguments)
+
+
+def _server(arguments: argparse.Namespace) -> int:
+    if _is_quick_start(arguments, _SERVER_QUICK_START):
+        config = quickstart.server(
+            key_file=arguments.key_file,
+            key=arguments.key,
+            listen=arguments.listen,
+            pool=arguments.pool,
+            compat=arguments.compat,
+        )
+    else:
+        config = _loaded(arguments, "server")
+    _start_logging(arguments, config)
+    from dtun.service.run import run_server  # noqa: PLC0415 - only these two commands need the engine
+
+    return run_server(config)
+
+
+def _client(arguments: argparse.Namespace) -> int:
+    if _is_quick_start(arguments, _CLIENT_QUICK_START):
+        if not arguments.host or not arguments.id:
+            raise UsageError(
+                "a quick start needs --host HOST, --id ID and --key-file FILE; see dtun client --help"
+            )
+        config = quickstart.client(
+            hosts=arguments.host,
+            id=arguments.id,
+            key_file=arguments.key_file,
+            key=arguments.key,
+            subnets=arguments.peernet,
+            routes=arguments.route,
+            tun=arguments.tun,
+            compat=arguments.compat,
+            up=arguments.up,
+            down=arguments.down,
+        )
+    else:
+        config = _loaded(arguments, "client")
+    _start_logging(arguments, config)
+    from dtun.service.run import run_client  # noqa: PLC0415 - only these two commands need the engine
+
+    return run_client(config)
+
+
+def _is_quick_start(arguments: argparse.Namespace, options: tuple[str, ...]) -> bool:
+    given = [option for option in options if getattr(arguments, option) is not None]
+    if given and arguments.config is not None:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(f"{option} belongs to the quick start without a file; leave out either it or -c")
+    return bool(given)
+
+
+def _loaded(arguments: argparse.Namespace, section: str) -> Config:
+    path = arguments.config or DEFAULT_CONFIG
+    config = load(path)
+    if getattr(config, section) is None:
+        other = "client" if section == "server" else "server"
+        raise ConfigError(
+            f"{path}: has a {other} section; run `dtun {other}`, or give the file of the {section}"
+        )
+    return config
+
+
+def _start_logging(arguments: argparse.Namespace, config: Config) -> None:
+    from dtun.service import log  # noqa: PLC0415
+
+    log.set_up(arguments.log_level)
+    for warning in config.warnings:
+        log.logger.warning("%s", warning)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config or DEFAULT_CONFIG)
+    for warning in config.warnings:
+        complain(f"warning: {warning}")
+    section = config.section
+    if isinstance(section, ServerConfig):
+        listen = ", ".join(map(str, section.listen))
+        count = len(section.clients)
+        entries = "1 client entry" if count == 1 else f"{count} client entries"
+        say(f"OK: {config.path}: server on {listen}, pool {section.pool}, {entries}")
+    else:
+        servers = ", ".join(map(str, section.servers))
+        subnets = ", ".join(map(str, section.subnets)) or "none"
+        say(f"OK: {config.path}: client {section.id!r} of {servers}, networks behind it: {subnets}")
+    return 0
+
+
+def _genkey(arguments: argparse.Namespace) -> int:
+    text = keys.generate(go=arguments.compat == "go")
+    if arguments.output is None:
+        say(text)
+        return 0
+    path = arguments.output
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise DtunError(
+            f"{path} exists already and is left as it is; remove it first, or choose another"
+        ) from None
+    except PermissionError:
+        raise PermissionDeniedError(
+            f"{path} cannot be written by this user; run as root, or choose another"
+        ) from None
+    except OSError as error:
+        raise DtunError(f"{path} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from dtun.cli.status import show  # noqa: PLC0415
+
+    return show(arguments.config, arguments.socket, as_json=arguments.json)

@@ -1,0 +1,134 @@
+"""`dtun status`: the state of running tunnels, for a person or as JSON."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dtun.cli.arguments import DEFAULT_CONFIG
+from dtun.cli.output import say
+from dtun.config import ConfigErrors, load
+from dtun.config.common import directory_from
+from dtun.errors import UnavailableError
+from dtun.service.control import ask
+
+Status = Mapping[str, Any]
+
+_COLUMNS = ("id", "state", "device", "address", "endpoint", "rtt_ms", "since", "rx_bytes", "tx_bytes")
+_HEADINGS = {"rtt_ms": "RTT", "since": "FOR", "rx_bytes": "RECEIVED", "tx_bytes": "SENT"}
+
+
+def show(config: Path | None, socket: Path | None, *, as_json: bool) -> int:
+    """Print the status of the dtun at `socket`, of the one that `config` starts, or of all that run."""
+    for answer in [ask(path) for path in _sockets(config, socket)]:
+        say(json.dumps(answer) if as_json else render(answer, datetime.now(UTC)))
+    return 0
+
+
+def _sockets(config: Path | None, socket: Path | None) -> list[Path]:
+    if socket is not None:
+        return [socket]
+    try:
+        return [load(config or DEFAULT_CONFIG, read_keys=False).control_socket]
+    except ConfigErrors:
+        if config is not None:
+            raise
+    # Not there, not readable for this user, or just being edited: look for whoever is running.
+    directory = directory_from("RUNTIME_DIRECTORY", "/run/dtun")
+    found = sorted(directory.glob("*.sock"))
+    if not found:
+        raise UnavailableError(
+            f"no dtun is running: no socket in {directory}; start it, or give --socket PATH"
+        )
+    return found
+
+
+def render(status: Status, now: datetime) -> str:
+    """Tables for a server, lines for a client; whatever else is in the status follows."""
+    tunnels = [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
+    role = status.get("role", "?")
+    process, since = status.get("pid", "?"), _since(status.get("since"), now)
+    lines = [f"dtun {role} {status.get('version', '?')}, process {process}, running for {since}"]
+    if role == "server":
+        lines += _server(tunnels, now)
+    else:
+        for tunnel in tunnels:
+            lines += _pairs(tunnel, now)
+    rest = {k: v for k, v in status.items() if k not in {"role", "version", "pid", "since", "tunnels"}}
+    lines += _pairs(rest, now)
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _server(tunnels: Iterable[Status], now: datetime) -> list[str]:
+    rows = [[_HEADINGS.get(column, column.upper()) for column in _COLUMNS]]
+    rows += [[_value(column, tunnel.get(column), now) for column in _COLUMNS] for tunnel in tunnels]
+    if len(rows) == 1:
+        return ["no clients"]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    for tunnel in tunnels:
+        warnings = tunnel.get("warnings")
+        remarks = [tunnel.get("last_error"), *(warnings if isinstance(warnings, list) else [warnings])]
+        lines += [f"{tunnel.get('id')}: {remark}" for remark in remarks if remark]
+    return lines
+
+
+def _pairs(values: Status, now: datetime) -> list[str]:
+    present = {key: value for key, value in values.items() if value not in _NOTHING}
+    width = max(map(len, present), default=0)
+    return [
+        f"  {key.replace('_', ' ').ljust(width)}  {_value(key, value, now)}" for key, value in present.items()
+    ]
+
+
+def _value(key: str, value: Any, now: datetime) -> str:
+    if value in _NOTHING:
+        return "-"
+    if key == "since":
+        return _since(value, now)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items() if count) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _UNITS.get(key, str)(value) if isinstance(value, int | float) else str(value)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms"
+
+
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+_UNITS: dict[str, Callable[[Any], str]] = {"rx_bytes": _bytes, "tx_bytes": _bytes, "rtt_ms": _milliseconds}
+
+
+def _since(value: Any, now: datetime) -> str:
+    """How long ago an ISO 8601 time was, in its two largest units."""
+    try:
+        start = datetime.fromisoformat(str(value))
+        seconds = max(0, int((now - (start if start.tzinfo else start.replace(tzinfo=UTC))).total_seconds()))
+    except ValueError:
+        return "-"
+    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+
+
+def _printable(line: str) -> str:
+    # An id or an error may come from the network: keep escape sequences off the terminal.
+    return "".join(character if character.isprintable() else "?" for character in line)

@@ -1,0 +1,58 @@
+"""Everything that is wrong with a configuration, at once."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from dtun.errors import ConfigError
+
+Location: TypeAlias = tuple[str | int, ...]
+"""Where a value is: ("server", "clients", "demo", "subnets", 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`message` says what is wrong and what to do about it; it never holds a secret.
+
+    `about_name`: the name of the last part is wrong, not its value; `message` shows it if it may be shown.
+    `related` is where the other half of a contradiction is.
+    `uses` names the settings of the section that the judgement rests on: if one of them is wrong
+    itself, the problem may be imaginary and is kept back.
+    """
+
+    location: Location
+    message: str
+    uses: frozenset[str] = frozenset()
+    related: Location | None = None
+    about_name: bool = False
+
+
+class ConfigErrors(ConfigError):  # noqa: N818 - more than one of them
+    """One line a problem, each with the place where it is."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = list(lines)
+        super().__init__("\n".join(self.lines))
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """A person's input for a message: quoted, on one line, of bounded length."""
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def shown_name(name: str) -> str:
+    """A name in a mapping; but what does not look like a name may be a key that lost its place."""
+    return shown(name) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,30}", name) else "a name"
+
+
+def dotted(location: Location) -> str:
+    """`server.clients.demo.subnets[0]`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            name = part if part.isprintable() and len(part.encode()) <= 64 else shown(part, 24)
+            path += f".{name}" if path else name
+    return path

@@ -1,0 +1,137 @@
+"""From a path to a checked configuration, or to the list of all that is wrong with it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from dtun.config import document, validation
+from dtun.config.common import Hooked, Keyed
+from dtun.config.document import Document, Position
+from dtun.config.errors import ConfigErrors, Location, Problem, dotted, shown
+from dtun.config.model import Config
+from dtun.config.server import ANY_ID, ServerConfig
+from dtun.config.validation import Sections
+
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the final NUL
+
+
+def load(path: Path, *, read_keys: bool = True) -> Config:
+    """Read, check and complete the configuration at `path`.
+
+    `read_keys=False` leaves the keys unread, for a look at the rest by somebody who may not read them.
+
+    Raises:
+        ConfigErrors: one line a problem, `FILE:LINE:COLUMN: where: what is wrong; what to do`.
+    """
+    content, others_can_read = _read(path)
+    parsed = document.parse(content)
+    if parsed.problems and parsed.data is None:
+        raise ConfigErrors(_lines(path, parsed, []))
+    sections, problems = validation.validate(parsed.data)
+    problems += complete(sections, path.parent, read_keys=read_keys)
+    if problems or parsed.problems:
+        raise ConfigErrors(_lines(path, parsed, problems))
+    found = list(_inline_key_warnings(sections)) if others_can_read else []
+    if read_keys:
+        found += warnings(sections)
+    return Config(*sections, path=path, warnings=[_line(path, parsed, warning) for warning in found])
+
+
+def _read(path: Path) -> tuple[bytes, bool]:
+    """The file's content, and whether group or others can read it."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            return file.read(document.MAX_BYTES + 1), bool(stat.S_IMODE(mode) & 0o044)
+    except FileNotFoundError:
+        message = f"{path}: does not exist; write it (see etc/dtun.yaml.example), or give -c FILE"
+    except PermissionError:
+        message = f"{path}: cannot be read by this user; start dtun as the file's owner or as root"
+    except OSError as error:
+        message = f"{path}: cannot be read: {error.strerror}"
+    raise ConfigErrors([message])
+
+
+def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Iterator[Problem]:
+    """Read the keys; check what depends on this host."""
+    server, client = sections
+    section = server or client
+    if section is not None and len(os.fsencode(section.control_socket)) > MAX_SOCKET_PATH_BYTES:
+        message = (
+            f"is too long for the control socket in it; at most {MAX_SOCKET_PATH_BYTES} bytes with its name"
+        )
+        yield Problem(("server" if server else "client", "runtime_directory"), message)
+    if read_keys:
+        for location, keyed in _keyed(sections):
+            yield from keyed.read_key(base, location)
+
+
+def _keyed(sections: Sections) -> Iterator[tuple[Location, Keyed]]:
+    server, client = sections
+    if server is not None:
+        for identity, entry in server.clients.items():
+            yield ("server", "clients", identity), entry
+    if client is not None:
+        yield ("client",), client
+
+
+def warnings(sections: Sections) -> list[Problem]:
+    """What works, but should not stay so."""
+    server, client = sections
+    found = [warning for where, keyed in _keyed(sections) for warning in keyed.key_warnings(where)]
+    hooked: list[tuple[Location, Hooked]] = []
+    if client is not None:
+        hooked.append((("client",), client))
+    if server is not None:
+        hooked.append((("server",), server))
+        hooked += [(("server", "clients", identity), entry) for identity, entry in server.clients.items()]
+        found += _same_keys(server)
+    found += [warning for where, section in hooked for warning in section.hook_warnings(where)]
+    return found
+
+
+def _same_keys(server: ServerConfig) -> Iterator[Problem]:
+    owners: dict[bytes, str] = {}
+    for identity, entry in server.clients.items():
+        owner = owners.setdefault(entry.psk.secret(), identity)
+        if owner != identity and ANY_ID not in {owner, identity}:
+            message = (
+                f"has the key of client {shown(owner)}, so each can pass for the other; make another one"
+            )
+            yield Problem(("server", "clients", identity), message)
+
+
+def _inline_key_warnings(sections: Sections) -> Iterator[Problem]:
+    for location, keyed in _keyed(sections):
+        if keyed.key is not None:
+            yield Problem(
+                (*location, "key"), "others can read the key in this file; `chmod 600` it or use key_file"
+            )
+
+
+def _lines(path: Path, parsed: Document, problems: list[Problem]) -> list[str]:
+    placed = parsed.problems + [(_place(parsed, problem), problem) for problem in problems]
+    ordered = sorted(placed, key=lambda item: item[0])
+    return list(dict.fromkeys(_format(path, parsed, position, problem) for position, problem in ordered))
+
+
+def _line(path: Path, parsed: Document, problem: Problem) -> str:
+    return _format(path, parsed, _place(parsed, problem), problem)
+
+
+def _place(parsed: Document, problem: Problem) -> Position:
+    return parsed.position(problem.location, of_key=problem.about_name)
+
+
+def _format(path: Path, parsed: Document, position: Position, problem: Problem) -> str:
+    location = problem.location[:-1] if problem.about_name else problem.location
+    # A single value may stand for a list of one: then it has no index in the file.
+    while location and isinstance(location[-1], int) and location not in parsed.values:
+        location = location[:-1]
+    where = f"{dotted(location)}: " if location else ""
+    also = ""
+    if problem.related is not None:
+        other = parsed.position(problem.related)
+        also = f" (the other: {path}:{other.line}:{other.column})"
+    return f"{path}:{position.line}:{position.column}: {where}{problem.message}{also}"

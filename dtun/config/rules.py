@@ -1,0 +1,169 @@
+"""The rules between settings: what no single value can tell."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from dtun.config.client import ClientConfig
+from dtun.config.errors import Location, Problem, shown
+from dtun.config.server import ANY_ID, ClientEntry, ServerConfig, contains
+from dtun.network.state import Network
+
+
+def server_problems(server: ServerConfig) -> Iterator[Problem]:
+    if server.timeout <= server.keepalive:
+        message = (
+            f"{server.timeout:g} s is not longer than keepalive ({server.keepalive:g} s);"
+            " three times as long is usual"
+        )
+        yield Problem(("server", "timeout"), message, frozenset({"timeout", "keepalive"}))
+    if server.pool6 and server.mtu is not None and server.mtu < 1280:
+        message = "must be at least 1280 where there is IPv6; remove pool6 or raise mtu"
+        yield Problem(("server", "mtu"), message, frozenset({"mtu", "pool6"}))
+    if not server.clients:
+        message = 'has no client; add one by its id, or "*" for any'
+        yield Problem(("server", "clients"), message, frozenset({"clients"}))
+    yield from _repeated(("server", "listen"), server.listen)
+    yield from _repeated(("server", "suites"), server.suites)
+    for identity, entry in server.clients.items():
+        yield from _entry_problems(identity, entry, server)
+    yield from _shared_values(server)
+    yield from _overlaps(server)
+
+
+def _entry_problems(identity: str, entry: ClientEntry, server: ServerConfig) -> Iterator[Problem]:
+    here: Location = ("server", "clients", identity)
+    yield from entry.key_source_problems(here)
+    yield from _repeated((*here, "subnets"), entry.subnets)
+    if identity == ANY_ID:
+        for name in ("address", "address6", "tun"):
+            if getattr(entry, name) is not None:
+                message = (
+                    'the entry "*" serves many clients, which cannot share this; give the client an entry'
+                )
+                yield Problem((*here, name), message)
+    else:
+        yield from _address_problems(here, entry, server)
+    if entry.go:
+        yield from _go_problems(here, entry)
+
+
+def _address_problems(here: Location, entry: ClientEntry, server: ServerConfig) -> Iterator[Problem]:
+    if entry.address is not None:
+        yield from _outside((*here, "address"), entry.address, server.pool, "pool")
+    if entry.address6 is not None and server.pool6 is None:
+        message = "needs an IPv6 pool; set pool6 in the server section"
+        yield Problem((*here, "address6"), message, frozenset({"pool6"}))
+    elif entry.address6 is not None and server.pool6 is not None:
+        yield from _outside((*here, "address6"), entry.address6, server.pool6, "pool6")
+
+
+def _outside(
+    where: Location, address: IPv4Address | IPv6Address, pool: IPv4Network | IPv6Network, name: str
+) -> Iterator[Problem]:
+    uses = frozenset({name})
+    first, last = pool[2], pool[-2] if isinstance(pool, IPv4Network) else pool[-1]
+    if address == pool[1]:
+        yield Problem(where, f"{address} is the server's own address; take one from {first} to {last}", uses)
+    elif address not in pool or not int(first) <= int(address) <= int(last):
+        yield Problem(where, f"{address} is not free in {name} {pool}; take one from {first} to {last}", uses)
+
+
+def _go_problems(here: Location, entry: ClientEntry) -> Iterator[Problem]:
+    if entry.address6 is not None:
+        yield Problem((*here, "address6"), "an original dtun knows IPv4 only; remove address6")
+    for index, network in enumerate(entry.subnets):
+        if isinstance(network, IPv6Network) and not entry.any_private:
+            yield Problem((*here, "subnets", index), f"an original dtun knows IPv4 only; remove {network}")
+
+
+def _shared_values(server: ServerConfig) -> Iterator[Problem]:
+    """Addresses and device names that two entries claim."""
+    owners: dict[tuple[str, object], str] = {}
+    for identity, entry in server.clients.items():
+        for name in ("address", "address6", "tun"):
+            value = getattr(entry, name)
+            if value is None:
+                continue
+            owner = owners.setdefault((name, value), identity)
+            if owner != identity:
+                message = f"{value} belongs to client {shown(owner)} already; choose another one"
+                related = ("server", "clients", owner, name)
+                yield Problem(("server", "clients", identity, name), message, related=related)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    network: Network
+    owner: str
+    where: Location
+
+
+def _overlaps(server: ServerConfig) -> Iterator[Problem]:
+    """Networks that two owners claim. "private" claims nothing: it takes what is left, at run time."""
+    claims = [
+        _Claim(network, identity, ("server", "clients", identity, "subnets", index))
+        for identity, entry in server.clients.items()
+        if not entry.any_private
+        for index, network in enumerate(entry.subnets)
+    ]
+    for pool, name in ((server.pool, "pool"), (server.pool6, "pool6")):
+        for claim in claims:
+            if pool is not None and _overlap(claim.network, pool):
+                message = (
+                    f"{claim.network} of client {shown(claim.owner)} overlaps the server's {name} {pool};"
+                    " change one of them"
+                )
+                yield Problem(claim.where, message, frozenset({name}), related=("server", name))
+    # In this order a network comes right after those that it is a part of, so a stack of them will do.
+    outer: list[_Claim] = []
+    for claim in sorted(claims, key=lambda c: (c.network.version, int(c.network[0]), c.network.prefixlen)):
+        while outer and not contains(outer[-1].network, claim.network):
+            outer.pop()
+        other = next((enclosing for enclosing in reversed(outer) if enclosing.owner != claim.owner), None)
+        if other is not None:
+            message = (
+                f"{claim.network} of client {shown(claim.owner)} overlaps {other.network} of client"
+                f" {shown(other.owner)}; a network can be behind one client only"
+            )
+            yield Problem(claim.where, message, related=other.where)
+        outer.append(claim)
+
+
+def client_problems(client: ClientConfig) -> Iterator[Problem]:
+    yield from client.key_source_problems(("client",))
+    for name in ("servers", "subnets", "routes", "suites"):
+        yield from _repeated(("client", name), getattr(client, name))
+    for index, route in enumerate(client.routes):
+        for subnet in client.subnets:
+            if contains(subnet, route):
+                message = (
+                    f"{route} is inside {subnet}, which is behind this client itself; remove one of them"
+                )
+                yield Problem(("client", "routes", index), message, frozenset({"subnets"}))
+    if client.go:
+        yield from _go_client_problems(client)
+
+
+def _go_client_problems(client: ClientConfig) -> Iterator[Problem]:
+    if "suites" in client.model_fields_set:
+        yield Problem(("client", "suites"), "an original dtun has one suite of its own; remove suites")
+    if len(client.subnets) > 1:
+        yield Problem(("client", "subnets", 1), "an original dtun server takes one subnet only; leave one")
+    for index, network in enumerate(client.subnets):
+        if isinstance(network, IPv6Network):
+            message = f"an original dtun knows IPv4 only; remove {network}"
+            yield Problem(("client", "subnets", index), message)
+
+
+def _repeated(where: Location, values: Iterable[object]) -> Iterator[Problem]:
+    seen: Counter[object] = Counter()
+    for index, value in enumerate(values):
+        seen[value] += 1
+        if seen[value] == 2:
+            yield Problem((*where, index), f"{value} is there twice; remove one")
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and (contains(one, other) or contains(other, one))

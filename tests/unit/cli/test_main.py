@@ -1,0 +1,257 @@
+"""The command line as a person uses it: what it prints, what it starts, and its exit codes."""
+
+import base64
+import logging
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dtun import __version__
+from dtun.cli import main
+from dtun.config import Config, keys
+from dtun.errors import UnavailableError
+from dtun.service import run
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "demo.key"
+    path.write_text(keys.generate())
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def server_file(tmp_path: Path, key_file: Path) -> Path:
+    path = tmp_path / "server.yaml"
+    path.write_text(f"server: {{listen: '127.0.0.1:4444', clients: {{demo: {{key_file: {key_file}}}}}}}")
+    return path
+
+
+@pytest.fixture
+def client_file(tmp_path: Path, key_file: Path) -> Path:
+    path = tmp_path / "client.yaml"
+    path.write_text(
+        f"client: {{servers: vpn.example.org, id: demo, key_file: {key_file}, subnets: 10.0.0.0/16}}"
+    )
+    return path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Config]]]:
+    """What would have been started; the log is as before afterwards."""
+    started: list[tuple[str, Config]] = []
+
+    def starter(role: str) -> Callable[[Config], int]:
+        def start(config: Config) -> int:
+            started.append((role, config))
+            return 0
+
+        return start
+
+    for role in ("server", "client"):
+        monkeypatch.setattr(run, f"run_{role}", starter(role))
+    logger = logging.getLogger("dtun")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield started
+    logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
+
+
+Started = list[tuple[str, Config]]
+Capture = pytest.CaptureFixture[str]
+
+
+def test_a_server_and_a_client_start_from_their_files(
+    started: Started, server_file: Path, client_file: Path
+) -> None:
+    assert main(["server", "-c", str(server_file)]) == 0
+    assert main(["client", "--config", str(client_file), "-v"]) == 0
+    (server, its_config), (client, the_other) = started
+    assert (server, its_config.path, client, the_other.path) == ("server", server_file, "client", client_file)
+    assert logging.getLogger("dtun").level == logging.DEBUG
+
+
+def test_the_quick_start_of_a_server(started: Started, key_file: Path) -> None:
+    listen = ["--listen", "127.0.0.1", "[::1]:4443"]
+    assert main(["server", "--key-file", str(key_file), *listen, "--pool", "10.9.0.0/24"]) == 0
+    ((_, config),) = started
+    assert config.server is not None
+    assert list(map(str, config.server.listen)) == ["127.0.0.1:443", "[::1]:4443"]
+    assert str(config.server.pool) == "10.9.0.0/24"
+
+
+def test_the_quick_start_of_a_client(started: Started, key_file: Path) -> None:
+    command = f"client --host h --host i:1194 --id demo --key-file {key_file} --peernet 10.0.0.0/16 --route 10.9.0.0/16"
+    assert main([*command.split(), "--up", "/bin/true", "--down", "/bin/true", "--tun", "tun7"]) == 0
+    ((_, config),) = started
+    assert config.client is not None
+    assert list(map(str, config.client.servers)) == ["h:443", "i:1194"]
+    assert (config.client.id, config.client.tun, config.client.go) == ("demo", "tun7", False)
+    assert (config.client.up, config.client.down) == (("/bin/true",), ("/bin/true",))
+    assert list(map(str, config.client.subnets + config.client.routes)) == ["10.0.0.0/16", "10.9.0.0/16"]
+
+
+def test_the_quick_start_with_a_go_dtun(started: Started, capsys: Capture) -> None:
+    assert main(["client", "--host", "h", "--id", "demo", "--key", "secret", "--compat", "go"]) == 0
+    ((_, config),) = started
+    assert config.client is not None
+    assert (config.client.go, config.client.psk.secret()) == (True, b"secret")
+    said = capsys.readouterr().err
+    assert "warning: --key: every user of this host can read it" in said
+    assert "a key of 6 bytes can be guessed" in said
+    assert "secret" not in said
+
+
+USAGE = [
+    ("client --host h --key-file k", "a quick start needs --host HOST, --id ID and --key-file FILE"),
+    ("client -c x --host h", "--host belongs to the quick start without a file; leave out either it or -c"),
+    (
+        "server -c x --key-file k",
+        "--key-file belongs to the quick start without a file; leave out either it or -c",
+    ),
+    ("server -c x --key k", "--key belongs to the quick start without a file; leave out either it or -c"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), USAGE)
+def test_options_that_do_not_go_together(started: Started, capsys: Capture, command: str, said: str) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.startswith(f"dtun: {said}")
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    "command", ["", "serve", "server --prot 1", "client --log-level loud", "server --comp go"]
+)
+def test_a_mistake_on_the_command_line(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2
+    assert "usage: dtun" in capsys.readouterr().err
+
+
+def test_the_file_of_the_other_side(
+    started: Started, server_file: Path, client_file: Path, capsys: Capture
+) -> None:
+    assert main(["server", "-c", str(client_file)]) == 78
+    assert main(["client", "-c", str(server_file)]) == 78
+    assert capsys.readouterr().err.splitlines() == [
+        f"dtun: {client_file}: has a client section; run `dtun client`, or give the file of the server",
+        f"dtun: {server_file}: has a server section; run `dtun server`, or give the file of the client",
+    ]
+    assert started == []
+
+
+def test_what_stops_a_service_is_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch, started: Started, server_file: Path, capsys: Capture
+) -> None:
+    def taken(_: Config) -> int:
+        raise UnavailableError("127.0.0.1:4444 is taken")
+
+    monkeypatch.setattr(run, "run_server", taken)
+    assert main(["server", "-c", str(server_file)]) == 69
+    assert capsys.readouterr().err == "dtun: 127.0.0.1:4444 is taken\n"
+
+    def interrupted(_: Config) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_server", interrupted)
+    assert main(["server", "-c", str(server_file)]) == 130
+    assert started == []
+
+
+def test_check_says_what_it_found(server_file: Path, client_file: Path, capsys: Capture) -> None:
+    assert main(["check", "-c", str(server_file)]) == 0
+    assert main(["check", "-c", str(client_file)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"OK: {server_file}: server on 127.0.0.1:4444, pool 10.86.0.0/16, 1 client entry",
+        f"OK: {client_file}: client 'demo' of vpn.example.org:443, networks behind it: 10.0.0.0/16",
+    ]
+    assert printed.err == ""
+
+
+def test_check_shows_warnings(client_file: Path, capsys: Capture) -> None:
+    client_file.write_text(client_file.read_text().replace("id:", "up: /does/not/exist, id:"))
+    assert main(["check", "-c", str(client_file)]) == 0
+    assert "dtun: warning: " in capsys.readouterr().err
+
+
+def test_check_lists_all_problems(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("client:\n  server: h\n  id: demo\n  mtu: 1\n")
+    assert main(["check", "-c", str(path)]) == 78
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        f"dtun: {path}:1:1: client.servers: is missing",
+        f"dtun: {path}:1:1: client: has no key; add one of key_file, credential or key",
+        f"dtun: {path}:2:3: client: unknown key 'server'; did you mean 'servers'?",
+        f"dtun: {path}:4:8: client.mtu: must be at least 576",
+    ]
+
+
+def test_genkey_prints_a_key(capsys: Capture) -> None:
+    assert main(["genkey"]) == 0
+    first = capsys.readouterr().out
+    assert len(base64.b64decode(first.removesuffix("\n"), validate=True)) == 32
+    assert main(["genkey"]) == 0
+    assert capsys.readouterr().out != first
+    assert main(["genkey", "--compat", "go"]) == 0
+    assert len(capsys.readouterr().out) == 33
+
+
+def test_genkey_writes_a_private_file_and_never_over_another(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "demo.key"
+    assert main(["genkey", "-o", str(path)]) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    text = path.read_text()
+    keys.decode(text.encode(), go=False)
+    assert main(["genkey", "-o", str(path)]) == 1
+    assert main(["genkey", "-o", str(tmp_path / "no" / "demo.key")]) == 1
+    assert path.read_text() == text
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        f"dtun: {path} exists already and is left as it is; remove it first, or choose another",
+        f"dtun: {tmp_path}/no/demo.key cannot be written: No such file or directory",
+    ]
+
+
+def test_help_is_fast_because_it_loads_nothing_heavy(capsys: Capture) -> None:
+    code = (
+        "import sys\n"
+        "from dtun.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "print(*(name for name in ('pydantic', 'yaml', 'mbedtls', 'pyroute2', 'asyncio') if name in sys.modules))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "exit codes:" in output
+    assert output.splitlines()[-1] == ""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"dtun {__version__}\n"
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    genkey = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.stdin.read(); from dtun.cli import main; sys.exit(main(['genkey']))",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert genkey.stdout is not None
+    genkey.stdout.close()
+    genkey.stdout = None
+    _, said = genkey.communicate(timeout=30)
+    assert (genkey.returncode, said) == (0, b"")

@@ -1,0 +1,173 @@
+"""`dtun status`: a table of clients, the lines of one tunnel, JSON, and whom it asks."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from dtun.cli import main
+from dtun.cli.status import render
+from dtun.service.control import ControlServer
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TUNNEL: dict[str, Any] = {
+    "id": "home",
+    "state": "up",
+    "device": "dtun-home",
+    "address": "10.86.0.2",
+    "peer_address": "10.86.0.1",
+    "endpoint": "192.0.2.7:40000",
+    "suite": "ECDHE-PSK-CHACHA20-POLY1305",
+    "offloaded": True,
+    "mtu": 1420,
+    "rtt_ms": 12.345,
+    "since": "2026-01-02T01:03:05+00:00",
+    "rx_bytes": 1536,
+    "rx_packets": 10,
+    "tx_bytes": 5 << 30,
+    "tx_packets": 20,
+    "drops": {"replayed": 3, "malformed": 0},
+    "subnets": ["10.0.0.0/16", "fd00::/48"],
+    "last_error": None,
+    "warnings": [],
+}
+PROCESS = {"version": "0.1.0", "since": "2025-12-31T00:00:00+00:00", "pid": 42}
+SERVER = {
+    **PROCESS,
+    "role": "server",
+    "tunnels": [
+        TUNNEL,
+        {"id": "a", "state": "away", "last_error": "no answer", "warnings": ["used by two hosts"]},
+    ],
+    "drops": {"unknown id": 7},
+    "half_open": 0,
+    "warnings": [],
+}
+
+
+def test_a_server_shows_a_row_a_client() -> None:
+    assert render(SERVER, NOW).splitlines() == [
+        "dtun server 0.1.0, process 42, running for 2 d 3 h",
+        "ID    STATE  DEVICE     ADDRESS    ENDPOINT         RTT      FOR        RECEIVED  SENT",
+        "home  up     dtun-home  10.86.0.2  192.0.2.7:40000  12.3 ms  2 h 1 min  1.5 KiB   5.0 GiB",
+        "a     away   -          -          -                -        -          -         -",
+        "a: no answer",
+        "a: used by two hosts",
+        "  drops      unknown id 7",
+        "  half open  0",
+    ]
+    assert "no clients" in render({**SERVER, "tunnels": []}, NOW)
+
+
+def test_a_client_shows_a_line_a_value() -> None:
+    lines = render({**PROCESS, "role": "client", "tunnels": [TUNNEL]}, NOW).splitlines()
+    assert lines[0] == "dtun client 0.1.0, process 42, running for 2 d 3 h"
+    assert lines[1:6] == [
+        "  id            home",
+        "  state         up",
+        "  device        dtun-home",
+        "  address       10.86.0.2",
+        "  peer address  10.86.0.1",
+    ]
+    assert "  offloaded     yes" in lines
+    assert "  drops         replayed 3" in lines
+    assert "  subnets       10.0.0.0/16, fd00::/48" in lines
+    assert not any("last error" in line for line in lines)
+
+
+def test_what_came_from_the_network_cannot_steer_the_terminal() -> None:
+    shown = render({**SERVER, "tunnels": [{"id": "\x1b[2J\nx"}]}, NOW)
+    assert "\x1b" not in shown
+    assert "?[2J?x" in shown
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys([*TUNNEL, *SERVER, "new"], JSON)),
+    st.sampled_from(["server", "client"]),
+)
+def test_whatever_another_version_answers_can_be_shown(values: dict[str, Any], role: str) -> None:
+    assert render({**values, "role": role, "tunnels": [values]}, NOW)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path, dict[str, object]], None]]:
+    """Running dtuns that answer at a path; on a loop of their own, since the command blocks."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with contextlib.ExitStack() as cleanup:
+
+        def stop_loop() -> None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+            loop.close()
+
+        cleanup.callback(stop_loop)
+
+        def serve(path: Path, answer: dict[str, object]) -> None:
+            server = ControlServer(path, lambda: answer)
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+            cleanup.callback(lambda: asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10))
+
+        yield serve
+
+
+Serve = Callable[[Path, dict[str, object]], None]
+Capture = pytest.CaptureFixture[str]
+
+
+def test_status_asks_the_socket_that_it_is_given(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
+    serve(tmp_path / "it.sock", SERVER)
+    assert main(["status", "--socket", str(tmp_path / "it.sock")]) == 0
+    assert capsys.readouterr().out.startswith("dtun server 0.1.0, process 42, running for ")
+    assert main(["status", "--json", "--socket", str(tmp_path / "it.sock")]) == 0
+    assert json.loads(capsys.readouterr().out) == SERVER
+
+
+def test_status_finds_the_socket_of_a_configuration_without_reading_its_keys(
+    serve: Serve, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "dtun.yaml"
+    path.write_text(f"client: {{servers: h, id: a, key_file: /none, tun: t7, runtime_directory: {tmp_path}}}")
+    serve(tmp_path / "t7.sock", {"role": "client", "tunnels": []})
+    assert main(["status", "-c", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["role"] == "client"
+    path.write_text("{")
+    assert main(["status", "-c", str(path)]) == 78
+
+
+def test_status_without_a_configuration_asks_all_that_run(
+    serve: Serve, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtun.cli.status.DEFAULT_CONFIG", tmp_path / "none.yaml")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    assert main(["status"]) == 69
+    assert capsys.readouterr().err == (
+        f"dtun: no dtun is running: no socket in {tmp_path}; start it, or give --socket PATH\n"
+    )
+    serve(tmp_path / "server.sock", SERVER)
+    serve(tmp_path / "dtun0.sock", {"role": "client"})
+    assert main(["status", "--json"]) == 0
+    assert [json.loads(line)["role"] for line in capsys.readouterr().out.splitlines()] == ["client", "server"]
+
+
+def test_nobody_there(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["status", "--socket", str(tmp_path / "no.sock")]) == 69
+    assert capsys.readouterr().err == (
+        f"dtun: no dtun is running (nobody listens at {tmp_path}/no.sock); start it, or give --socket\n"
+    )
