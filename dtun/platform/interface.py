@@ -4,8 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from dtun.errors import UnavailableError
 from dtun.network.difference import Change
 from dtun.network.state import Address, Network, NetworkState
+
+
+class ChangesRefusedError(UnavailableError):
+    """The kernel refused some changes (`refused`, each with its reason); the others are in place."""
+
+    def __init__(self, refused: list[tuple[Change, str]], applied: list[Change]) -> None:
+        self.refused = refused
+        self.applied = applied
+        change, reason = refused[0]
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        super().__init__(f"cannot {change}: {reason}{more}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,19 @@ class Kernel(Protocol):
         """Get ready, and remove what a killed process of the same instance left behind.
 
         Raises:
-            PermissionDeniedError: the process lacks CAP_NET_ADMIN (or root).
+            PermissionDeniedError: the process lacks CAP_NET_ADMIN (or root), or may not write its runtime
+                directory.
+            UnavailableError: another process runs as the same instance, or the runtime directory is of no
+                use.
         """
         ...
 
     async def close(self) -> None:
-        """Remove everything that `apply` put in place. May be called twice."""
+        """Remove everything that `apply` put in place. May be called twice. The caller closes its devices.
+
+        Raises:
+            ChangesRefusedError: something could not be removed; everything else has been, and all is closed.
+        """
         ...
 
     def create_tun(self, name: str) -> Tun:
@@ -67,13 +86,23 @@ class Kernel(Protocol):
     async def apply(self, desired: NetworkState) -> list[Change]:
         """Make the kernel look like `desired` (the whole of it); returns what was changed, in order.
 
+        What belongs to a device of ours that has been closed is left out of `desired`: it went with the
+        device. A call after the host's network changed puts back what the kernel dropped. Calls wait for each
+        other.
+
         Raises:
-            UnavailableError: the kernel refuses a change; what could be applied stays applied.
+            ChangesRefusedError: the kernel refuses some of it, such as a route that somebody else has; the
+                rest is in place, and the next call tries again.
+            PermissionDeniedError: CAP_NET_ADMIN is missing.
         """
         ...
 
     async def next_hop(self, address: Address) -> NextHop | None:
-        """The route that a packet to `address` would take now; None if there is none."""
+        """The route that a packet to `address` would take now if dtun had none; None if there is none.
+
+        The routes of this and other dtun processes are left out, so that a host route which keeps a server
+        reachable outside the tunnel does not hide that the host has a better way by now.
+        """
         ...
 
     async def local_networks(self) -> list[LocalNetwork]:
@@ -81,5 +110,9 @@ class Kernel(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever the host's addresses, default routes or interfaces change (not for our own)."""
+        """Call `changed` whenever the host's addresses, default routes or interfaces change (not our own).
+
+        From the event loop, after `open`; once for a burst that is read at once. A hint to look again: a
+        burst that overflows the kernel's queue counts as a change.
+        """
         ...

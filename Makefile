@@ -1,0 +1,47 @@
+# The one entry to everything that a developer runs. `make help` lists it.
+
+PYTHON ?= $(shell tools/find-python)
+VENV := .venv/bin
+# What ruff and mypy look at besides the package.
+CHECKED := $(wildcard dtun tests tools demo bench)
+# Tests in network namespaces wait more than they compute, so they gain from running side by side.
+# Narrow it down with, for example: make test ARGS="-n 0 -k handshake tests/unit"
+ARGS ?= -n auto
+
+.PHONY: help demo test lint mypy format hooks lock setup clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## show the tunnel at work between network namespaces (root)
+	@$(PYTHON) tools/bootstrap.py demo
+	@$(VENV)/python -m demo.demo
+
+test: setup ## run all tests
+	$(VENV)/python -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy, changing nothing
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	@$(MAKE) --no-print-directory mypy
+
+# The helpers in tests/netns are imported by their bare names.
+mypy:
+	MYPYPATH=tests/netns $(VENV)/mypy --explicit-package-bases $(CHECKED)
+
+format: setup ## ruff's formatter and its safe fixes
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+hooks: setup ## run lint before each commit
+	$(VENV)/pre-commit install
+
+lock: ## pin requirements/*.txt anew from pyproject.toml (Python 3.11)
+	$(PYTHON) tools/lock.py
+
+setup: ## what the others do first: system packages, .venv, dtun in it
+	@$(PYTHON) tools/bootstrap.py test
+
+clean: ## remove everything that was made here
+	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+"""The lock and the list of routes that a killed process leaves to its successor."""
+
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.errors import UnavailableError
+from dtun.network.state import Route
+from dtun.platform.linux.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
+
+PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
+NETWORKS = st.builds(
+    IPv4Network, st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), strict=st.just(False)
+) | st.builds(IPv6Network, st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)), strict=st.just(False))
+ROUTES = st.builds(
+    Route,
+    NETWORKS,
+    st.text(min_size=1, max_size=15),
+    st.none() | st.ip_addresses(),
+    st.none() | st.ip_addresses(),
+    st.none() | st.integers(0, 2**32 - 1),
+)
+
+
+@given(st.frozensets(ROUTES, max_size=5))
+def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Route]) -> None:
+    with TemporaryDirectory() as directory:
+        dead = Journal("demo", Path(directory))
+        assert dead.open() == frozenset()
+        dead.write(routes)
+        dead.close(keep=True)
+        successor = Journal("demo", Path(directory))
+        assert successor.open() == routes
+        successor.close()
+        assert list(Path(directory).iterdir()) == []
+
+
+def test_an_instance_runs_once(tmp_path: Path) -> None:
+    first, second = Journal("demo", tmp_path), Journal("demo", tmp_path)
+    first.open()
+    first.write({PIN})
+    with pytest.raises(UnavailableError, match="running already as 'demo'"):
+        second.open()
+    # The loser leaves the winner's things alone, even when it closes.
+    second.close()
+    assert (tmp_path / "demo.json").exists()
+    first.close(keep=True)
+    assert second.open() == {PIN}
+    second.close()
+
+
+def test_instances_of_other_names_do_not_meet(tmp_path: Path) -> None:
+    one, two = Journal("one", tmp_path), Journal("two", tmp_path)
+    one.open()
+    one.write({PIN})
+    assert two.open() == frozenset()
+    two.close()
+    one.close()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last owner removes the file between our open and our lock; the next process would lock a new one."""
+    journal = Journal("demo", tmp_path)
+    answers = iter([False, True])
+    real = Journal._is_still_the_file
+    monkeypatch.setattr(
+        Journal, "_is_still_the_file", lambda self, descriptor: next(answers) and real(self, descriptor)
+    )
+    journal.open()
+    assert next(answers, None) is None, "the second lock was not tried"
+    journal.close()
+
+
+def test_no_instance_name_leads_out_of_the_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    journal = Journal("../../etc/passwd", directory)
+    journal.open()
+    journal.write({PIN})
+    assert len(list(directory.iterdir())) == 2
+    journal.close()
+
+
+def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(
+        UnavailableError, match=r"cannot use the runtime directory .*/file/run: not a directory"
+    ):
+        Journal("demo", file / "run").open()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"routes": [{}]}', '{"routes": [{"destination": "x"}]}', "\udc80"]
+)
+def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "demo.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    journal = Journal("demo", tmp_path)
+    with pytest.raises(UnavailableError, match=r"demo\.json is damaged"):
+        journal.open()
+    journal.close(keep=True)
+    assert path.exists()
+
+
+def test_the_service_manager_says_where() -> None:
+    assert runtime_directory({"RUNTIME_DIRECTORY": "/run/one:/run/two"}) == Path("/run/one")
+    assert runtime_directory({}) == DEFAULT_DIRECTORY

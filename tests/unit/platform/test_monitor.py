@@ -1,0 +1,122 @@
+"""Which of the kernel's notifications are news of the host. Messages are built by hand, as rtnetlink(7) draws them."""
+
+import struct
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.platform.linux.monitor import HostView
+
+NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE = 16, 17, 20, 21, 24, 25
+RUNNING = 0x41
+TENTATIVE = 0x40
+ETH0, TUN = 2, 7
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body + bytes(-len(body) % 4)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def link(index: int, flags: int = RUNNING, driver: bytes = b"", kind: int = NEWLINK) -> bytes:
+    # The driver's name is nested in IFLA_LINKINFO, which may carry the flag for nesting.
+    info = attribute(18 | 0x8000, attribute(1, driver + b"\0")) if driver else b""
+    return message(kind, struct.pack("=BBHiII", 0, 0, 1, index, flags, 0) + attribute(3, b"name\0") + info)
+
+
+def address(index: int, text: str, flags: int = 0, kind: int = NEWADDR) -> bytes:
+    packed = ip_address(text).packed
+    # The 8 bits of the header are not enough for all flags, and the attribute has the last word.
+    attributes = attribute(1, packed) + attribute(8, struct.pack("=I", flags))
+    return message(kind, struct.pack("=BBBBI", 2 if len(packed) == 4 else 10, 24, 0, 0, index) + attributes)
+
+
+def route(prefix_length: int, index: int = ETH0, protocol: int = 3, kind: int = NEWROUTE) -> bytes:
+    header = struct.pack("=BBBBBBBBI", 2, prefix_length, 0, 0, 254, protocol, 0, 1, 0)
+    return message(kind, header + attribute(4, struct.pack("=I", index)))
+
+
+@pytest.fixture
+def view() -> HostView:
+    """A host with one device, which has one address, and with one TUN device of ours."""
+    view = HostView()
+    view.own.add(TUN)
+    assert view.learn(link(ETH0))
+    assert view.learn(address(ETH0, "192.0.2.2"))
+    return view
+
+
+def test_an_address_is_news_once(view: HostView) -> None:
+    # A router advertisement makes the kernel repeat what everybody knows.
+    assert not view.learn(address(ETH0, "192.0.2.2"))
+    assert view.learn(address(ETH0, "192.0.2.3"))
+    assert view.learn(address(ETH0, "192.0.2.3", kind=DELADDR))
+    assert not view.learn(address(ETH0, "192.0.2.3", kind=DELADDR))
+
+
+def test_an_ipv6_address_is_news_when_it_can_be_used(view: HostView) -> None:
+    assert not view.learn(address(ETH0, "2001:db8::2", TENTATIVE))
+    assert view.learn(address(ETH0, "2001:db8::2", 0x80))
+    assert not view.learn(address(ETH0, "fe80::2", 0x80))
+
+
+def test_a_link_is_news_when_it_starts_or_stops_to_run(view: HostView) -> None:
+    assert not view.learn(link(ETH0))
+    assert view.learn(link(ETH0, flags=0x1))
+    assert not view.learn(link(ETH0, flags=0x0))
+    assert view.learn(link(ETH0))
+    assert view.learn(link(ETH0, kind=DELLINK))
+    assert not view.learn(link(3, flags=0))
+
+
+@pytest.mark.parametrize("kind", [NEWROUTE, DELROUTE])
+@pytest.mark.parametrize("prefix_length", [0, 1])
+def test_wide_routes_are_news_each_time(view: HostView, prefix_length: int, kind: int) -> None:
+    assert view.learn(route(prefix_length, kind=kind))
+    assert view.learn(route(prefix_length, kind=kind))
+
+
+def test_narrow_routes_and_our_own_are_no_news(view: HostView) -> None:
+    assert not view.learn(route(24))
+    assert not view.learn(route(0, protocol=217))
+    # An `up` hook may add a route of any protocol through our device.
+    assert not view.learn(route(0, index=TUN))
+
+
+def test_our_devices_and_other_tunnels_are_no_news(view: HostView) -> None:
+    assert not view.learn(link(TUN) + address(TUN, "10.86.0.1") + link(TUN, kind=DELLINK))
+    assert not view.learn(link(9, driver=b"tun") + address(9, "10.8.0.1"))
+    # But the way out may lead through somebody else's tunnel.
+    assert view.learn(route(0, index=9))
+    assert view.learn(link(10, driver=b"veth"))
+
+
+def test_one_piece_of_news_among_many_messages_is_enough(view: HostView) -> None:
+    noise = route(24) + link(ETH0) + address(ETH0, "192.0.2.2")
+    assert not view.learn(noise)
+    assert view.learn(noise + address(ETH0, "192.0.2.9") + noise)
+
+
+def test_what_may_have_been_missed_is_news_again(view: HostView) -> None:
+    view.forget()
+    assert view.learn(address(ETH0, "192.0.2.2"))
+    assert view.learn(link(ETH0))
+    assert not view.learn(link(TUN) + route(0, index=TUN))
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_do_no_harm(data: bytes) -> None:
+    HostView().learn(data)
+
+
+KINDS = st.sampled_from([NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE])
+
+
+@given(st.lists(st.tuples(KINDS, st.binary(max_size=64)), max_size=5), st.integers(0, 20))
+def test_damaged_messages_do_no_harm(messages: list[tuple[int, bytes]], missing: int) -> None:
+    data = b"".join(message(kind, body) for kind, body in messages)
+    HostView().learn(data[: len(data) - missing])

@@ -1,0 +1,202 @@
+"""Set up a checkout: system packages, .venv, locked Python packages, dtun itself (editable).
+
+`bootstrap.py test` brings everything that the tests and linters use, `bootstrap.py demo` only what the
+demo runs on. A stamp in .venv remembers what was installed, so that the next run has nothing to do.
+
+Standard library only, and no syntax newer than Python 3.7: an unsuitable Python must get as far as the
+message that says so.
+"""
+
+# A script, that runs fixed commands and talks to a person:
+# ruff: noqa: INP001, S603, T201
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+REQUIREMENTS = {"test": ["dev.txt"], "demo": ["build.txt", "runtime.txt"]}
+
+# Set to compile python-mbedtls from source; see `mbedtls_advice`.
+COMPILE_VARIABLE = "DTUN_COMPILE_MBEDTLS"
+
+
+class SystemPackage(NamedTuple):
+    """A Debian package and how to see that it, or its equal on another system, is there."""
+
+    name: str
+    probe: str  # a command, or an absolute path
+
+
+DEMO_PACKAGES = [
+    SystemPackage("iproute2", "ip"),
+    SystemPackage("iputils-ping", "ping"),
+    SystemPackage("nftables", "nft"),
+]
+TEST_PACKAGES = [
+    *DEMO_PACKAGES,
+    SystemPackage("golang-go", "go"),
+    SystemPackage("golang-github-pion-dtls.v2-dev", "/usr/share/gocode/src/github.com/pion/dtls/v2"),
+    SystemPackage("iperf3", "iperf3"),
+    SystemPackage("openssl", "openssl"),
+    SystemPackage("procps", "ps"),
+    SystemPackage("tcpdump", "tcpdump"),
+]
+
+
+class Machine(NamedTuple):
+    """What decides whether python-mbedtls has a wheel."""
+
+    python: tuple[int, int]
+    system: str  # as platform.system() has it
+    architecture: str  # as platform.machine() has it
+
+    @classmethod
+    def this(cls) -> Machine:
+        # The interpreter's own architecture: a 32-bit Python may run on a 64-bit kernel.
+        architecture = sysconfig.get_platform().rsplit("-", 1)[-1]
+        return cls(sys.version_info[:2], platform.system(), architecture)
+
+
+def mbedtls_advice(machine: Machine, environment: Mapping[str, str]) -> str | None:
+    """The one line to say where `pip install python-mbedtls` would end in a compiler; None elsewhere."""
+    version = "{}.{}".format(*machine.python)
+    another = "install CPython 3.12 or 3.11 and run make again (with PYTHON=... if it is not on the PATH)"
+    if machine.python < (3, 11):
+        return f"dtun needs Python 3.11 or 3.12 and this is {version}: {another}"
+    if environment.get(COMPILE_VARIABLE):
+        return None
+    by_hand = (
+        "install a C compiler and the Mbed TLS 2.28 headers (Debian 12: apt-get install gcc python3-dev "
+        f"libmbedtls-dev) and set {COMPILE_VARIABLE}=1"
+    )
+    if machine.python > (3, 12):
+        return f"python-mbedtls has no wheel for Python {version}: {another}; or {by_hand}."
+    if (machine.system, machine.architecture) not in {("Linux", "x86_64"), ("Darwin", "arm64")}:
+        return f"python-mbedtls has no wheel for {machine.system} on {machine.architecture}: {by_hand}."
+    return None
+
+
+def missing_packages(wanted: Sequence[SystemPackage]) -> list[str]:
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+    def present(probe: str) -> bool:
+        return Path(probe).exists() if probe.startswith("/") else shutil.which(probe, path=path) is not None
+
+    missing = [package.name for package in wanted if not present(package.probe)]
+    if not VENV.exists() and importlib.util.find_spec("ensurepip") is None:
+        # Debian keeps the part of Python that makes virtual environments in a package of its own.
+        missing.append("python{}.{}-venv".format(*sys.version_info))
+    return missing
+
+
+def install_system_packages(missing: Sequence[str]) -> None:
+    apt = shutil.which("apt-get")
+    if apt is None:
+        stop(f"please install what Debian calls: {' '.join(missing)}")
+    if os.geteuid() != 0:
+        stop(f"system packages are missing; run: sudo apt-get install -y {' '.join(missing)}")
+    say(f"Installing system packages: {' '.join(missing)}")
+    # Another apt may be at work, on a machine that has just booted for instance: wait for it.
+    quiet_apt = [apt, "-qq", "-o", "DPkg::Lock::Timeout=300"]
+    run([*quiet_apt, "update"])
+    run([*quiet_apt, "install", "-y", "--no-install-recommends", *missing])
+
+
+def run(command: Sequence[str]) -> None:
+    """Run without input; what it says only matters when it fails."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    result = subprocess.run(
+        command,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if result.returncode != 0:
+        stop(f"this failed: {shlex.join(command)}\n{result.stdout}")
+
+
+def stamp_for(profile: str) -> str:
+    """Says what a finished .venv holds: a change of any part makes the set-up run again."""
+    digest = hashlib.sha256(repr((sys.version_info[:3], str(ROOT))).encode())
+    for name in [f"requirements/{file}" for file in REQUIREMENTS[profile]] + ["pyproject.toml"]:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def is_set_up(profile: str) -> bool:
+    # What is enough for the tests is enough for the demo.
+    for candidate in dict.fromkeys((profile, "test")):
+        stamp = VENV / f".dtun-{candidate}"
+        if stamp.is_file() and stamp.read_text() == stamp_for(candidate):
+            return True
+    return False
+
+
+def set_up_venv(profile: str) -> None:
+    begin = time.monotonic()
+    say(f"Setting up .venv with Python {platform.python_version()} ...")
+    # An environment whose Python is another one, or gone, is made anew; else it is brought up to date.
+    config = VENV / "pyvenv.cfg"
+    same_python = config.is_file() and f"version = {platform.python_version()}\n" in config.read_text()
+    for stamp in VENV.glob(".dtun-*"):
+        stamp.unlink()
+    venv.create(VENV, with_pip=True, clear=not same_python, symlinks=True)
+
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    files = [
+        argument for name in REQUIREMENTS[profile] for argument in ("-r", str(ROOT / "requirements" / name))
+    ]
+    binary = [] if os.environ.get(COMPILE_VARIABLE) else ["--only-binary", "python-mbedtls"]
+    run([*pip, "install", "--require-hashes", *binary, *files])
+    # setuptools is among the locked packages, so nothing unpinned is fetched for the build.
+    run([*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    (VENV / f".dtun-{profile}").write_text(stamp_for(profile))
+    say(f"Set up in {time.monotonic() - begin:.0f} s.")
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+def stop(message: str) -> NoReturn:
+    sys.exit(f"set-up: {message}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) != 1 or arguments[0] not in REQUIREMENTS:
+        stop("usage: bootstrap.py test|demo")
+    profile = arguments[0]
+    advice = mbedtls_advice(Machine.this(), os.environ)
+    if advice is not None:
+        stop(advice)
+    if platform.system() == "Linux":
+        missing = missing_packages(TEST_PACKAGES if profile == "test" else DEMO_PACKAGES)
+        if missing:
+            install_system_packages(missing)
+    if not is_set_up(profile):
+        set_up_venv(profile)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
