@@ -1,0 +1,293 @@
+"""Mbed TLS behind a small wall: one connection that takes and gives datagrams and raises for none.
+
+The only module that imports mbedtls, so that another engine could take its place; importing it costs about
+0.1 s.
+It knows these habits of python-mbedtls:
+
+- `do_handshake()` makes one step, and `WantWriteError` means that output is there. Only the private attribute
+  `_handshake_state` tells when the handshake is over: nothing public does before application data has come.
+- Output may appear on any call, reading included (a lost flight is resent), so it is taken after each.
+- After any error but the "want" ones the buffer has been reset. It must not be used again.
+- The PSK lookup is called from C in the middle of a step. It is the one place where the client's identity
+  shows, and an exception there would be swallowed and look like an unknown identity.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Self
+
+from mbedtls import cipher, tls
+from mbedtls.exceptions import TLSError
+
+from dtun.dtls.export import ExportError
+from dtun.dtls.status import HANDSHAKE_MTU, KEY_MAX, Failure, Status, is_identity, is_key
+from dtun.dtls.suites import Suite, by_code, by_name
+from dtun.protocol.record import MAX_PLAINTEXT, server_hello_suite, split
+
+ALPN: Final = "dtun/1"
+
+_OUTPUT_MAX: Final = 1 << 15
+# A full record of the most roomy suite. More would be left over in the buffer and run into the next datagram.
+_INPUT_MAX: Final = MAX_PLAINTEXT + 37
+_MAC_FAILED: Final = 0x7180
+_NO_COMMON_SUITE: Final = 0x7380
+_FATAL_ALERT: Final = 0x7780
+_CLOSE_NOTIFY: Final = 0x7880
+_TIMEOUT: Final = 0x6800
+
+# Mbed TLS looks for AES instructions at the first AES operation, and two threads that both come first can
+# see half an answer (CVE-2025-52496). So the first one is here, under the import lock.
+cipher.AES.new(bytes(16), cipher.MODE_ECB, b"").encrypt(bytes(16))
+
+
+_FAILURES: Final = {
+    _CLOSE_NOTIFY: Failure.CLOSED,
+    _MAC_FAILED: Failure.BAD_MAC,
+    _NO_COMMON_SUITE: Failure.NO_COMMON_SUITE,
+    _FATAL_ALERT: Failure.ALERT,
+    _TIMEOUT: Failure.TIMEOUT,
+}
+
+KeyLookup = Callable[[str, Suite], bytes | None]
+
+
+class MbedBuffer:
+    """One DTLS connection inside Mbed TLS. `wrap` makes the object underneath."""
+
+    def __init__(self, wrap: Callable[[], Any], store: "KeyStore | None" = None) -> None:
+        self._wrap = wrap
+        self._store = store
+        self._buffer = wrap()
+        self._buffer.setmtu(HANDSHAKE_MTU)
+        self._output: list[bytes] = []
+        self._chosen: Suite | None = None
+        self.identity: str | None = None
+        self.known = False  # the server has a key for the identity
+        self.failure = Failure.NONE
+
+    def expect_cookie_for(self, path: bytes) -> None:
+        """Bind the cookies of a server to the client's path. To be set before every ClientHello."""
+        self._buffer.setcookieparam(path)
+
+    def feed(self, datagram: bytes) -> None:
+        """Put one datagram in. Everything from an earlier one must have been read."""
+        if datagram and len(datagram) <= _INPUT_MAX and self.failure is Failure.NONE:
+            self._buffer.receive_from_network(datagram)
+
+    def handshake(self) -> Status:
+        """Go on with the handshake, resending what is due by the clock of Mbed TLS."""
+        if self.failure is not Failure.NONE:
+            return Status.FAILED
+        if self._store is None:
+            return self._handshake()
+        with self._store.serving(self):
+            return self._handshake()
+
+    def _handshake(self) -> Status:
+        while self._buffer._handshake_state is not tls.HandshakeStep.HANDSHAKE_OVER:  # noqa: SLF001 - see above
+            try:
+                self._buffer.do_handshake()
+            except tls.WantReadError:
+                self._drain()
+                return Status.WAITING
+            except tls.WantWriteError:
+                self._drain()
+            except tls.HelloVerifyRequest:
+                self._drain()
+                return Status.COOKIE_SENT
+            except TLSError as error:
+                self._fail(error)
+                return Status.FAILED
+        self._drain()
+        # The MTU would bound application data, too; that is the caller's to decide.
+        self._buffer.setmtu(0)
+        return Status.OVER
+
+    def read(self) -> list[bytes]:
+        """The application plaintexts in what was fed; for a connection whose handshake is over."""
+        plaintexts = []
+        while self.failure is Failure.NONE:
+            try:
+                size = self._buffer.readinto(_PLAINTEXT, MAX_PLAINTEXT)
+            except (tls.WantReadError, tls.WantWriteError):
+                self._drain()
+                break
+            except TLSError as error:
+                self._fail(error)
+                break
+            plaintexts.append(bytes(_PLAINTEXT[:size]))
+        return plaintexts
+
+    def write(self, plaintext: bytes) -> bytes:
+        """One application data record; b"" when the connection is broken."""
+        if self.failure is not Failure.NONE:
+            return b""
+        self._drain()
+        try:
+            self._buffer.write(plaintext)
+        except TLSError as error:
+            self._fail(error)
+            return b""
+        return self._take()
+
+    def close(self) -> bytes:
+        """The close_notify record; b"" when the connection is broken. Nothing works afterwards."""
+        if self.failure is not Failure.NONE:
+            return b""
+        self._drain()
+        self._buffer.shutdown()
+        self.failure = Failure.CLOSED
+        return self._take()
+
+    def take_records(self) -> list[bytes]:
+        """The records to send that no other method returned: handshake messages and alerts."""
+        output, self._output = self._output, []
+        return output
+
+    def is_broken(self) -> bool:
+        """Whether the connection has ended, for whatever reason."""
+        return self.failure is not Failure.NONE
+
+    def suite(self) -> Suite:
+        """The suite of a handshake that is over."""
+        return by_name(self._buffer.cipher())
+
+    def is_native(self) -> bool:
+        """Whether the peer agreed to speak dtun's own protocol."""
+        return bool(self._buffer.negotiated_protocol() == ALPN)
+
+    def chosen_suite(self) -> Suite | None:
+        """The suite in the ServerHello that we sent, known before the handshake is over."""
+        return self._chosen
+
+    def export(self) -> dict[str, Any] | None:
+        """The state to make a copy from, which resets this buffer; None while Mbed TLS still needs it here.
+
+        A server keeps its last flight, in case it was lost, until the client has sent application data.
+        """
+        try:
+            state: dict[str, Any] = self._buffer.__getstate__()
+        except TypeError:
+            return None
+        self.failure = Failure.OTHER
+        return state
+
+    def restored(self, state: dict[str, Any]) -> Self:
+        """A new connection that goes on where `state` was exported; ExportError if Mbed TLS refuses it."""
+        copy = type(self)(self._wrap, self._store)
+        try:
+            copy._buffer.__setstate__(state)  # noqa: SLF001 - of our own class
+        except (TLSError, TypeError, ValueError, KeyError):
+            raise ExportError("Mbed TLS does not take its state back") from None
+        copy._buffer.setmtu(0)  # noqa: SLF001 - of our own class
+        return copy
+
+    def _fail(self, error: TLSError) -> None:
+        self.failure = _FAILURES.get(getattr(error, "err", 0), Failure.OTHER)  # missing in its type stub
+        self._drain()
+
+    def _take(self) -> bytes:
+        output = bytes(self._buffer.peek_outgoing(_OUTPUT_MAX))
+        self._buffer.consume_outgoing(len(output))
+        return output
+
+    def _drain(self) -> None:
+        for record in split(self._take()):
+            self._output.append(record)
+            code = server_hello_suite(record)
+            if code is not None:
+                self._chosen = by_code(code)
+
+
+# Where Mbed TLS puts a plaintext before it is copied out; nothing is kept in it between calls.
+_PLAINTEXT: Final = bytearray(MAX_PLAINTEXT)
+
+
+class KeyStore(Mapping[str, bytes]):
+    """The server's keys, in the shape that python-mbedtls wants; remembers who asked.
+
+    An unknown identity gets a random key, so that from outside it looks, and costs, the same as a wrong key.
+    (Bytes that are not UTF-8 never get here: Mbed TLS refuses them with an alert. That tells a stranger
+    nothing about identities that exist.) Not for use by several threads.
+    """
+
+    def __init__(self, lookup: KeyLookup) -> None:
+        self._lookup = lookup
+        self._client: MbedBuffer | None = None
+        self._error: Exception | None = None
+
+    def serving(self, client: MbedBuffer) -> "KeyStore":
+        """Note whose handshake the next look-ups belong to: `with store.serving(buffer): ...`."""
+        self._client = client
+        return self
+
+    def __enter__(self) -> None:
+        self._error = None
+
+    def __exit__(self, *_: object) -> None:
+        self._client = None
+        if self._error is not None:
+            raise self._error
+
+    def __getitem__(self, identity: str) -> bytes:
+        stranger = os.urandom(KEY_MAX)
+        client = self._client
+        suite = client.chosen_suite() if client else None
+        if client is None or suite is None or not is_identity(identity):
+            return stranger
+        client.identity = identity
+        try:
+            key = self._lookup(identity, suite)
+        except Exception as error:  # noqa: BLE001 - C code would swallow it; raised again by __exit__
+            self._error = error
+            return stranger
+        if key is None or not is_key(key):
+            return stranger
+        client.known = True
+        return key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def client_factory(
+    identity: str, key: bytes, suites: Sequence[Suite], *, native: bool, retransmit: tuple[float, float]
+) -> Callable[[], MbedBuffer]:
+    """What makes a client's connections. `retransmit`: first and longest wait in seconds."""
+    context = tls.ClientContext(
+        tls.DTLSConfiguration(
+            pre_shared_key=(identity, key),
+            inner_protocols=(ALPN.encode(),) if native else None,
+            **_common(suites, retransmit),
+        )
+    )
+    return lambda: MbedBuffer(lambda: context.wrap_buffers(None))
+
+
+def server_factory(
+    lookup: KeyLookup, suites: Sequence[Suite], *, retransmit: tuple[float, float]
+) -> Callable[[], MbedBuffer]:
+    """What makes a server's connections; a cookie of one is good for all."""
+    store = KeyStore(lookup)
+    context = tls.ServerContext(
+        tls.DTLSConfiguration(
+            pre_shared_key_store=store,
+            inner_protocols=(ALPN.encode(),),
+            **_common(suites, retransmit),
+        )
+    )
+    return lambda: MbedBuffer(context.wrap_buffers, store)
+
+
+def _common(suites: Sequence[Suite], retransmit: tuple[float, float]) -> dict[str, Any]:
+    shortest, longest = retransmit
+    return {
+        "ciphers": tuple(suite.name for suite in suites),
+        "lowest_supported_version": tls.DTLSVersion.DTLSv1_2,
+        "validate_certificates": False,  # there are none
+        "handshake_timeout_min": shortest,
+        "handshake_timeout_max": longest,
+    }

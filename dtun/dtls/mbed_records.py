@@ -1,0 +1,100 @@
+"""The record layer of a session that is still, or for good, inside Mbed TLS: slow and right."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dtun.protocol.record import (
+    ALERT,
+    CHANGE_CIPHER_SPEC,
+    HANDSHAKE,
+    MAX_PLAINTEXT,
+    is_client_hello,
+    sequence_of,
+    split,
+)
+
+if TYPE_CHECKING:
+    from dtun.dtls.mbed import MbedBuffer
+    from dtun.dtls.suites import Suite
+
+
+class MbedRecords:
+    """`Records` over a connection whose handshake is over.
+
+    Mbed TLS does not say why it dropped a record, so there is one reason, "refused", for replays and forgeries
+    alike; and it is the one that counts against the key.
+    """
+
+    offloaded = False
+
+    def __init__(self, buffer: "MbedBuffer", suite: "Suite") -> None:
+        self._buffer = buffer
+        self._sealed = 0
+        self._refused = 0
+        self._seal_limit = suite.seal_limit
+        self._forgery_limit = suite.forgery_limit
+        self._said_goodbye = False
+        self.overhead = suite.overhead
+        self.highest = -1
+        self.drops: Counter[str] = Counter()
+
+    @property
+    def closed(self) -> bool:
+        return self._buffer.is_broken() and not self._said_goodbye
+
+    @property
+    def exhausted(self) -> bool:
+        return self._sealed >= self._seal_limit or self._refused >= self._forgery_limit
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """One application_data record; b"" once the session is closed."""
+        if len(plaintext) > MAX_PLAINTEXT:
+            raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
+        self._sealed += 1
+        return self._buffer.write(plaintext)
+
+    def seal_close(self) -> bytes:
+        self._said_goodbye = not self._buffer.is_broken()
+        return self._buffer.close()
+
+    def open(self, datagram: bytes) -> Sequence[bytes]:
+        records = split(datagram)
+        if sum(map(len, records)) != len(datagram) or not datagram:
+            self.drops["malformed"] += 1
+        return tuple(plaintext for record in records for plaintext in self._open(record))
+
+    def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        return [self.seal(plaintext) for plaintext in plaintexts]
+
+    def open_batch(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
+        plaintexts: list[bytes] = []
+        for start in range(0, len(datagrams), size):
+            datagram = bytes(datagrams[start : start + size])
+            if sequence_of(datagram) < 0:
+                odd.append(datagram)
+            else:
+                plaintexts += self.open(datagram)
+        return plaintexts
+
+    def read(self) -> Sequence[bytes]:
+        """Application data that came together with the end of the handshake."""
+        return tuple(self._buffer.read())
+
+    def _open(self, record: bytes) -> Sequence[bytes]:
+        if is_client_hello(record):
+            # Mbed TLS would let it start over on this connection. New handshakes are the listener's.
+            self.drops["handshake"] += 1
+            return ()
+        self._buffer.feed(record)
+        plaintexts = self._buffer.read()
+        if plaintexts:
+            self.highest = max(self.highest, sequence_of(record))
+        elif record[0] in (HANDSHAKE, CHANGE_CIPHER_SPEC):
+            self.drops["handshake"] += 1
+        elif record[0] == ALERT:
+            self.drops["alert"] += 1
+        else:
+            self.drops["refused"] += 1
+            self._refused += 1
+        return plaintexts

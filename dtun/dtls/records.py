@@ -1,0 +1,282 @@
+"""The record layer after the handshake: records are sealed and opened with AEADs of `cryptography`.
+
+In the manner of kernel TLS: Mbed TLS shakes hands, then the keys leave it (export.py). What is on the wire is
+plain DTLS 1.2 (RFC 6347, section 4.1; RFC 5246, section 6.2.3.3 for AEAD ciphers). All of it is epoch 1: there
+is no renegotiation.
+
+GCM and CCM (RFC 5288, RFC 6655): nonce = 4 bytes of IV, 8 bytes of epoch and sequence, which are sent ahead
+of the ciphertext. ChaCha20-Poly1305 (RFC 7905): nonce = 12 bytes of IV xor epoch and sequence, nothing is
+sent. Associated data = epoch and sequence 8, type 1, version 2, length of the plaintext 2.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+
+from dtun.dtls.export import SessionKeys
+from dtun.dtls.window import ReplayWindow
+from dtun.protocol.record import (
+    ALERT,
+    APPLICATION_DATA,
+    CHANGE_CIPHER_SPEC,
+    HANDSHAKE,
+    HEADER_SIZE,
+    MAX_PLAINTEXT,
+    MAX_SEQUENCE,
+    split,
+)
+
+# Type and version, epoch 1 and sequence (one 64-bit number), length.
+_HEADER: Final = struct.Struct("!B2sQH")
+_VERSION: Final = b"\xfe\xfd"
+_DATA: Final = bytes([APPLICATION_DATA]) + _VERSION
+_EPOCH_1: Final = 1 << 48
+_EPOCH_2: Final = 2 << 48
+_WARNING: Final = 1
+_FATAL: Final = 2
+_CLOSE_NOTIFY: Final = 0
+
+
+class Records(Protocol):
+    """Seals what we send and opens what the peer sends, in one session."""
+
+    drops: Counter[str]
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that a record adds to its plaintext."""
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the records bypass Mbed TLS."""
+
+    @property
+    def highest(self) -> int:
+        """The highest authenticated sequence number received, -1 if none."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the peer said, authenticated, that it is done: close_notify or a fatal alert."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a limit of the key is reached: it is time for a new session."""
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """One application_data record. ValueError above 16384 bytes, OverflowError when numbers run out."""
+
+    def open(self, datagram: bytes) -> Sequence[bytes]:
+        """The application plaintexts of a datagram; () when it was dropped, which `drops` then counts."""
+
+    def seal_close(self) -> bytes:
+        """One close_notify alert record."""
+
+    def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        """`seal` for many: the data plane's way."""
+
+    def open_batch(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
+        """`open` for consecutive datagrams of `size` bytes each, of which the last may be shorter.
+
+        What is not one record of application data is added to `odd`, for `open`.
+        """
+
+
+class AeadRecords:
+    """The offloaded record layer.
+
+    When a record fails to open, nothing changes but two counts, so that `open` may be tried with a datagram
+    of unknown origin (NAT rebinding). Each such failure counts as a forgery tried against the key (RFC 9147,
+    section 4.5.3), whoever sent it and why: an attacker can choose to look like a roaming client. So a caller
+    bounds its trials, by `highest < sequence_of(datagram)` and by a rate.
+    """
+
+    offloaded = True
+
+    def __init__(self, keys: SessionKeys, *, server: bool) -> None:
+        suite = keys.suite
+        write_key, write_iv = keys.server if server else keys.client
+        read_key, read_iv = keys.client if server else keys.server
+        self._encrypt = suite.aead(write_key).encrypt
+        self._decrypt = suite.aead(read_key).decrypt
+        self._explicit = suite.explicit_nonce_length
+        # As numbers: IV xor epoch and sequence makes the nonce. A 4-byte IV is followed by zeroes, so that the
+        # same operation puts epoch and sequence behind it.
+        self._write_iv = int.from_bytes(write_iv.ljust(12, b"\x00"))
+        self._read_iv = int.from_bytes(read_iv.ljust(12, b"\x00"))
+        self._added = suite.explicit_nonce_length + suite.tag_length
+        self._seal_limit = suite.seal_limit
+        self._forgery_limit = suite.forgery_limit
+        self._forgeries = 0
+        self._sequence = keys.sequence
+        self._window = ReplayWindow(keys.highest, keys.missing)
+        self.overhead = suite.overhead
+        self.closed = False
+        self.drops: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"AeadRecords(sealed={self._sequence}, highest={self.highest})"
+
+    @property
+    def highest(self) -> int:
+        return self._window.highest
+
+    @property
+    def exhausted(self) -> bool:
+        return self._sequence >= self._seal_limit or self._forgeries >= self._forgery_limit
+
+    def seal(self, plaintext: bytes) -> bytes:
+        return self._seal(APPLICATION_DATA, plaintext)
+
+    def seal_close(self) -> bytes:
+        return self._seal(ALERT, bytes([_WARNING, _CLOSE_NOTIFY]))
+
+    def open(self, datagram: bytes) -> Sequence[bytes]:
+        size = len(datagram)
+        if size < HEADER_SIZE:
+            self.drops["malformed"] += 1
+            return ()
+        content_type, version, number, length = _HEADER.unpack_from(datagram)
+        if size != HEADER_SIZE + length:
+            return self._open_many(datagram)
+        if content_type != APPLICATION_DATA:
+            self._open_other(datagram, content_type)
+            return ()
+        plaintext = self._open(datagram, version, number, length)
+        return () if plaintext is None else (plaintext,)
+
+    def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        # The same as `seal`, with what does not change hoisted: 0.6 instead of 1.1 us around the cipher.
+        number = _EPOCH_1 | self._sequence
+        self._sequence += len(plaintexts)
+        if self._sequence > MAX_SEQUENCE:
+            raise OverflowError("the sequence numbers of this session are used up")
+        encrypt, write_iv, explicit, added = self._encrypt, self._write_iv, self._explicit, self._added
+        records = []
+        known = -1
+        for plaintext in plaintexts:
+            length = len(plaintext)
+            if length != known:
+                if length > MAX_PLAINTEXT:
+                    raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {length}")
+                known = length
+                sent_length = (length + added).to_bytes(2)
+                associated_end = _DATA + length.to_bytes(2)
+            counter = number.to_bytes(8)
+            nonce = (write_iv ^ number).to_bytes(12)
+            number += 1
+            sealed = encrypt(nonce, plaintext, counter + associated_end)
+            if explicit:
+                records.append(_DATA + counter + sent_length + nonce[4:] + sealed)
+            else:
+                records.append(_DATA + counter + sent_length + sealed)
+        return records
+
+    def open_batch(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
+        # In order, which is nearly always, a record costs a look at its header and the cipher, no call of ours.
+        decrypt, read_iv, explicit, added = self._decrypt, self._read_iv, self._explicit, self._added
+        window = self._window
+        body = HEADER_SIZE + explicit
+        plaintexts = []
+        known = -1
+        total = len(datagrams)
+        for start in range(0, total, size):
+            end = min(start + size, total)
+            if end - start < body:
+                odd.append(bytes(datagrams[start:end]))
+                continue
+            content_type, version, number, length = _HEADER.unpack_from(datagrams, start)
+            if content_type != APPLICATION_DATA or end - start != HEADER_SIZE + length:
+                odd.append(bytes(datagrams[start:end]))
+                continue
+            if number != (_EPOCH_1 | window.highest) + 1 or version != _VERSION or length < added or explicit:
+                plaintext = self._open(bytes(datagrams[start:end]), version, number, length)
+                if plaintext is not None:
+                    plaintexts.append(plaintext)
+                continue
+            if length != known:
+                known = length
+                associated_end = _DATA + (length - added).to_bytes(2)
+            try:
+                plaintext = decrypt(
+                    (read_iv ^ number).to_bytes(12), datagrams[start + body : end], number.to_bytes(8) + associated_end
+                )
+            except InvalidTag:
+                self._forgeries += 1
+                self.drops["unauthenticated"] += 1
+                continue
+            window.highest += 1
+            plaintexts.append(plaintext)
+        return plaintexts
+
+    def _seal(self, content_type: int, plaintext: bytes) -> bytes:
+        length = len(plaintext)
+        if length > MAX_PLAINTEXT:
+            raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {length}")
+        sequence = self._sequence
+        if sequence > MAX_SEQUENCE:
+            raise OverflowError("the sequence numbers of this session are used up")
+        self._sequence = sequence + 1
+        number = _EPOCH_1 | sequence
+        nonce = (self._write_iv ^ number).to_bytes(12)
+        header = _HEADER.pack(content_type, _VERSION, number, length + self._added)
+        associated = header[3:11] + header[:3] + length.to_bytes(2)
+        sealed = self._encrypt(nonce, plaintext, associated)
+        if self._explicit:
+            return header + nonce[4:] + sealed
+        return header + sealed
+
+    def _open(self, record: bytes, version: bytes, number: int, length: int) -> bytes | None:
+        """The plaintext of one whole record of any type, or None, counted."""
+        added = self._added
+        if version != _VERSION or not added <= length <= MAX_PLAINTEXT + added:
+            self.drops["malformed"] += 1
+            return None
+        if not _EPOCH_1 <= number < _EPOCH_2:
+            self.drops["epoch"] += 1
+            return None
+        sequence = number ^ _EPOCH_1
+        window = self._window
+        if not window.is_fresh(sequence):
+            self.drops["replayed"] += 1
+            return None
+        explicit = self._explicit
+        if explicit:
+            # The sender chooses the explicit nonce (RFC 5288, section 3); most, but not all, send the number.
+            nonce = self._read_iv.to_bytes(12)[:4] + record[HEADER_SIZE : HEADER_SIZE + explicit]
+        else:
+            nonce = (self._read_iv ^ number).to_bytes(12)
+        associated = record[3:11] + record[:3] + (length - added).to_bytes(2)
+        try:
+            plaintext = self._decrypt(nonce, record[HEADER_SIZE + explicit :], associated)
+        except InvalidTag:
+            self._forgeries += 1
+            self.drops["unauthenticated"] += 1
+            return None
+        window.add(sequence)
+        return plaintext
+
+    def _open_many(self, datagram: bytes) -> Sequence[bytes]:
+        """Datagrams that hold several records, or the rest of one that was cut."""
+        records = split(datagram)
+        if sum(map(len, records)) != len(datagram):
+            self.drops["malformed"] += 1
+        return tuple(plaintext for record in records for plaintext in self.open(record))
+
+    def _open_other(self, record: bytes, content_type: int) -> None:
+        if content_type in (HANDSHAKE, CHANGE_CIPHER_SPEC):
+            # The peer's last flight, late or again. Mbed TLS has seen it, or we would not be here.
+            self.drops["handshake"] += 1
+            return
+        if content_type != ALERT:
+            self.drops["malformed"] += 1
+            return
+        _, version, number, length = _HEADER.unpack_from(record)
+        alert = self._open(record, version, number, length)
+        if alert is None:
+            return
+        self.drops["alert"] += 1
+        if len(alert) == 2 and (alert[0] == _FATAL or alert[1] == _CLOSE_NOTIFY):
+            self.closed = True

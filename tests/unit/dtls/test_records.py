@@ -1,0 +1,182 @@
+"""The offloaded record layer, mostly against Mbed TLS at the other end."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.dtls.association import Association
+from dtun.dtls.export import SessionKeys
+from dtun.dtls.records import AeadRecords
+from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite, by_code, by_name
+from dtun.dtls.window import SIZE
+from dtun.protocol.record import MAX_SEQUENCE, hello_request, sequence_of
+
+Connect = Callable[..., tuple[Association, Association]]
+every_suite = pytest.mark.parametrize("suite", ALL_SUITES, ids=lambda suite: suite.name)
+
+
+def keys(suite: Suite = DEFAULT_SUITES[0], sequence: int = 1) -> SessionKeys:
+    key, iv = suite.key_length, suite.fixed_iv_length
+    return SessionKeys(suite, (b"c" * key, b"1" * iv), (b"s" * key, b"2" * iv), sequence, 0, frozenset())
+
+
+def pair(suite: Suite = DEFAULT_SUITES[0]) -> tuple[AeadRecords, AeadRecords]:
+    return AeadRecords(keys(suite), server=False), AeadRecords(keys(suite), server=True)
+
+
+@every_suite
+def test_thousands_of_records_pass_between_aead_and_mbed_tls(suite: Suite, connect: Connect) -> None:
+    client, server = connect(suite)
+    numbers = random.Random(suite.code)
+    assert client.settled
+    for _ in range(1000):
+        # The server stays inside Mbed TLS: its `receive` is never called, only the records below it.
+        assert not server.records.offloaded
+        up, down = numbers.randbytes(numbers.randint(1, 1500)), numbers.randbytes(numbers.randint(1, 1500))
+        record = client.seal(up)
+        assert len(record) == len(up) + suite.overhead
+        assert tuple(server.records.open(record)) == (up,)
+        assert server.records.highest == sequence_of(record)
+        record = server.seal(down)
+        assert len(record) == len(down) + suite.overhead
+        assert tuple(client.records.open(record)) == (down,)
+        assert client.records.highest == sequence_of(record)
+    largest = bytes(16384)
+    assert tuple(server.records.open(client.seal(largest))) == (largest,)
+    assert tuple(client.records.open(server.seal(largest))) == (largest,)
+    assert not client.records.drops
+    assert not server.records.drops
+
+
+@every_suite
+def test_a_record_changed_anywhere_is_dropped(suite: Suite) -> None:
+    sender, receiver = pair(suite)
+    record = sender.seal(b"four score")
+    for position in range(len(record)):
+        changed = bytearray(record)
+        changed[position] ^= 0x01
+        assert receiver.open(bytes(changed)) == ()
+    assert sum(receiver.drops.values()) == len(record)
+    assert receiver.highest == 0
+    assert receiver.open(record) == (b"four score",)
+
+
+@every_suite
+def test_replays_are_dropped_whatever_the_order(suite: Suite) -> None:
+    sender, receiver = pair(suite)
+    sent = [sender.seal(bytes([n])) for n in range(100)]
+    random.Random(3).shuffle(sent)
+    assert sorted(receiver.open(record)[0] for record in sent) == [bytes([n]) for n in range(100)]
+    assert not any(receiver.open(record) for record in sent)
+    assert receiver.drops == {"replayed": 100}
+
+
+def test_a_record_at_the_edge_of_the_window_is_opened_and_one_behind_it_is_not() -> None:
+    sender, receiver = pair()
+    sent = [sender.seal(b"x") for _ in range(SIZE + 1)]
+    assert receiver.open(sent[-1])
+    assert receiver.open(sent[0]) == ()
+    assert receiver.open(sent[1])
+
+
+def test_several_records_share_a_datagram_and_a_cut_one_costs_only_itself() -> None:
+    sender, receiver = pair()
+    datagram = sender.seal(b"one") + sender.seal(b"two") + sender.seal(b"three")
+    assert receiver.open(datagram[:-1]) == (b"one", b"two")
+    assert receiver.drops == {"malformed": 1}
+
+
+def test_other_epochs_are_counted_apart() -> None:
+    sender, receiver = pair()
+    record = sender.seal(b"x")
+    for epoch in (0, 2, 0xFFFF):
+        assert receiver.open(record[:3] + epoch.to_bytes(2) + record[5:]) == ()
+    assert receiver.drops == {"epoch": 3}
+
+
+def test_late_handshake_records_are_counted_apart() -> None:
+    _, receiver = pair()
+    assert receiver.open(hello_request(1)) == ()
+    assert receiver.drops == {"handshake": 1}
+
+
+def test_close_notify_closes_and_a_forged_one_does_not() -> None:
+    sender, receiver = pair()
+    goodbye = sender.seal_close()
+    assert receiver.open(goodbye[:-1] + bytes([goodbye[-1] ^ 1])) == ()
+    assert receiver.open(b"\x15\xfe\xfd\x00\x00" + bytes(6) + b"\x00\x02\x02\x28") == ()
+    assert not receiver.closed
+    assert receiver.open(goodbye) == ()
+    assert receiver.closed
+
+
+def test_the_key_is_exhausted_after_so_many_records() -> None:
+    suite = replace(LEGACY_SUITE, seal_limit=10)
+    sender = AeadRecords(keys(suite), server=False)
+    for _ in range(8):
+        sender.seal(b"")
+    assert not sender.exhausted
+    sender.seal(b"")
+    assert sender.exhausted
+
+
+def test_the_key_is_exhausted_after_so_many_forgeries_but_not_by_replays() -> None:
+    suite = replace(LEGACY_SUITE, forgery_limit=3)
+    sender, receiver = AeadRecords(keys(suite), server=False), AeadRecords(keys(suite), server=True)
+    record = sender.seal(b"x")
+    receiver.open(record)
+    forged = sender.seal(b"y")[:-1] + b"?"
+    for _ in range(2):
+        receiver.open(record)
+        receiver.open(forged)
+    assert not receiver.exhausted
+    receiver.open(forged)
+    assert receiver.exhausted
+
+
+def test_a_number_is_never_used_twice_even_at_the_end() -> None:
+    sender = AeadRecords(keys(sequence=MAX_SEQUENCE), server=False)
+    assert sequence_of(sender.seal(b"last")) == MAX_SEQUENCE
+    assert sender.exhausted
+    with pytest.raises(OverflowError):
+        sender.seal(b"one more")
+
+
+def test_too_much_for_one_record_is_refused_before_a_number_is_spent() -> None:
+    sender, receiver = pair()
+    with pytest.raises(ValueError, match="16384"):
+        sender.seal(bytes(16385))
+    receiver.open(sender.seal(b""))
+    assert receiver.highest == 1
+
+
+@given(
+    st.one_of(st.binary(max_size=80), st.binary(max_size=60).map(lambda tail: b"\x17\xfe\xfd\x00\x01" + tail))
+)
+def test_no_bytes_make_open_raise_or_pass(datagram: bytes) -> None:
+    for suite in (DEFAULT_SUITES[0], LEGACY_SUITE):
+        receiver = AeadRecords(keys(suite), server=True)
+        assert receiver.open(datagram) == ()
+        assert receiver.drops
+        assert receiver.highest == 0
+
+
+def test_secrets_do_not_show() -> None:
+    secret = keys()
+    text = repr(secret) + repr(AeadRecords(secret, server=True)) + repr(secret.suite)
+    assert "cccc" not in text
+    assert "ssss" not in text
+    assert b"c".hex() * 4 not in text
+
+
+def test_suites_are_found_by_name_label_and_code() -> None:
+    for suite in ALL_SUITES:
+        assert by_name(suite.name) is suite
+        assert by_name(suite.label) is suite
+        assert by_code(suite.code) is suite
+    assert by_code(0x1301) is None
+    with pytest.raises(KeyError):
+        by_name("TLS-PSK-WITH-NULL-SHA")
