@@ -1,28 +1,33 @@
-"""Carries packets between one TUN device and the UDP sockets of its sessions. One packet, followed:
+"""Carries packets between one TUN device and the UDP sockets of its sessions. One turn, followed:
 
-    out   TUN readable -> read -> seal -> send
-    in    UDP readable -> receive -> open -> source allowed? -> write to TUN
+    out   TUN readable -> read until there is enough for a batch -> seal -> send
+    in    UDP readable -> receive a batch -> open -> source allowed? -> write to TUN
 
-A packet that the UDP socket does not take now waits here, and TUN is not read until the socket has
-room again: the kernel's queue in front of the TUN device then does what queues are for.
+What the UDP socket does not take now waits here, and TUN is not read until the socket has room again: the
+kernel's queue in front of the TUN device then does what queues are for.
 """
 
 import asyncio
 import errno
-import os
-import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from dtun.dataplane.counters import Counters
+from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
+from dtun.dataplane.device import Accepts, Device
 
-BATCH = 64
-"""Packets taken in one turn of the loop at most, so that one busy peer holds up nobody for long (a millisecond)."""
+FRAMES = 128
+"""Frames read from TUN before they are sealed and sent: three full sends, some 0.3 ms of work."""
 
-MAX_DATAGRAM = 65535
+READS = 64
+"""Reads of TUN in one turn, at most."""
 
-_LATER = frozenset({errno.EAGAIN, errno.ENOBUFS})
+RECEIVES = 4
+"""Receives on one socket in one turn, each of up to 64 datagrams, so that one busy peer holds up nobody for long."""
+
+DEVICE_REST = 1.0
+"""Seconds for which a device that cannot be read is left alone. The kernel calls such a one readable all the time."""
+
 _PATH_ERRORS = frozenset(
     {
         errno.ECONNREFUSED,
@@ -35,23 +40,18 @@ _PATH_ERRORS = frozenset(
 )
 
 
-class Device(Protocol):
-    """What is needed of a TUN device: one read or write on the descriptor is one IP packet."""
-
-    def fileno(self) -> int: ...
-
-
 @dataclass(slots=True)
 class Port:
     """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
 
-    `on_control` gets plaintexts that are not IP packets, `on_nothing` datagrams that held no plaintext
+    `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext
     (an alert, a handshake, a forgery), `on_error` an errno that says something about the path.
     """
 
-    socket: socket.socket
-    seal: Callable[[bytes], bytes]
+    datagrams: Datagrams
+    seal: Callable[[Sequence[bytes]], list[bytes]]
     open: Callable[[bytes], Sequence[bytes]]
+    open_batch: Callable[[memoryview, int, list[bytes]], list[bytes]]
     on_control: Callable[[bytes], None]
     on_nothing: Callable[[bytes], None]
     on_error: Callable[[int], None]
@@ -61,138 +61,138 @@ class Pump:
     """The data plane of one TUN device. Sends through one port at a time, receives from all of them."""
 
     def __init__(
-        self,
-        device: Device,
-        counters: Counters,
-        *,
-        accepts: Callable[[bytes], bool],
-        loop: asyncio.AbstractEventLoop,
+        self, device: Device, counters: Counters, *, accepts: Accepts, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._device = device.fileno()
+        self._device = device
         self._counters = counters
         self._accepts = accepts
         self._loop = loop
         self._port: Port | None = None
         self._ports: dict[int, Port] = {}
-        self._pending: bytes | None = None
-        loop.add_reader(self._device, self._read_device)
+        self._pending: Sequence[bytes] = ()
+        self._rest: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        loop.add_reader(device.fileno(), self._read_device)
 
     def attach(self, port: Port) -> None:
         """Send through this port from now on; the one before goes on receiving until it is detached."""
         self._resume()
         self._port = port
-        self._ports[port.socket.fileno()] = port
-        self._loop.add_reader(port.socket, self._read_socket, port)
+        self._ports[port.datagrams.socket.fileno()] = port
+        self._loop.add_reader(port.datagrams.socket, self._read_socket, port)
 
     def detach(self, port: Port) -> None:
         """Forget a port, before its socket is closed. Packets are dropped while there is none to send through."""
-        if self._ports.pop(port.socket.fileno(), None) is None:
+        if self._ports.pop(port.datagrams.socket.fileno(), None) is None:
             return
         if self._port is port:
             self._resume()
             self._port = None
-        self._loop.remove_reader(port.socket)
+        self._loop.remove_reader(port.datagrams.socket)
 
     def receive(self, port: Port, datagram: bytes) -> None:
-        """Take in one datagram of a session."""
+        """Take in one datagram of a session, of any kind."""
         plaintexts = port.open(datagram)
-        for packet in plaintexts:
-            if packet[0] >> 4 in (4, 6):
-                self._write(packet)
-            else:
-                port.on_control(packet)
+        for plaintext in self._device.deliver(plaintexts, self._accepts):
+            port.on_control(plaintext)
         if not plaintexts:
             port.on_nothing(datagram)
 
-    def deliver(self, packets: Iterable[bytes]) -> None:
-        """IP packets that came before the session was attached."""
-        for packet in packets:
-            self._write(packet)
+    def deliver(self, packets: Sequence[bytes]) -> None:
+        """Packets that came before the session was attached."""
+        self._device.deliver(packets, self._accepts)
 
     def close(self) -> None:
         """Stop reading the device and all ports, before they are closed."""
         for port in list(self._ports.values()):
             self.detach(port)
-        self._loop.remove_reader(self._device)
+        self._loop.remove_reader(self._device.fileno())
+        if self._rest is not None:
+            self._rest.cancel()
 
     def _read_device(self) -> None:
-        read, device, port = os.read, self._device, self._port
-        counters = self._counters
-        for _ in range(BATCH):
-            try:
-                packet = read(device, MAX_DATAGRAM)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
-                counters.drops[f"tun read: {_name(error)}"] += 1
-                return
-            if port is None:
-                counters.drops["no session"] += 1
-                continue
-            counters.tx_packets += 1
-            counters.tx_bytes += len(packet)
-            if not self._send(port, port.seal(packet)):
-                return
-
-    def _send(self, port: Port, record: bytes) -> bool:
-        """Send a record. False if it waits for room in the socket, and TUN is not read meanwhile."""
+        read, port = self._device.read, self._port
+        frames: list[bytes] = []
         try:
-            port.socket.send(record)
+            for _ in range(READS):
+                frames += read()
+                if len(frames) >= FRAMES:
+                    break
+        except BlockingIOError:
+            pass
         except OSError as error:
-            if error.errno in _LATER and self._pending is None:
-                self._pending = record
-                self._loop.remove_reader(self._device)
-                self._loop.add_writer(port.socket, self._room, port)
-                return False
-            self._failed(port, "send", error)
-        return True
+            # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
+            self._counters.dropped("tun read", error)
+            self._let_rest()
+        if port is None:
+            self._counters.drops["no session"] += len(frames)
+        elif frames:
+            self._send(port, port.seal(frames))
+
+    def _let_rest(self) -> None:
+        self._loop.remove_reader(self._device.fileno())
+        if self._rest is not None:
+            self._rest.cancel()
+        self._rest = self._loop.call_later(DEVICE_REST, self._wake)
+
+    def _wake(self) -> None:
+        """Read the device again after a rest, unless it waits for room in a socket."""
+        if not self._pending:
+            self._loop.add_reader(self._device.fileno(), self._read_device)
+
+    def _send(self, port: Port, records: Sequence[bytes]) -> bool:
+        """Send records. False if some wait for room in the socket, and TUN is not read meanwhile."""
+        try:
+            sent = port.datagrams.send(records)
+        except OSError as error:
+            self._failed(port, "udp send", error)
+            return True
+        if sent == len(records):
+            return True
+        if not self._pending:
+            self._loop.remove_reader(self._device.fileno())
+            self._loop.add_writer(port.datagrams.socket, self._room, port)
+        self._pending = records[sent:]
+        return False
 
     def _room(self, port: Port) -> None:
-        record, self._pending = self._pending, None
-        if record is None or self._send(port, record):
+        if self._send(port, self._pending):
             self._resume()
 
     def _resume(self) -> None:
-        """Read TUN again, whether or not it was paused; a record that waited is given up."""
+        """Read TUN again, whether or not it was paused; what waited is given up."""
         if self._port is not None:
-            self._loop.remove_writer(self._port.socket)
-        self._pending = None
-        self._loop.add_reader(self._device, self._read_device)
+            self._loop.remove_writer(self._port.datagrams.socket)
+        self._pending = ()
+        self._loop.add_reader(self._device.fileno(), self._read_device)
 
     def _read_socket(self, port: Port) -> None:
-        receive, take = port.socket.recv, self.receive
-        for _ in range(BATCH):
+        buffer, datagrams, deliver, accepts = (
+            self._buffer,
+            port.datagrams,
+            self._device.deliver,
+            self._accepts,
+        )
+        for _ in range(RECEIVES):
             try:
-                datagram = receive(MAX_DATAGRAM)
+                length, size = datagrams.receive_into(buffer)
             except BlockingIOError:
                 return
             except OSError as error:
-                self._failed(port, "receive", error)
+                self._failed(port, "udp receive", error)
                 return
-            take(port, datagram)
-            if port.socket.fileno() not in self._ports:
-                return  # that datagram ended the session
-
-    def _write(self, packet: bytes) -> None:
-        counters = self._counters
-        if not self._accepts(packet):
-            return
-        try:
-            os.write(self._device, packet)
-        except OSError as error:
-            counters.drops[f"tun write: {_name(error)}"] += 1
-        else:
-            counters.rx_packets += 1
-            counters.rx_bytes += len(packet)
+            odd: list[bytes] = []
+            plaintexts = port.open_batch(buffer[:length], size or 1, odd)
+            for plaintext in deliver(plaintexts, accepts):
+                port.on_control(plaintext)
+            for datagram in odd:
+                self.receive(port, datagram)
+            if datagrams.socket.fileno() not in self._ports:
+                return  # one of them ended the session
 
     def _failed(self, port: Port, doing: str, error: OSError) -> None:
+        self._counters.dropped(doing, error)
         number = error.errno or 0
-        self._counters.drops[f"udp {doing}: {_name(error)}"] += 1
         if number in _PATH_ERRORS:
             # Not from inside this turn: the answer may be to close the socket that is being read.
             self._loop.call_soon(port.on_error, number)
-
-
-def _name(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "error")

@@ -1,7 +1,7 @@
 """Which source addresses a client may use: its own and those of its granted subnets (BCP 38, reverse path)."""
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from dtun.dataplane.counters import Counters
 
@@ -9,48 +9,65 @@ CACHE_SIZE = 4096
 """Verdicts that are remembered; a peer that tries many addresses must not fill the memory."""
 
 
+_Prefix = tuple[int, int, int]
+"""Length of an address in bytes, mask, network."""
+
+
 class SourceFilter:
     """Judges packets by their source address. One dictionary look-up in the ordinary case."""
 
     def __init__(self, counters: Counters, allowed: Iterable[IPv4Network | IPv6Network] = ()) -> None:
         self._drops = counters.drops
-        self._verdicts: dict[bytes, bool] = {}
-        self._prefixes: list[tuple[int, int, int]] = []
+        self._objections: dict[bytes, str] = {}
+        self._prefixes: list[_Prefix] = []
         self.allow(allowed)
 
     def allow(self, allowed: Iterable[IPv4Network | IPv6Network]) -> None:
         """From now on let packets from these networks pass, and no others."""
-        self._prefixes = [
-            (network.max_prefixlen // 8, int(network.netmask), int(network.network_address))
-            for network in allowed
-        ]
-        self._verdicts.clear()
+        self._prefixes = [_prefix(network) for network in allowed]
+        self._objections.clear()
 
-    def accepts(self, packet: bytes) -> bool:
-        """Whether the packet may come from this peer; if not, the reason is counted.
+    def accepts(self, frame: bytes, start: int) -> bool:
+        """Whether the packet that begins at `start` may come from this peer; if not, the reason is counted.
 
         IPv4 (RFC 791)    45 . . . | . . . . | . . . . | source 4 | destination 4
         IPv6 (RFC 8200)   6. . . . | . . . . | source 16          | destination 16
         """
-        version = packet[0] >> 4
-        if version == 4 and len(packet) >= 20:
-            source = packet[12:16]
-        elif version == 6 and len(packet) >= 40:
-            source = packet[8:24]
+        length = len(frame) - start
+        version = frame[start] >> 4 if length > 0 else 0
+        if version == 4 and length >= 20:
+            source = frame[start + 12 : start + 16]
+        elif version == 6 and length >= 40:
+            source = frame[start + 8 : start + 24]
         else:
             self._drops["not an IP packet"] += 1
             return False
-        verdict = self._verdicts.get(source)
-        if verdict is None:
-            verdict = self._judge(source)
-        if not verdict:
-            self._drops["source not allowed"] += 1
-        return verdict
+        objection = self._objections.get(source)
+        if objection is None:
+            objection = self._judge(source)
+        if objection:
+            self._drops[objection] += 1
+            return False
+        return True
 
-    def _judge(self, source: bytes) -> bool:
+    def _judge(self, source: bytes) -> str:
+        """Why a packet with this source may not come in; "" if it may."""
         number, size = int.from_bytes(source), len(source)
-        verdict = any(size == length and number & mask == prefix for length, mask, prefix in self._prefixes)
-        if len(self._verdicts) >= CACHE_SIZE:
-            self._verdicts.clear()
-        self._verdicts[source] = verdict
-        return verdict
+        if any(size == length and number & mask == prefix for length, mask, prefix in self._prefixes):
+            objection = ""
+        elif any(size == length and number & mask == prefix for length, mask, prefix in _LINK_ONLY):
+            objection = "source only valid on a link"
+        else:
+            objection = "source not allowed"
+        if len(self._objections) >= CACHE_SIZE:
+            self._objections.clear()
+        self._objections[source] = objection
+        return objection
+
+
+def _prefix(network: IPv4Network | IPv6Network) -> _Prefix:
+    return network.max_prefixlen // 8, int(network.netmask), int(network.network_address)
+
+
+# A kernel says hello to its neighbours on every device (RFC 3376, RFC 3810): no offence, and nothing to forward.
+_LINK_ONLY = [_prefix(ip_network(text)) for text in ("0.0.0.0/32", "::/128", "fe80::/10")]

@@ -201,7 +201,9 @@ class AeadRecords:
                 associated_end = _DATA + (length - added).to_bytes(2)
             try:
                 plaintext = decrypt(
-                    (read_iv ^ number).to_bytes(12), datagrams[start + body : end], number.to_bytes(8) + associated_end
+                    (read_iv ^ number).to_bytes(12),
+                    datagrams[start + body : end],
+                    number.to_bytes(8) + associated_end,
                 )
             except InvalidTag:
                 self._forgeries += 1

@@ -39,12 +39,22 @@ class LocalNetwork:
 
 
 class Tun(Protocol):
-    """A layer 3 device: one read or write on the descriptor is one IP packet. Gone when closed."""
+    """A layer 3 device. Gone when closed.
+
+    `offloads` names the super-packets that it can take: "segments" (of TCP, and checksums left to the receiver),
+    "udp-segments". Where there are any, each read and write has a header (dtun.protocol.virtio) in front; where
+    there are none, it is one bare IP packet.
+    """
 
     name: str
+    offloads: frozenset[str]
 
     def fileno(self) -> int:
         """The non-blocking descriptor."""
+        ...
+
+    def hand_out(self, offloads: frozenset[str]) -> None:
+        """From now on reads may bring these kinds of super-packets (a part of `offloads`), and no others."""
         ...
 
     def close(self) -> None:

@@ -65,6 +65,8 @@ class Channel:
         The previous message is acknowledged again, since the acknowledgement may have got lost; anything
         else that is not expected is ignored.
         """
+        if not fragment.payload:
+            return None
         behind = (self._expected - fragment.message) & 0xFFFF
         if behind == 0:
             known = self._fragments
@@ -72,8 +74,6 @@ class Channel:
                 return None
             if not known:
                 known.update(dict.fromkeys(range(fragment.count), b""))
-            if not fragment.payload:
-                return None
             known[fragment.index] = fragment.payload
         elif behind > 1:
             return None

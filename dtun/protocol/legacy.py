@@ -33,7 +33,8 @@ def decode_answer(record: bytes) -> tuple[IPv4Network, ...] | None:
         return ()
     try:
         text = record.decode("ascii")
-        if "/" not in text or len(text) > len("255.255.255.255/32"):
+        # Python would take a mask instead of the prefix length, or leave the latter out.
+        if not text.partition("/")[2].isdigit() or len(text) > len("255.255.255.255/32"):
             return None
         return (IPv4Network(text, strict=False),)
     except ValueError:

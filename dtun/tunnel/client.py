@@ -22,6 +22,7 @@ from ipaddress import ip_address
 
 from dtun.config import ClientConfig, ServerName
 from dtun.dataplane.counters import Counters
+from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine
@@ -119,7 +120,9 @@ class Client:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
         self._tun = self._kernel.create_tun(self._config.tun)
-        self._pump = Pump(self._tun, self._counters, accepts=_any_packet, loop=self._loop)
+        self._pump = Pump(
+            device_for(self._tun, self._counters), self._counters, accepts=_any_packet, loop=self._loop
+        )
         self._kernel.watch(self._host_changed)
         self._wanted.set()
 
@@ -247,6 +250,7 @@ class Client:
                         instance=self._instance,
                         subnets=self._config.subnets,
                         mtu=self._config.mtu or link.inner_mtu,
+                        features=tuple(sorted(self._tun.offloads)) if self._tun else (),
                     )
                 )
             case Received(Welcome() as welcome):
@@ -256,7 +260,7 @@ class Client:
                     self._want("renewal")
             case Closed():
                 if not outcome.done():
-                    outcome.set_result(harmless(event.text))
+                    outcome.set_result(self._explained(link, event))
                 if link is self._link:
                     self._lost(event)
             case _:
@@ -274,7 +278,7 @@ class Client:
         except UnavailableError as error:
             link.close("other", str(error))
             return
-        if link.ended() or self._pump is None:
+        if link.ended() or self._pump is None or self._tun is None:
             return
         for route, reason in refused:
             log.warning("route %s is not installed: %s", route.destination, reason)
@@ -282,6 +286,7 @@ class Client:
         if liveness is not None:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
         before, self._link, self._mtu = self._link, link, mtu
+        self._tun.hand_out(self._tun.offloads.intersection(welcome.features))
         link.attach(self._pump)
         if before is not None and before is not link:
             self._retiring.add(before)
@@ -294,6 +299,14 @@ class Client:
         if not outcome.done():
             outcome.set_result(None)
         self._tasks.spawn(self._hooks.up(self._hook_variables("connected")))
+
+    def _explained(self, link: Link, closed: Closed) -> str:
+        """Why an attempt has failed, and what to do where that can be guessed."""
+        text = harmless(closed.text)
+        # An original Go dtun has one suite, which is none of ours, so that it does not even say hello.
+        if closed.reason == "handshake" and not link.session.association.answered and not self._config.go:
+            return f"{text} (if that is an original Go dtun, set `compat: go`)"
+        return text
 
     def _retire(self, link: Link) -> None:
         self._retiring.discard(link)
@@ -337,9 +350,8 @@ class Client:
         """When this session is to be replaced, and when it has proven itself."""
         self._timer("stable", STABLE_TIME, self._backoff.reset)
         if self._config.rekey and not self._config.go:
-            self._timer(
-                "rekey", self._config.rekey * random.uniform(0.95, 1.0), lambda: self._want("renewal")
-            )
+            delay = self._config.rekey * random.uniform(0.95, 1.0)  # noqa: S311 - spreads load, hides nothing
+            self._timer("rekey", delay, lambda: self._want("renewal"))
         if self._config.go:
             silence = Silence(GO_TIMEOUT)
             self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
@@ -445,7 +457,7 @@ class Client:
         return variables
 
 
-def _any_packet(packet: bytes) -> bool:  # noqa: ARG001 - the server may forward for the whole world
+def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward for the whole world
     return True
 
 

@@ -138,7 +138,7 @@ class GoServerDialect:
         self._resend_at = None
         subnets = legacy.decode_answer(plaintext)
         if subnets is None:
-            return Goodbye(reason="other", text="it did not say which subnet is behind it")
+            return Goodbye(reason="other", text="it did not say which IPv4 subnet is behind it")
         return Hello(subnets=subnets)
 
     def poll(self, heard: int, now: float) -> None:  # noqa: ARG002 - see Dialect

@@ -5,11 +5,12 @@ serves it at a time; one that was just replaced still receives for a moment.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
 from dtun.config import ClientEntry
 from dtun.dataplane.counters import Counters
+from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter
 from dtun.network.state import Link as Device, Network, NetworkState, PointToPoint, Route
@@ -51,7 +52,9 @@ class Identity:
         self.since = iso()
         self.last_error: str | None = None
         self._sources = SourceFilter(self.counters)
-        self.pump = Pump(tun, self.counters, accepts=self._sources.accepts, loop=loop)
+        self.pump = Pump(
+            device_for(tun, self.counters), self.counters, accepts=self._sources.accepts, loop=loop
+        )
         self.grant(())
 
     @property
@@ -77,8 +80,11 @@ class Identity:
             frozenset(Route(subnet, name) for subnet in subnets),
         )
 
-    def serve(self, link: Link, instance: str) -> Link | None:
-        """Send through this session from now on; returns the one before, if it is another and still open."""
+    def serve(self, link: Link, instance: str, features: Iterable[str]) -> Link | None:
+        """Send through this session from now on; returns the one before, if it is another and still open.
+
+        `features` are the peer's: super-packets are handed out only as far as it can take them.
+        """
         before, self.link = self.link, link
         self.instance = instance
         self.last_error = None
@@ -86,6 +92,7 @@ class Identity:
             return None
         if before is None:
             self.since = iso()
+        self.tun.hand_out(self.tun.offloads.intersection(features))
         link.attach(self.pump)
         return None if before is None or before.ended() else before
 

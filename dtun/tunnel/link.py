@@ -6,7 +6,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from dtun.dataplane.pump import MAX_DATAGRAM, Port, Pump
+from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
+from dtun.dataplane.pump import Port, Pump
 from dtun.protocol.messages import MIN_MTU, Message
 from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.tunnel import sockets
@@ -101,9 +102,10 @@ class Link:
         records = self.session.association.records
         self._pump = pump
         self._port = Port(
-            self._socket,
-            seal=records.seal,
+            Datagrams(self._socket),
+            seal=records.seal_batch,
             open=records.open,
+            open_batch=records.open_batch,
             on_control=self._control,
             on_nothing=self._nothing,
             on_error=self._path_error,
@@ -150,7 +152,7 @@ class Link:
     def _readable(self) -> None:
         """Before the data plane takes over: one datagram a turn."""
         try:
-            datagram = self._socket.recv(MAX_DATAGRAM)
+            datagram = self._socket.recv(RECEIVE_SIZE)
         except BlockingIOError:
             return
         except OSError as error:

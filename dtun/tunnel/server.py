@@ -55,6 +55,7 @@ class Server:
         self._creating = asyncio.Lock()
         self._tasks = Tasks(loop)
         self._failures = Limiter(burst=10, per_seconds=60)
+        self._newcomers: set[Link] = set()
         self._stopping = False
         fixed = {name: entry.address for name, entry in config.clients.items() if entry.address}
         fixed6 = {name: entry.address6 for name, entry in config.clients.items() if entry.address6}
@@ -143,8 +144,10 @@ class Server:
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
-            case Established() if not link.session.association.native:
-                self._tasks.spawn(self._admit(link, None))
+            case Established():
+                self._newcomers.add(link)
+                if not link.session.association.native:
+                    self._tasks.spawn(self._admit(link, None))
             case Received(Hello() as hello):
                 self._tasks.spawn(self._admit(link, hello))
             case WornOut():
@@ -155,20 +158,35 @@ class Server:
                 pass
 
     def _handshake_failed(self, failed: Failed) -> None:
-        held_back = None if failed.identity is None else self._failures.allow(self._loop.time())
-        if failed.identity is None or held_back is None:
-            return
-        log.warning(
-            "%s: a handshake with id '%s' failed: %s%s",
-            sockets.show(failed.path.peer),
-            harmless(failed.identity),
-            failed.reason,
-            f" (and {held_back} more like this)" if held_back else "",
-        )
+        if failed.identity is not None:
+            reason = self._mismatch(failed.identity, failed.reason) or failed.reason
+            what = f"a handshake with id '{harmless(failed.identity)}' failed"
+            self._complain(f"{sockets.show(failed.path.peer)}: {what}: {reason}")
+
+    def _mismatch(self, name: str, reason: str) -> str | None:
+        """In words for the log, if this id is only unknown for the suite that was used, see `_key`."""
+        entry = self._config.entry(name)
+        if entry is None or reason != "unknown id":
+            return None
+        if entry.go:
+            return "its entry is for an original Go dtun; remove `compat: go` there, or set it on the client"
+        return "it is an original Go dtun, which its entry does not allow; set `compat: go` there"
+
+    def _complain(self, text: str) -> None:
+        """Warn of what a client has done, a few times a minute."""
+        held_back = self._failures.allow(self._loop.time())
+        if held_back is not None:
+            log.warning("%s%s", text, f" (and {held_back} more like this)" if held_back else "")
 
     def _gone(self, link: Link, closed: Closed) -> None:
         self._door.forget(link)
         name = link.session.association.identity or ""
+        if link in self._newcomers:
+            self._newcomers.discard(link)
+            if closed.reason in ("other", "timeout"):
+                self._complain(
+                    f"{name}: the session from {link.endpoint} came to nothing: {harmless(closed.text)}"
+                )
         identity = self._identities.get(name)
         if identity is None or identity.link is not link:
             return
@@ -271,17 +289,19 @@ class Server:
                 keepalive=self._config.keepalive,
                 timeout=self._config.timeout,
                 refused=tuple(refusals[:MAX_REFUSALS]),
+                features=tuple(sorted(identity.tun.offloads)),
             )
         )
 
     def _put_to_service(self, identity: Identity, link: Link, hello: Hello) -> None:
         """The moment at which an identity moves over to a new session."""
+        self._newcomers.discard(link)
         instance = hello.instance or str(link.peer[0])
         if identity.rivalry.login(instance, link.endpoint, self._loop.time()):
             log.warning("%s: %s; give each host an id of its own", identity.name, identity.rivalry.describe())
         same_host = instance == identity.instance and hello.instance != ""
         news = identity.link is None
-        before = identity.serve(link, instance)
+        before = identity.serve(link, instance, hello.features)
         if before is not None and same_host:
             self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
         elif before is not None:

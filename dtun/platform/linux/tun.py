@@ -14,7 +14,21 @@ DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
+
+# What reads may bring that is not finished: checksums, and super-packets of TCP and (from Linux 6.2) of UDP.
+TUNSETOFFLOAD = 0x400454D0
+TUN_F_CSUM = 0x01
+TUN_F_TSO4 = 0x02
+TUN_F_TSO6 = 0x04
+TUN_F_TSO_ECN = 0x08
+TUN_F_USO4 = 0x20
+TUN_F_USO6 = 0x40
+OFFLOADS = {
+    "segments": TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN,
+    "udp-segments": TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6,
+}
 
 # struct ifreq on 64-bit Linux, as far as TUNSETIFF reads it:
 #   | name, NUL-terminated: 16 bytes | flags: 2 bytes | unused: 22 bytes |
@@ -23,16 +37,34 @@ NAME_MAX_BYTES = 15
 
 
 class LinuxTun:
-    """An open TUN device: one read or write of the descriptor is one IP packet with nothing in front."""
+    """An open TUN device with IFF_VNET_HDR: see `dtun.platform.interface.Tun`."""
 
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
+        self.offloads: frozenset[str] = frozenset()
         self._descriptor = descriptor
         self._closed = closed
 
     def fileno(self) -> int:
         """The non-blocking descriptor; -1 once closed."""
         return self._descriptor
+
+    def hand_out(self, offloads: frozenset[str]) -> None:
+        """See `Tun.hand_out`."""
+        flags = 0
+        for offload in offloads & self.offloads:
+            flags |= OFFLOADS[offload]
+        fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
+
+    def find_offloads(self) -> None:
+        """Ask the kernel which super-packets it knows; it hands out none yet."""
+        for offload, flags in OFFLOADS.items():
+            try:
+                fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
+            except OSError:
+                continue
+            self.offloads |= {offload}
+        fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, 0)
 
     def close(self) -> None:
         """Remove the device, with its addresses and routes. May be called twice."""
@@ -67,7 +99,7 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             "or pass the device into the container"
         ) from None
     try:
-        fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL))
+        fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL))
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EPERM, errno.EACCES):
@@ -81,7 +113,9 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
                 "stop what made it, or choose another name"
             ) from None
         raise UnavailableError(f"cannot make the TUN device {name}: {_reason(error)}") from None
-    return LinuxTun(name, descriptor, closed)
+    tun = LinuxTun(name, descriptor, closed)
+    tun.find_offloads()
+    return tun
 
 
 def _is_device_name(name: str) -> bool:

@@ -1,0 +1,59 @@
+"""TUN devices as the data plane sees them: they hand out frames to be sealed, and take what was opened."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from dtun.dataplane.counters import Counters
+
+MAX_PACKET = 65535
+
+Accepts = Callable[[bytes, int], bool]
+"""Whether the packet that starts at an offset of a frame may come from this peer; if not, that has been counted."""
+
+
+class Device(Protocol):
+    """A layer 3 device whose descriptor does not block."""
+
+    def fileno(self) -> int: ...
+
+    def read(self) -> Sequence[bytes]:
+        """The frames of one read. Raises BlockingIOError when there is nothing, OSError when it is gone or down."""
+        ...
+
+    def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
+        """Write the packets among these plaintexts of records; returns the others, which are for the session."""
+        ...
+
+
+class PlainDevice:
+    """One packet, complete, for each read and write: what every system has."""
+
+    def __init__(self, descriptor: int, counters: Counters) -> None:
+        self._descriptor = descriptor
+        self._counters = counters
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read(self) -> Sequence[bytes]:
+        packet = os.read(self._descriptor, MAX_PACKET)
+        counters = self._counters
+        counters.tx_packets += 1
+        counters.tx_bytes += len(packet)
+        return (packet,)
+
+    def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
+        counters, others = self._counters, []
+        for packet in plaintexts:
+            if not packet or packet[0] >> 4 not in (4, 6):
+                others.append(packet)
+            elif accepts(packet, 0):
+                try:
+                    os.write(self._descriptor, packet)
+                except OSError as error:
+                    counters.dropped("tun write", error)
+                else:
+                    counters.rx_packets += 1
+                    counters.rx_bytes += len(packet)
+        return others

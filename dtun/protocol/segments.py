@@ -1,0 +1,248 @@
+"""Super-packets on the wire: the kernel's offloads, carried from one TUN device to the other.
+
+A kernel with segmentation offload hands out one TCP packet of up to 64 KiB that stands for many. It is not segmented
+here: each record carries the unpatched headers and one slice of the payload. The receiver puts consecutive slices
+together again, patches the headers once, and gives its own kernel one super-packet. A lost record costs one segment.
+
+    SEGMENT   03 | last 1 bit, index 7 bits | size 2 | IP header | TCP or UDP header | slice of the payload
+    PARTIAL   04 | csum_start 1 | csum_offset 1 | 0 1 | packet whose checksum covers the pseudo-header only
+
+`size` is the payload of every segment but the last, which may be shorter. So slice `index` starts `index * size` bytes
+into the payload, and anybody who has it can say what the kernel would have sent (Linux, net/ipv4/tcp_offload.c):
+
+- IPv4 identification: that of the super-packet plus `index`;
+- TCP sequence number: plus `index * size`; FIN and PSH only in the last segment, CWR only in the first;
+- lengths: those of the segment; checksums: computed anew.
+"""
+
+from struct import Struct
+from typing import Final
+
+from dtun.protocol import virtio
+
+SEGMENT: Final = 3
+PARTIAL: Final = 4
+HEADER_SIZE: Final = 4
+"""Bytes in front of the packet in both kinds of frame."""
+
+MAX_SEGMENTS: Final = 128
+MAX_PACKET: Final = 65535
+_LAST: Final = 0x80
+_INDEX: Final = 0x7F
+
+TCP: Final = 6
+UDP: Final = 17
+TCP_CSUM: Final = 16
+UDP_CSUM: Final = 6
+_UDP_HEADER: Final = 8
+_FIN_PSH: Final = 0x09
+_CWR: Final = 0x80
+
+_SEGMENT: Final = Struct("!BBH")
+_PARTIAL: Final = Struct("!BBBB")
+_U16: Final = Struct("!H")
+_U32: Final = Struct("!I")
+_IPV4_WORDS: Final = Struct("!10H")
+
+_INDEXES: Final = tuple(bytes((SEGMENT, index)) for index in range(MAX_SEGMENTS))
+_LASTS: Final = tuple(bytes((SEGMENT, index | _LAST)) for index in range(MAX_SEGMENTS))
+
+
+def partial(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
+    """The frame of a packet whose checksum is left to the receiver's kernel."""
+    return _PARTIAL.pack(PARTIAL, csum_start, csum_offset, 0) + packet
+
+
+def cut(packet: bytes, csum_start: int, csum_offset: int, size: int) -> list[bytes]:
+    """The frames of a super-packet whose transport header is at `csum_start`, in order; [] if it is none.
+
+    A packet with IPv6 extension headers, or of more than 128 segments, goes as complete packets instead.
+    """
+    headers = _headers_length(packet, csum_start, csum_offset)
+    if not size or len(packet) <= headers:
+        return []
+    starts = range(headers, len(packet), size)
+    last = len(starts) - 1
+    if last >= MAX_SEGMENTS or transport_start(packet) != csum_start:
+        return [
+            partial(
+                patched(packet[:headers], csum_start, index, size, len(payload), last=index == last) + payload,
+                csum_start,
+                csum_offset,
+            )
+            for index, payload in enumerate(packet[start : start + size] for start in starts)
+        ]
+    common = _U16.pack(size) + packet[:headers]
+    join = b"".join
+    frames = [
+        join((kind, common, packet[start : start + size])) for kind, start in zip(_INDEXES, starts, strict=False)
+    ]
+    frames[last] = join((_LASTS[last], common, packet[starts[last] :]))
+    return frames
+
+
+def transport_start(packet: bytes) -> int:
+    """Where the TCP or UDP header of a plain IP packet starts; 0 if it is something else, or cut off."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20 and packet[9] in (TCP, UDP):
+        start = (packet[0] & 15) * 4
+        return start if 20 <= start <= len(packet) - _UDP_HEADER else 0
+    if version == 6 and len(packet) >= 48 and packet[6] in (TCP, UDP):
+        return 40
+    return 0
+
+
+def _headers_length(packet: bytes, start: int, csum_offset: int) -> int:
+    """Bytes of all headers, as far as the transport header can be read; else the whole packet."""
+    if csum_offset == TCP_CSUM and len(packet) >= start + 20:
+        return start + (packet[start + 12] >> 4) * 4
+    if csum_offset == UDP_CSUM and len(packet) >= start + _UDP_HEADER:
+        return start + _UDP_HEADER
+    return len(packet)
+
+
+def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, last: bool) -> bytes:
+    """The headers of what begins with segment `index` and has `payload` bytes: one segment, or a run of them.
+
+    `start` is where the transport header begins. The transport checksum covers the pseudo-header only.
+    """
+    header = bytearray(headers)
+    length = len(header) - start + payload
+    if header[0] >> 4 == 4:
+        _U16.pack_into(header, 2, start + length)
+        _U16.pack_into(header, 4, (_U16.unpack_from(header, 4)[0] + index) & 0xFFFF)
+        header[10:12] = b"\0\0"
+        _U16.pack_into(header, 10, _fold(_sum(header[:start])) ^ 0xFFFF)
+        protocol, addresses = header[9], header[12:20]
+    else:
+        _U16.pack_into(header, 4, start - 40 + length)
+        protocol, addresses = (TCP if len(header) - start >= 20 else UDP), header[8:40]
+    checksum = start + UDP_CSUM
+    if protocol == TCP:
+        sequence = _U32.unpack_from(header, start + 4)[0] + index * size
+        _U32.pack_into(header, start + 4, sequence & 0xFFFFFFFF)
+        if not last:
+            header[start + 13] &= ~_FIN_PSH & 0xFF
+        if index:
+            header[start + 13] &= ~_CWR & 0xFF
+        checksum = start + TCP_CSUM
+    else:
+        _U16.pack_into(header, start + 4, length)
+    _U16.pack_into(header, checksum, _fold(_sum(addresses) + protocol + length))
+    return bytes(header)
+
+
+def _sum(words: bytes | bytearray) -> int:
+    """The sum of the 16-bit words, of an even number of bytes, not folded (RFC 1071)."""
+    # One big number modulo 65,535 is the folded sum of its words, but for 65,535 itself, which it calls zero.
+    number = int.from_bytes(words)
+    return (number - 1) % 0xFFFF + 1 if number else 0
+
+
+def _fold(total: int) -> int:
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+class Run:
+    """Consecutive slices of one super-packet. Begins with `Run.begin`, grows with `extend`, ends as one packet.
+
+    `packets` counts the slices. What is not as a sender would have made it is not taken.
+    """
+
+    __slots__ = ("_common", "_first", "_headers", "_next", "_room", "_size", "_slices", "_start", "_whole", "packets")
+
+    def __init__(self, common: bytes, start: int, index: int, size: int) -> None:
+        self._common = common
+        self._headers = 2 + len(common)
+        self._start = start
+        self._first = self._next = index
+        self._size = size
+        self._room = MAX_PACKET - self._headers
+        self._slices: list[bytes] = []
+        self._whole = False
+        self.packets = 0
+
+    @classmethod
+    def begin(cls, frame: bytes) -> "Run | None":
+        """The run that starts with this SEGMENT frame; None if it is malformed."""
+        if len(frame) < HEADER_SIZE + 28:
+            return None
+        packet = frame[HEADER_SIZE : HEADER_SIZE + 120]
+        start = transport_start(packet)
+        if not start:
+            return None
+        protocol = packet[9] if packet[0] >> 4 == 4 else packet[6]
+        headers = _headers_length(packet, start, TCP_CSUM if protocol == TCP else UDP_CSUM)
+        if headers - start < (20 if protocol == TCP else _UDP_HEADER) or headers > len(packet):
+            return None
+        _, index, size = _SEGMENT.unpack_from(frame)
+        run = cls(frame[2 : HEADER_SIZE + headers], start, index & _INDEX, size)
+        return run if size and run.extend(frame) else None
+
+    @property
+    def headers(self) -> bytes:
+        """The unpatched IP and transport headers."""
+        return self._common[2:]
+
+    def extend(self, frame: bytes) -> bool:
+        """Take the next slice; False if this SEGMENT frame is not it."""
+        position = frame[1]
+        headers = self._headers
+        if position & _INDEX != self._next or self._whole or frame[2:headers] != self._common:
+            return False
+        payload = frame[headers:]
+        length = len(payload)
+        self._room -= length
+        if self._room < 0:
+            return False
+        if length != self._size:
+            if not 0 < length < self._size or not position & _LAST:
+                return False
+            self._whole = True
+        elif position & _LAST:
+            self._whole = True
+        self._slices.append(payload)
+        self._next += 1
+        self.packets += 1
+        return True
+
+    def finish(self) -> list[bytes]:
+        """What to write to a TUN device with IFF_VNET_HDR, in pieces: header, packet headers, slices."""
+        slices, start = self._slices, self._start
+        payload = (len(slices) - 1) * self._size + len(slices[-1])
+        headers = patched(self.headers, start, self._first, self._size, payload, last=self._whole)
+        version4 = headers[0] >> 4 == 4
+        protocol = headers[9] if version4 else headers[6]
+        kind = virtio.GSO_NONE
+        if len(slices) > 1:
+            if protocol == UDP:
+                kind = virtio.GSO_UDP_L4
+            else:
+                kind = virtio.GSO_TCPV4 if version4 else virtio.GSO_TCPV6
+                if headers[start + 13] & _CWR:
+                    kind |= virtio.GSO_ECN
+        slices[:0] = (
+            virtio.HEADER.pack(
+                virtio.NEEDS_CSUM,
+                kind,
+                len(headers) if kind else 0,
+                self._size if kind else 0,
+                start,
+                TCP_CSUM if protocol == TCP else UDP_CSUM,
+            ),
+            headers,
+        )
+        return slices
+
+
+def whole(frame: bytes) -> list[bytes] | None:
+    """What to write to a TUN device with IFF_VNET_HDR for a PARTIAL frame; None if it is malformed."""
+    if len(frame) < HEADER_SIZE + 20:
+        return None
+    _, start, offset, _ = _PARTIAL.unpack_from(frame)
+    packet = frame[HEADER_SIZE:]
+    if packet[0] >> 4 not in (4, 6) or start < 20 or start + offset + 2 > len(packet):
+        return None
+    return [virtio.HEADER.pack(virtio.NEEDS_CSUM, virtio.GSO_NONE, 0, 0, start, offset), packet]
