@@ -7,14 +7,16 @@ from typing import Protocol
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice
 from dtun.protocol import virtio
-from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
+from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, Train, cut, partial, whole
 
 _SEGMENT = bytes([SEGMENT])
+_JOINED = (_SEGMENT, bytes([PARTIAL]))
 
 
 class TunDevice(Protocol):
-    """What is to be known of a TUN device. `offloads` names what it can take: "segments", "udp-segments"."""
+    """What is to be known of a TUN device: see `dtun.platform.interface.Tun`."""
 
+    vnet_header: bool
     offloads: frozenset[str]
 
     def fileno(self) -> int: ...
@@ -22,15 +24,19 @@ class TunDevice(Protocol):
 
 def device_for(tun: TunDevice, counters: Counters) -> Device:
     """The data plane's view of a TUN device, by what it can do."""
-    if tun.offloads:
-        return OffloadDevice(tun.fileno(), counters)
+    if tun.vnet_header:
+        return OffloadDevice(tun.fileno(), counters, trains="udp-segments" in tun.offloads)
     return PlainDevice(tun.fileno(), counters)
 
 
 class OffloadDevice:
-    """Reads super-packets as frames of one segment each, and joins such frames into super-packets again."""
+    """Reads super-packets as frames of one segment each, and joins such frames into super-packets again.
 
-    def __init__(self, descriptor: int, counters: Counters) -> None:
+    With `trains`, which takes Linux 6.2, UDP datagrams that follow each other are joined, too.
+    """
+
+    def __init__(self, descriptor: int, counters: Counters, *, trains: bool) -> None:
+        self._trains = trains
         self._descriptor = descriptor
         self._counters = counters
         self._buffer = bytearray(virtio.SIZE + MAX_PACKET)
@@ -57,46 +63,43 @@ class OffloadDevice:
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []
-        run: Run | None = None
+        joined: Run | Train | None = None
+        joins = b""
         for frame in plaintexts:
-            is_segment = frame[:1] == _SEGMENT
-            if run is not None:
-                if is_segment and run.extend(frame):
+            kind = frame[:1]
+            if joined is not None:
+                if kind == joins and joined.extend(frame):
                     continue
-                self._write(run.finish(), run.packets)
-                run = None
-            if is_segment:
-                run = self._begin(frame, accepts)
-            elif not self._take(frame, accepts):
+                self._write(joined.finish(), joined.packets)
+                joined = None
+            if kind in _JOINED:
+                joins = kind
+                joined = self._begin(frame, accepts)
+            elif frame and frame[0] >> 4 in (4, 6):
+                if accepts(frame, 0):
+                    self._write((virtio.NO_OFFLOAD, frame), 1)
+            else:
                 others.append(frame)
-        if run is not None:
-            self._write(run.finish(), run.packets)
+        if joined is not None:
+            self._write(joined.finish(), joined.packets)
         return others
 
-    def _begin(self, frame: bytes, accepts: Accepts) -> Run | None:
-        """The run that starts with this segment, if it is one and may come in."""
-        run = Run.begin(frame)
-        if run is None:
-            self._counters.drops["malformed segment"] += 1
-        elif accepts(frame, HEADER_SIZE):
-            return run
-        return None
-
-    def _take(self, frame: bytes, accepts: Accepts) -> bool:
-        """Write the one packet that a frame is; False if it is none."""
-        kind = frame[0] if frame else 0
-        if kind >> 4 in (4, 6):
-            if accepts(frame, 0):
-                self._write((virtio.NO_OFFLOAD, frame), 1)
-        elif kind == PARTIAL:
-            pieces = whole(frame)
-            if pieces is None:
-                self._counters.drops["malformed packet"] += 1
-            elif accepts(frame, HEADER_SIZE):
-                self._write(pieces, 1)
+    def _begin(self, frame: bytes, accepts: Accepts) -> Run | Train | None:
+        """What this frame starts, if it is well-formed and may come in; a packet that starts nothing is written."""
+        start: Run | Train | None
+        pieces = None
+        if frame[0] == SEGMENT:
+            start = Run.begin(frame)
         else:
-            return False
-        return True
+            start = Train.begin(frame) if self._trains else None
+            pieces = whole(frame) if start is None else None
+        if start is None and pieces is None:
+            self._counters.drops["malformed segment"] += 1
+        elif not accepts(frame, HEADER_SIZE):
+            return None
+        elif pieces is not None:
+            self._write(pieces, 1)
+        return start
 
     def _write(self, pieces: Sequence[bytes], packets: int) -> None:
         counters = self._counters

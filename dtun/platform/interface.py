@@ -42,11 +42,12 @@ class Tun(Protocol):
     """A layer 3 device. Gone when closed.
 
     `offloads` names the super-packets that it can take: "segments" (of TCP, and checksums left to the receiver),
-    "udp-segments". Where there are any, each read and write has a header (dtun.protocol.virtio) in front; where
-    there are none, it is one bare IP packet.
+    "udp-segments". With `vnet_header` each read and write has that header (dtun.protocol.virtio) in front; without, it
+    is one bare IP packet.
     """
 
     name: str
+    vnet_header: bool
     offloads: frozenset[str]
 
     def fileno(self) -> int:

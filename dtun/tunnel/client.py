@@ -294,6 +294,9 @@ class Client:
         self._announce(link, welcome, lost=before is None)
         self._welcome = welcome
         self._last_error = None
+        # The session before may have ended while this one was made. Yet another would bring nothing, and
+        # an original Go dtun would give it other addresses.
+        self._cancel("again")
         self._schedule(link)
         self._hop = await self._way_to(link)
         if not outcome.done():
@@ -369,6 +372,11 @@ class Client:
             self._timers[name].cancel()
         self._timers[name] = self._loop.call_later(delay, action)
 
+    def _cancel(self, *names: str) -> None:
+        for name in names:
+            if name in self._timers:
+                self._timers.pop(name).cancel()
+
     def _want(self, reason: str) -> None:
         """Ask for a new session beside the present one."""
         self._reason = reason
@@ -378,9 +386,7 @@ class Client:
         self._link = None
         self._since = iso()
         self._last_error = harmless(closed.text)
-        for name in ("stable", "rekey", "silence"):
-            if name in self._timers:
-                self._timers.pop(name).cancel()
+        self._cancel("stable", "rekey", "silence")
         if self._stopping:
             return
         if closed.reason == "replaced":

@@ -171,9 +171,8 @@ class FrontDoor:
                 self._moved(link, path)
                 return
         self.drops["record of no session"] += 1
-        if len(datagram) >= len(
-            _HINT
-        ):  # as every real record is; what is asked for never exceeds the question
+        # Every real record is longer; the answer must not exceed the question, whose sender may be forged.
+        if len(datagram) >= len(_HINT):
             self._hint(path, now)
 
     def _moved(self, link: Link, path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from dtun import tuning
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.pump import Port, Pump
 from dtun.protocol.messages import MIN_MTU, Message
@@ -102,7 +103,7 @@ class Link:
         records = self.session.association.records
         self._pump = pump
         self._port = Port(
-            Datagrams(self._socket),
+            Datagrams(self._socket, batches=tuning.KERNEL_OFFLOADS),
             seal=records.seal_batch,
             open=records.open,
             open_batch=records.open_batch,

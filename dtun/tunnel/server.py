@@ -146,8 +146,7 @@ class Server:
         match event:
             case Established():
                 self._newcomers.add(link)
-                if not link.session.association.native:
-                    self._tasks.spawn(self._admit(link, None))
+                self._greet(link)
             case Received(Hello() as hello):
                 self._tasks.spawn(self._admit(link, hello))
             case WornOut():
@@ -156,6 +155,16 @@ class Server:
                 self._gone(link, event)
             case _:
                 pass
+
+    def _greet(self, link: Link) -> None:
+        """Tell an original Go dtun its addresses, for which it waits; a native peer says hello by itself."""
+        association = link.session.association
+        if association.native:
+            return
+        if association.suite is LEGACY_SUITE:  # its entry allows it, see `_key`
+            self._tasks.spawn(self._admit(link, None))
+        else:
+            link.close("other", "it does not speak dtun's protocol")
 
     def _handshake_failed(self, failed: Failed) -> None:
         if failed.identity is not None:

@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Callable
 
+from dtun import tuning
 from dtun.errors import PermissionDeniedError, UnavailableError
 
 DEVICE = "/dev/net/tun"
@@ -42,6 +43,7 @@ class LinuxTun:
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()
+        self.vnet_header = tuning.KERNEL_OFFLOADS
         self._descriptor = descriptor
         self._closed = closed
 
@@ -51,6 +53,8 @@ class LinuxTun:
 
     def hand_out(self, offloads: frozenset[str]) -> None:
         """See `Tun.hand_out`."""
+        if not self.vnet_header:
+            return
         flags = 0
         for offload in offloads & self.offloads:
             flags |= OFFLOADS[offload]
@@ -98,8 +102,9 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             f"cannot open {DEVICE}: {_reason(error)}; load the driver with 'modprobe tun', "
             "or pass the device into the container"
         ) from None
+    flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | (IFF_VNET_HDR if tuning.KERNEL_OFFLOADS else 0)
     try:
-        fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL))
+        fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), flags))
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EPERM, errno.EACCES):
@@ -114,7 +119,8 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             ) from None
         raise UnavailableError(f"cannot make the TUN device {name}: {_reason(error)}") from None
     tun = LinuxTun(name, descriptor, closed)
-    tun.find_offloads()
+    if tun.vnet_header:
+        tun.find_offloads()
     return tun
 
 
