@@ -119,15 +119,16 @@ class FrontDoor:
 
     def _flush(self) -> None:
         """Send the listener's answers, act on what has happened, set the timer."""
+        for datagram, path in self._listener.take_outgoing():
+            listener = self._sockets.get(path.socket)
+            if listener is not None:
+                sockets.answer(listener, datagram, path.peer, path.local)
+        # After the listener's last flight, since the session may have something to say at once.
         for event in self._listener.take_events():
             if isinstance(event, Verified):
                 self._verified(event)
             else:
                 self._failed(event)
-        for datagram, path in self._listener.take_outgoing():
-            listener = self._sockets.get(path.socket)
-            if listener is not None:
-                sockets.answer(listener, datagram, path.peer, path.local)
         if self._timer is not None:
             self._timer.cancel()
         when = self._listener.next_timer()

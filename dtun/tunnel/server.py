@@ -146,7 +146,8 @@ class Server:
         match event:
             case Established():
                 self._newcomers.add(link)
-                self._greet(link)
+                if not link.session.association.native:
+                    self._tasks.spawn(self._admit(link, None))
             case Received(Hello() as hello):
                 self._tasks.spawn(self._admit(link, hello))
             case WornOut():
@@ -155,16 +156,6 @@ class Server:
                 self._gone(link, event)
             case _:
                 pass
-
-    def _greet(self, link: Link) -> None:
-        """Tell an original Go dtun its addresses, for which it waits; a native peer says hello by itself."""
-        association = link.session.association
-        if association.native:
-            return
-        if association.suite is LEGACY_SUITE:  # its entry allows it, see `_key`
-            self._tasks.spawn(self._admit(link, None))
-        else:
-            link.close("other", "it does not speak dtun's protocol")
 
     def _handshake_failed(self, failed: Failed) -> None:
         if failed.identity is not None:
@@ -253,7 +244,12 @@ class Server:
 
     async def _admit(self, link: Link, hello: Hello | None) -> None:
         """Let a client in, or tell it why not. An original one says hello only after it was told its address."""
-        name = link.session.association.identity or ""
+        association = link.session.association
+        if not association.native and association.suite is not LEGACY_SUITE:
+            # With the suite of the original, `_key` has seen to it that the entry allows it.
+            link.close("other", "it does not speak dtun's protocol")
+            return
+        name = association.identity or ""
         try:
             identity = await self._create(name)
             if hello is None:

@@ -7,16 +7,20 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from dtun.config import keys
+from dtun.dtls.association import AssociationState
+from dtun.dtls.engine import ClientEngine
 from tests.interop.gopeer.peer import PION, GoPeer
 
 # The helpers for namespaces are imported by their bare names, as they import each other.
@@ -120,7 +124,9 @@ def echoed(world: World, near: str, far: str, size: int = 3 << 20) -> bool:
         await writer.wait_closed()
         return came
 
-    return world.right.play(lambda: asyncio.wait_for(there_and_back(), 30)) == hashlib.sha256(data).hexdigest()
+    return (
+        world.right.play(lambda: asyncio.wait_for(there_and_back(), 30)) == hashlib.sha256(data).hexdigest()
+    )
 
 
 class Lost:
@@ -132,7 +138,7 @@ class Lost:
         rule = f"meta l4proto udp @th,64,8 {first_byte} counter drop"
         self._table = f"table ip lossy {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}"
 
-    def __enter__(self) -> "Lost":
+    def __enter__(self) -> Self:
         self._host.run("nft", self._table)
         return self
 
@@ -238,7 +244,7 @@ def test_an_answer_that_names_no_ipv4_subnet_ends_the_session(world: World, answ
 
     assert "closed by the peer" in client.wait_for("DOWN")["REASON"]
     assert server.tunnel("old")["state"] == "away"
-    server.wait_log("old: it did not say which IPv4 subnet is behind it")
+    server.wait_log("came to nothing: it did not say which IPv4 subnet is behind it")
 
 
 def test_one_entry_serves_go_clients_of_any_id_beside_a_native_client(world: World) -> None:
@@ -256,6 +262,18 @@ def test_one_entry_serves_go_clients_of_any_id_beside_a_native_client(world: Wor
     assert rows["new"]["suite"] == "ECDHE-PSK-CHACHA20-POLY1305"
     for device in ("one", "two", "dtun0"):
         world.right.run("ping", "-q", "-c1", "-W2", "-I", device, "10.86.0.1")
+
+
+def test_knowing_the_id_of_a_go_client_is_not_enough_to_cut_it_off(world: World) -> None:
+    server = world.server()
+    world.go_client().wait_for("UP")
+    before = server.wait_connected("old")
+
+    assert "handshake" in error_of(world.go_client("-key", "guessed"))
+
+    after = server.tunnel("old")
+    assert (after["endpoint"], after["since"]) == (before["endpoint"], before["since"])
+    assert can_ping(world.right, "10.86.0.1", count=3)
 
 
 # A Go server and a dtun client
@@ -290,6 +308,10 @@ def test_a_dtun_client_gets_on_with_a_go_server_and_comes_back_when_that_starts_
     assert can_ping(world.right, "10.86.0.1")
     assert client.tunnel()["address"] == "10.86.0.2"
     assert len(again.events("UP")) == 1
+
+    assert client.stop() == 0
+    assert "closed by the peer" in again.wait_for("DOWN")["REASON"]
+    assert "dtun0" not in world.right.ip("link")
 
 
 def steady_tcp(world: World, address: str) -> "subprocess.Popen[str]":
@@ -330,13 +352,42 @@ def test_an_entry_without_compat_refuses_a_go_client_as_it_refuses_a_wrong_key(w
 
     assert error_of(right_key) == error_of(wrong_key) == error_of(unknown_id)
     assert not [row for row in (server.ask() or {})["tunnels"] if row["state"] != "away"]
-    server.wait_log("an original Go dtun, which this id's entry does not allow; set `compat: go` there")
+    server.wait_log(
+        "id 'old' failed: it is an original Go dtun, which its entry does not allow; set `compat: go` there"
+    )
 
 
 def test_a_server_without_any_compat_has_no_suite_for_a_go_client(world: World) -> None:
-    world.server({"old": {"key_file": world.native_key_file()}})
+    server = world.server({"old": {"key_file": world.native_key_file()}})
 
     assert "handshake" in error_of(world.go_client())
+
+    # It did not come as far as to present its id.
+    assert (server.ask() or {})["drops"]["refused"] == 1
+    assert "'old'" not in server.log
+
+
+def test_a_native_suite_without_dtuns_protocol_does_not_make_a_go_client(world: World) -> None:
+    server = world.server({"old": {"key_file": world.native_key_file()}})
+    heard: list[bytes] = []
+
+    async def any_dtls_client() -> bool:
+        association = ClientEngine("old", world.key.encode(), native=False).associate(time.monotonic())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect((SERVER, 443))
+            udp.settimeout(0.05)
+            deadline = time.monotonic() + 10
+            while association.state is not AssociationState.CLOSED and time.monotonic() < deadline:
+                for datagram in association.take_outgoing():
+                    udp.send(datagram)
+                with suppress(TimeoutError):
+                    heard.extend(association.receive(udp.recv(65535), time.monotonic()))
+                association.poll(time.monotonic())
+        return association.state is AssociationState.CLOSED
+
+    assert world.right.play(any_dtls_client)
+    assert heard == []
+    server.wait_log("came to nothing: it does not speak dtun's protocol")
 
 
 def test_an_id_of_a_go_client_cannot_log_in_with_a_native_suite(world: World) -> None:
@@ -344,6 +395,9 @@ def test_an_id_of_a_go_client_cannot_log_in_with_a_native_suite(world: World) ->
     client = world.client(key_file=world.native_key_file(), compat=None)
 
     client.wait_log("the server does not accept the id or the key")
+    server.wait_log(
+        "its entry is for an original Go dtun; remove `compat: go` there, or set it on the client"
+    )
 
     assert server.tunnel("old")["state"] == "away"
 
