@@ -43,7 +43,7 @@ class ClientConfig(Keyed, Hooked):
 
     servers: Annotated[tuple[ServerNameValue, ...], OneOrMore, Field(min_length=1)]
     id: Annotated[Id, BeforeValidator(_own_id)]
-    subnets: Annotated[tuple[NetworkValue, ...], OneOrMore] = ()
+    subnets: Annotated[tuple[NetworkValue, ...], OneOrMore, Field(max_length=1024)] = ()
     routes: Annotated[tuple[NetworkValue, ...], OneOrMore] = ()
     tun: TunName = "dtun0"
     mtu: Mtu | None = None

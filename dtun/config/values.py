@@ -267,7 +267,7 @@ def _as_text(parse: Callable[[object], Parsed]) -> PlainValidator:
 OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Mtu = Annotated[int, Field(ge=576, le=65535)]
+Mtu = Annotated[int, Field(ge=576, le=16380)]  # a record holds 16,384 bytes (RFC 5246, section 6.2.1)
 Id = Annotated[str, _as_text(parse_id)]
 TunName = Annotated[str, _as_text(parse_tun_name)]
 SuiteName = Annotated[str, _as_text(parse_suite)]

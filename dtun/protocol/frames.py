@@ -5,6 +5,8 @@ else starts with one of the small numbers below; a number that is not known here
 dropped, so that later versions may add some.
 
     IP packet   4_ or 6_ ...                                  as it is
+    SEGMENT     03 ...                                        dtun.protocol.segments
+    PARTIAL     04 ...                                        dtun.protocol.segments
     CONTROL     01 | message 2 | index 1 | count 1 | payload  a fragment of a control message
     ACK         02 | message 2 | index 1                      that fragment has arrived
     PROBE       05 | token 8 | padding                        answer this
@@ -17,9 +19,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
+from dtun.protocol.segments import PARTIAL, SEGMENT
+
 
 class Kind(IntEnum):
-    """The first byte of a frame that is not an IP packet. 3 and 4 are kept for segments of super-packets."""
+    """The first byte of a frame that is for the session, not for the data plane."""
 
     CONTROL = 1
     ACK = 2
@@ -34,6 +38,7 @@ FRAGMENT_SIZE = 1024
 MAX_FRAGMENTS = 64
 """Fragments of one control message at most: 64 KiB of text, some 3,000 networks."""
 
+_PARTS = (bytes([SEGMENT]), bytes([PARTIAL]))
 _CONTROL = Struct("!BHBB")
 _ACK = Struct("!BHB")
 _PROBE = Struct("!BQ")
@@ -97,9 +102,9 @@ class Notice:
 Frame = Control | Ack | Probe | Echo | Notice
 
 
-def is_ip_packet(plaintext: bytes) -> bool:
-    """Whether a record's plaintext is a bare IP packet, judged as the data plane does: by its first byte."""
-    return bool(plaintext) and plaintext[0] >> 4 in (4, 6)
+def is_packet(plaintext: bytes) -> bool:
+    """Whether a record's plaintext is for the data plane: an IP packet, or a part of a super-packet."""
+    return plaintext[:1] in _PARTS or (bool(plaintext) and plaintext[0] >> 4 in (4, 6))
 
 
 def decode(plaintext: bytes) -> Frame | None:

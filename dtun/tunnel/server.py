@@ -36,6 +36,9 @@ from dtun.tunnel.wishes import Wishes
 
 log = logging.getLogger("dtun.server")
 
+SHOWN_REFUSALS = 8
+"""Refused subnets that the log names for one login."""
+
 GRACE = 3.0
 """Seconds for which a session that its own client has replaced still receives what is under way."""
 
@@ -279,8 +282,10 @@ class Server:
         identity.grant(
             tuple(subnet for subnet in granted.granted if subnet not in {r.subnet for r in refusals})
         )
-        for refusal in refusals:
-            log.warning("%s: subnet %s is refused: %s", identity.name, refusal.subnet, refusal.reason)
+        if refusals:
+            shown = "; ".join(f"{refusal.subnet}: {refusal.reason}" for refusal in refusals[:SHOWN_REFUSALS])
+            more = f"; and {len(refusals) - SHOWN_REFUSALS} more" if len(refusals) > SHOWN_REFUSALS else ""
+            log.warning("%s: subnets refused: %s%s", identity.name, shown, more)
         if link.session.open:
             self._put_to_service(identity, link, hello)
         pair = identity.pair

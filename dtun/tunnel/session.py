@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dtun.dtls.association import Association, AssociationState
-from dtun.protocol.frames import is_ip_packet
+from dtun.protocol.frames import is_packet
 from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
 from dtun.tunnel.dialect import Dialect
 from dtun.tunnel.text import harmless
@@ -124,7 +124,7 @@ class Session:
         """Take in what a record held: all of them until the data plane has taken over, its left-overs later."""
         if self.closed is not None or self.dialect is None:
             return
-        if not self.dialect.opening and is_ip_packet(plaintext):
+        if not self.dialect.opening and is_packet(plaintext):
             if len(self._early) < EARLY_PACKETS:
                 self._early.append(plaintext)
             else:

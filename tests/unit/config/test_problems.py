@@ -83,7 +83,7 @@ def test_a_wrong_pool_is_no_reason_to_call_addresses_wrong(problems: Problems) -
 SERVER_VALUES = [
     ("mtu: 1e3", "2:9: server.mtu: must be a whole number"),
     ("mtu: 575", "2:9: server.mtu: must be at least 576"),
-    ("mtu: 65536", "2:9: server.mtu: must be at most 65535"),
+    ("mtu: 16381", "2:9: server.mtu: must be at most 16380"),
     ("mtu: 1279, pool6: fd00::/64", ("2:9: server.mtu: must be at least 1280 where there is IPv6;"
      " remove pool6 or raise mtu")),
     ("mtu: [1400]", "2:9: server.mtu: must be a whole number"),

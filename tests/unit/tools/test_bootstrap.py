@@ -74,6 +74,23 @@ def test_without_root_one_command_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         bootstrap.install_system_packages(["nftables", "iproute2"])
 
 
+def test_a_tunnel_that_cannot_be_had_is_named_and_the_others_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # An apt-get that knows every package but one, and notes what it is asked for.
+    apt = tmp_path / "apt-get"
+    apt.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$*" in *fastd) exit 100;; esac\n')
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    bootstrap.install_what_there_is(["fastd", "openvpn"])
+
+    assert "NOT AVAILABLE here, so not measured: fastd\n" in capsys.readouterr().out
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == ["update", "fastd", "openvpn"]
+
+
 def checkout(directory: Path) -> None:
     """What the stamp looks at."""
     (directory / "requirements").mkdir()

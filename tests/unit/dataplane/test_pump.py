@@ -1,0 +1,432 @@
+"""Packets through the pump, on a real loop: a pair of packet sockets stands in for the TUN device, another for UDP."""
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+
+import pytest
+
+from dtun.dataplane import pump as pump_module
+from dtun.dataplane.counters import Counters
+from dtun.dataplane.datagrams import Datagrams
+from dtun.dataplane.device import PlainDevice
+from dtun.dataplane.pump import READS, RECEIVES, Port, Pump
+
+
+def packet(number: int) -> bytes:
+    """An IPv4 packet, as far as the pump looks, that can be told from others."""
+    return b"\x45" + number.to_bytes(4) + bytes(15)
+
+
+def seal(plaintext: bytes) -> bytes:
+    return b"R" + plaintext
+
+
+def seal_all(plaintexts: Sequence[bytes]) -> list[bytes]:
+    return [seal(plaintext) for plaintext in plaintexts]
+
+
+def open_records(datagram: bytes) -> Sequence[bytes]:
+    """A datagram of this test: R, then plaintexts between bars; anything else is no record."""
+    return tuple(datagram[1:].split(b"|")) if datagram[:1] == b"R" else ()
+
+
+def open_batch(datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
+    plaintexts: list[bytes] = []
+    for start in range(0, len(datagrams), size):
+        datagram = bytes(datagrams[start : start + size])
+        if datagram[:1] == b"R":
+            plaintexts += open_records(datagram)
+        else:
+            odd.append(datagram)
+    return plaintexts
+
+
+def port_of(sock: socket.socket, errors: Callable[[int], None] = lambda _: None) -> Port:
+    return Port(Datagrams(sock), seal_all, open_records, open_batch, lambda _: None, lambda _: None, errors)
+
+
+class Session:
+    """A port, the peer's end of its socket, and what the pump said about it."""
+
+    def __init__(self) -> None:
+        # A Unix datagram socket says when it is full; the least of buffers holds a handful of packets.
+        self.socket, self.peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        self.socket.setblocking(False)
+        self.peer.setblocking(False)
+        self.controls: list[bytes] = []
+        self.nothings: list[bytes] = []
+        self.errors: list[int] = []
+        self.port = Port(
+            Datagrams(self.socket, batches=False),
+            seal_all,
+            open_records,
+            open_batch,
+            self.controls.append,
+            self.nothings.append,
+            self.errors.append,
+        )
+
+    def close(self) -> None:
+        self.socket.close()
+        self.peer.close()
+
+
+class Tunnel:
+    """A pump and the host's end of its device."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.device.setblocking(False)
+        self.host.setblocking(False)
+        self.counters = Counters()
+        self.refused: set[bytes] = set()
+        self.pump = Pump(
+            PlainDevice(self.device.fileno(), self.counters),
+            self.counters,
+            accepts=lambda frame, start: frame[start:] not in self.refused,
+            loop=loop,
+        )
+
+    def is_paused(self) -> bool:
+        """Whether a packet waits for room in a socket."""
+        return len(self.pump._pending) > 0
+
+    def close(self) -> None:
+        self.pump.close()
+        self.device.close()
+        self.host.close()
+
+
+@pytest.fixture
+async def tunnel() -> AsyncIterator[Tunnel]:
+    made = Tunnel(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_session() -> Iterator[Callable[[], Session]]:
+    made: list[Session] = []
+
+    def make() -> Session:
+        made.append(Session())
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.close()
+
+
+def waiting_at(sock: socket.socket) -> list[bytes]:
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            found.append(sock.recv(65535))
+    return found
+
+
+async def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        await asyncio.sleep(0.001)
+
+
+async def received(sock: socket.socket, count: int) -> list[bytes]:
+    """The next `count` datagrams at this socket."""
+    found: list[bytes] = []
+
+    def enough() -> bool:
+        found.extend(waiting_at(sock))
+        return len(found) >= count
+
+    await wait_for(enough, f"{count} datagrams")
+    return found
+
+
+async def turns(count: int = 5) -> None:
+    """Let the loop see everything that it could see now."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_packets_go_both_ways(tunnel: Tunnel, make_session: Callable[[], Session]) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    tunnel.host.send(packet(1))
+    assert await received(session.peer, 1) == [seal(packet(1))]
+    session.peer.send(b"R" + packet(2) + b"|" + packet(3))
+    assert await received(tunnel.host, 2) == [packet(2), packet(3)]
+    counters = tunnel.counters
+    assert (counters.tx_packets, counters.tx_bytes) == (1, 20)
+    assert (counters.rx_packets, counters.rx_bytes) == (2, 40)
+    assert not counters.drops
+
+
+async def test_a_full_socket_pauses_the_device_and_nothing_is_lost_or_doubled(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    sent = [packet(number) for number in range(300)]
+    left = list(sent)
+
+    def feed() -> None:
+        with suppress(BlockingIOError):
+            while left:
+                tunnel.host.send(left[0])
+                left.pop(0)
+
+    arrived: list[bytes] = []
+    while len(arrived) < len(sent):
+        feed()
+        await wait_for(lambda: tunnel.is_paused() or not left, "the socket to be full")
+        arrived += await received(session.peer, 1)
+    assert arrived == [seal(one) for one in sent]
+    assert tunnel.counters.tx_packets == len(sent)
+    assert not tunnel.counters.drops
+
+
+async def test_while_the_socket_is_full_packets_wait_in_the_device_and_the_loop_rests(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    for number in range(READS + 30):
+        tunnel.host.send(packet(number))
+    await wait_for(tunnel.is_paused, "the socket to be full")
+    taken = tunnel.counters.tx_packets
+    await turns(20)
+    assert tunnel.counters.tx_packets == taken
+    assert taken == READS
+
+
+async def test_the_device_is_read_again_when_the_full_port_is_replaced(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    full, fresh = make_session(), make_session()
+    tunnel.pump.attach(full.port)
+    for number in range(READS + 30):
+        tunnel.host.send(packet(number))
+    await wait_for(tunnel.is_paused, "the socket to be full")
+    taken = tunnel.counters.tx_packets
+    tunnel.pump.attach(fresh.port)
+    assert (await received(fresh.peer, 1))[0] == seal(packet(taken))
+    full.peer.send(b"R" + packet(99))
+    assert await received(tunnel.host, 1) == [packet(99)], "the port before still receives"
+
+
+async def test_without_a_session_packets_are_dropped_and_counted(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    tunnel.host.send(packet(1))
+    await wait_for(lambda: tunnel.counters.drops["no session"] == 1, "the drop")
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    tunnel.pump.detach(session.port)
+    tunnel.pump.detach(session.port)  # twice is once
+    session.peer.send(b"R" + packet(3))
+    tunnel.host.send(packet(2))
+    await wait_for(lambda: tunnel.counters.drops["no session"] == 2, "the second drop")
+    assert waiting_at(session.peer) == waiting_at(tunnel.host) == []
+
+
+async def test_a_full_port_that_is_detached_does_not_leave_the_device_paused(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    for number in range(READS + 30):
+        tunnel.host.send(packet(number))
+    await wait_for(tunnel.is_paused, "the socket to be full")
+    tunnel.pump.detach(session.port)
+    await wait_for(lambda: tunnel.counters.drops["no session"] > 0, "the rest to be dropped")
+
+
+async def test_what_is_no_ip_packet_goes_to_the_session(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    session.peer.send(b"R\x01control||" + packet(1))  # an empty record in the middle
+    session.peer.send(b"no record")
+    assert await received(tunnel.host, 1) == [packet(1)]
+    await wait_for(lambda: session.nothings == [b"no record"], "the datagram without a plaintext")
+    assert session.controls == [b"\x01control", b""]
+
+
+async def test_a_packet_that_the_filter_refuses_is_not_written(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.refused.add(packet(1))
+    tunnel.pump.attach(session.port)
+    session.peer.send(b"R" + packet(1) + b"|" + packet(2))
+    tunnel.pump.deliver([packet(1), packet(3)])
+    assert sorted(await received(tunnel.host, 2)) == [packet(2), packet(3)]
+    assert tunnel.counters.rx_packets == 2
+
+
+async def test_a_session_that_ends_in_the_middle_of_a_batch_is_not_read_further(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+
+    def end(control: bytes) -> None:
+        session.controls.append(control)
+        tunnel.pump.detach(session.port)
+        session.socket.close()
+
+    session.port.on_control = end
+    for number in range(2):
+        session.peer.send(b"R" + packet(number))
+    session.peer.send(b"R\x07bye|" + packet(7))
+    session.peer.send(b"R" + packet(8))
+    tunnel.pump.attach(session.port)
+    assert await received(tunnel.host, 3) == [packet(0), packet(1), packet(7)]
+    await turns()
+    assert session.controls == [b"\x07bye"]
+    assert not tunnel.counters.drops, "the closed socket was left alone"
+    assert waiting_at(tunnel.host) == []
+
+
+async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(tunnel: Tunnel) -> None:
+    class Busy:
+        """Always has one more datagram."""
+
+        socket = tunnel.host
+        receives = 0
+
+        def receive_into(self, buffer: memoryview) -> tuple[int, int]:
+            self.receives += 1
+            buffer[:2] = b"R\x01"
+            return 2, 2
+
+    busy = Busy()
+    port = port_of(tunnel.host)
+    port.datagrams = busy  # type: ignore[assignment]
+    tunnel.pump._ports[tunnel.host.fileno()] = port
+    tunnel.pump._read_socket(port)
+    del tunnel.pump._ports[tunnel.host.fileno()]
+    assert busy.receives == RECEIVES
+
+
+async def test_errors_of_the_path_are_counted_and_told_outside_of_the_turn(tunnel: Tunnel) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        gone.bind(("127.0.0.1", 0))
+        udp.setblocking(False)
+        udp.connect(gone.getsockname())
+        gone.close()
+        errors: list[int] = []
+        port = port_of(udp, errors.append)
+        tunnel.pump.attach(port)
+        tunnel.host.send(packet(1))
+        await wait_for(lambda: errors == [errno.ECONNREFUSED], "the ICMP error")
+        drops = tunnel.counters.drops
+        assert drops["udp receive: ECONNREFUSED"] + drops["udp send: ECONNREFUSED"] == 1
+        tunnel.pump.detach(port)
+
+
+async def test_a_record_that_is_too_long_is_counted_and_pauses_nothing(tunnel: Tunnel) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.setblocking(False)
+        udp.connect(("127.0.0.1", 9))
+        errors: list[int] = []
+        port = port_of(udp, errors.append)
+        port.seal = lambda plaintexts: [one + bytes(70000) for one in plaintexts]
+        tunnel.pump.attach(port)
+        for number in range(2):
+            tunnel.host.send(packet(number))
+            await wait_for(lambda n=number: tunnel.counters.drops["udp send: EMSGSIZE"] == n + 1, "the drop")  # type: ignore[misc]
+        assert errors == [], "that says nothing about the path"
+        tunnel.pump.detach(port)
+
+
+async def test_batches_go_through_udp_in_order_whatever_their_sizes(tunnel: Tunnel) -> None:
+    """With the kernel's segmentation and coalescing, where it has them."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        for sock in (peer, udp):
+            sock.setblocking(False)
+            sock.bind(("127.0.0.1", 0))
+        udp.connect(peer.getsockname())
+        peer.connect(udp.getsockname())
+        port = port_of(udp)
+        tunnel.pump.attach(port)
+        sizes = [0, 0, 0, 500, 500, 100, 700, 0]
+        sent = [packet(number) + bytes(size) for number, size in enumerate(sizes * 5)]
+        for one in sent:
+            tunnel.host.send(one)
+        assert await received(peer, len(sent)) == seal_all(sent)
+        back = Datagrams(peer)
+        assert back.send(seal_all(sent)) == len(sent)
+        assert await received(tunnel.host, len(sent)) == sent
+        assert tunnel.counters.rx_packets == tunnel.counters.tx_packets == len(sent)
+        tunnel.pump.detach(port)
+
+
+async def test_a_device_that_cannot_be_written_costs_that_packet_only(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    with suppress(BlockingIOError):
+        while True:
+            tunnel.device.send(packet(0))
+    session.peer.send(b"R" + packet(1))
+    await wait_for(lambda: tunnel.counters.drops["tun write: EAGAIN"] == 1, "the drop")
+    assert tunnel.counters.rx_packets == 0
+    waiting_at(tunnel.host)
+    session.peer.send(b"R" + packet(2))
+    assert await received(tunnel.host, 1) == [packet(2)]
+
+
+async def test_a_device_that_is_gone_for_a_moment_does_not_spin_the_loop(
+    tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor is readable all the time, and every read fails."""
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    reads = 0
+
+    def fails(_descriptor: int, _size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pump_module, "DEVICE_REST", 0.05)
+        broken.setattr(os, "read", fails)
+        tunnel.host.send(packet(1))
+        await wait_for(lambda: reads == 1, "the first error")
+        await turns(50)
+        assert reads <= 2
+        await wait_for(lambda: reads >= 3, "another try after a rest")
+        await turns(50)
+        assert reads <= 5
+    assert await received(session.peer, 1) == [seal(packet(1))]
+    assert tunnel.counters.drops["tun read: EIO"] == reads
+
+
+async def test_a_closed_pump_touches_nothing_any_more(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    tunnel.pump.close()
+    tunnel.host.send(packet(1))
+    session.peer.send(b"R" + packet(2))
+    await turns()
+    assert waiting_at(session.peer) == waiting_at(tunnel.host) == []
+    assert tunnel.counters.tx_packets == tunnel.counters.rx_packets == 0

@@ -1,0 +1,83 @@
+"""A host without a kernel: what it was asked for, and devices that are pairs of sockets."""
+
+import socket
+from collections.abc import Callable
+
+from dtun.errors import UnavailableError
+from dtun.network.difference import Change, Thing, difference
+from dtun.network.state import Address, NetworkState
+from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+
+
+class FakeTun:
+    """A device; `host` is the host's side of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.vnet_header = False
+        self.offloads: frozenset[str] = frozenset()
+        self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._device.setblocking(False)
+        self.host.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._device.fileno()
+
+    def hand_out(self, offloads: frozenset[str]) -> None:
+        assert offloads <= self.offloads
+
+    @property
+    def closed(self) -> bool:
+        return self._device.fileno() < 0
+
+    def close(self) -> None:
+        self._device.close()
+        self.host.close()
+
+
+class FakeKernel:
+    """Does what it is told, but for what is in `refuses`."""
+
+    def __init__(self) -> None:
+        self.state = NetworkState()
+        self.applied = 0
+        self.refuses: dict[Thing, str] = {}
+        self.networks: list[LocalNetwork] = []
+        self.hop: NextHop | None = NextHop("eth0", None, None, 1500)
+        self.tuns: dict[str, FakeTun] = {}
+        self.changed: Callable[[], None] = lambda: None
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def create_tun(self, name: str) -> FakeTun:
+        if name in self.tuns and not self.tuns[name].closed:
+            raise UnavailableError(f"{name}: the name is taken")
+        self.tuns[name] = FakeTun(name)
+        return self.tuns[name]
+
+    async def apply(self, desired: NetworkState) -> list[Change]:
+        self.applied += 1
+        changes = difference(desired, self.state)
+        refused = [(change, self.refuses[change.what]) for change in changes if change.what in self.refuses]
+        gone = {change.what for change, _ in refused}
+        self.state = NetworkState(
+            frozenset(one for one in desired.links if one not in gone),
+            frozenset(one for one in desired.addresses if one not in gone),
+            frozenset(one for one in desired.routes if one not in gone),
+        )
+        applied = [change for change in changes if change.what not in gone]
+        if refused:
+            raise ChangesRefusedError(refused, applied)
+        return applied
+
+    async def next_hop(self, address: Address) -> NextHop | None:
+        del address
+        return self.hop
+
+    async def local_networks(self) -> list[LocalNetwork]:
+        return self.networks
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
