@@ -259,7 +259,7 @@ def test_no_plaintexts_from_an_authentic_peer_raise(plaintexts: list[bytes]) -> 
 def test_unknown_frames_and_messages_are_counted() -> None:
     world = World()
     client, server = world.pair()
-    for plaintext in (b"", b"\x03segment", b"\x07{}"):
+    for plaintext in (b"", b"\x09later", b"\x07{}"):
         client.session.receive(records(server).seal(plaintext), world.now)
     assert client.session.drops == Counter({"unknown frame": 2, "unknown control message": 1})
 

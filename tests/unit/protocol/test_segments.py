@@ -1,0 +1,284 @@
+"""Super-packets: what is cut, lost, joined and written means exactly the packets that it was before."""
+
+import struct
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.protocol.segments import (
+    HEADER_SIZE,
+    MAX_SEGMENTS,
+    PARTIAL,
+    SEGMENT,
+    Run,
+    Train,
+    cut,
+    partial,
+    whole,
+)
+from tests.unit.protocol import segmenter
+from tests.unit.protocol.packets import (
+    Original,
+    extended_packets,
+    ip_headers,
+    payload,
+    single_packets,
+    super_packets,
+    udp_flows,
+    udp_header,
+    unfinished,
+)
+from tests.unit.protocol.segmenter import ACK, CWR, FIN, PSH, TCP, UDP, Virtio
+
+
+def frames_of(original: Original) -> list[bytes]:
+    virtio = original.virtio
+    return cut(original.packet, virtio.csum_start, virtio.csum_offset, virtio.size)
+
+
+def run_of(frames: list[bytes]) -> Run:
+    """The run that these frames make, every one of them."""
+    run = Run.begin(frames[0])
+    assert run is not None
+    for frame in frames[1:]:
+        assert run.extend(frame)
+    assert run.packets == len(frames)
+    return run
+
+
+def written(pieces: list[bytes]) -> list[bytes]:
+    return segmenter.understood(b"".join(pieces))
+
+
+def tcp_over(ip: bytes, flags: int, body: bytes) -> Original:
+    tcp = struct.pack("!HHIIBBHHH", 443, 50000, 0xFFFFFF00, 1, 0x50, flags, 500, 0, 0)
+    kind = f"tcp{ip[0] >> 4}"
+    virtio = Virtio(True, kind, bool(flags & CWR), len(ip) + 20, 100, len(ip), 16)
+    return Original(virtio, unfinished(ip + tcp, body))
+
+
+IPV4 = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0xFFFF, 0x4000, 64, TCP, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
+IPV6 = struct.pack("!IHBB", 6 << 28, 0, TCP, 64) + bytes(15) + b"\1" + bytes(15) + b"\2"
+either_version = pytest.mark.parametrize("ip", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+
+
+@given(super_packets(max_segments=MAX_SEGMENTS))
+def test_a_super_packet_that_arrives_whole_is_written_as_it_was_read(original: Original) -> None:
+    assert b"".join(run_of(frames_of(original)).finish()) == original.read
+
+
+@given(super_packets(max_segments=20), st.data())
+def test_any_part_of_a_super_packet_means_the_same_segments(original: Original, data: st.DataObject) -> None:
+    frames = frames_of(original)
+    first = data.draw(st.integers(0, len(frames) - 1))
+    end = data.draw(st.integers(first + 1, len(frames)))
+    assert written(run_of(frames[first:end]).finish()) == original.meaning[first:end]
+
+
+@given(super_packets())
+def test_a_frame_is_no_larger_than_its_segment_and_the_header(original: Original) -> None:
+    frames, meaning = frames_of(original), original.meaning
+    assert [len(frame) for frame in frames] == [HEADER_SIZE + len(segment) for segment in meaning]
+    assert {frame[0] for frame in frames} == {SEGMENT if len(meaning) <= MAX_SEGMENTS else PARTIAL}
+
+
+@either_version
+def test_fin_and_push_end_the_last_segment_and_cwr_is_in_the_first(ip: bytes) -> None:
+    frames = frames_of(tcp_over(ip, ACK | FIN | PSH | CWR, bytes(350)))
+    start = len(ip)
+
+    def flags(part: list[bytes]) -> list[int]:
+        return [segment[start + 13] for segment in written(run_of(part).finish())]
+
+    assert flags(frames) == [ACK | CWR, ACK, ACK, ACK | FIN | PSH]
+    assert flags(frames[1:3]) == [ACK, ACK]
+    assert flags(frames[:1]) == [ACK | CWR]
+    assert flags(frames[3:]) == [ACK | FIN | PSH]
+
+
+@either_version
+def test_sequence_numbers_and_identifications_wrap_around(ip: bytes) -> None:
+    frames = frames_of(tcp_over(ip, ACK, bytes(400)))
+    segments = written(run_of(frames[1:]).finish())
+    start = len(ip)
+    numbers = [int.from_bytes(segment[start + 4 : start + 8]) for segment in segments]
+    assert numbers == [0xFFFFFF64, 0xFFFFFFC8, 0x2C]
+    if ip is IPV4:
+        assert [int.from_bytes(segment[4:6]) for segment in segments] == [0, 1, 2]
+
+
+@given(extended_packets())
+def test_behind_extension_headers_a_super_packet_goes_as_complete_packets(original: Original) -> None:
+    frames = frames_of(original)
+    assert {frame[0] for frame in frames} == {PARTIAL}
+    pieces = [whole(frame) for frame in frames]
+    assert [one for some in pieces if some for one in written(some)] == original.meaning
+
+
+@pytest.mark.parametrize("missing", ["a slice", "the first", "the order"])
+def test_a_run_takes_the_next_slice_and_no_other(missing: str) -> None:
+    frames = frames_of(tcp_over(IPV4, ACK, bytes(500)))
+    run = run_of(frames[:2])
+    other = {"a slice": frames[3], "the first": frames[0], "the order": frames[1]}[missing]
+    assert not run.extend(other)
+    assert run.extend(frames[2])
+
+
+def test_a_run_takes_nothing_after_the_last_slice_and_none_of_another_packet() -> None:
+    frames = frames_of(tcp_over(IPV4, ACK, bytes(300)))
+    others = frames_of(tcp_over(IPV4, ACK | PSH, bytes(300)))
+    run = run_of(frames[:1])
+    assert not run.extend(others[1])
+    assert run.extend(frames[1])
+    assert run.extend(frames[2])
+    assert not run.extend(b"\x03\x03" + frames[2][2:])
+
+
+@given(super_packets(max_segments=6), st.binary(max_size=6))
+def test_a_slice_of_another_length_is_not_taken(original: Original, junk: bytes) -> None:
+    frames = frames_of(original)
+    longer = frames[0] + junk
+    if junk:
+        assert Run.begin(longer) is None
+    assert not run_of(frames[:1]).extend(frames[1] + junk + bytes(original.virtio.size))
+    assert Run.begin(frames[0][: -original.virtio.size]) is None, "an empty slice"
+
+
+def test_a_run_is_never_longer_than_an_ip_packet() -> None:
+    frames = frames_of(tcp_over(IPV4, ACK, bytes(200)))
+    size = 1000
+    run = Run.begin(frames[0][:2] + size.to_bytes(2) + frames[0][4:-100] + bytes(size))
+    assert run is not None
+    taken = 1
+    while run.extend(bytes((SEGMENT, taken)) + size.to_bytes(2) + frames[0][4:-100] + bytes(size)):
+        taken += 1
+    assert taken == 65 == run.packets
+    assert len(b"".join(run.finish())) <= 10 + 65535
+
+
+@given(udp_flows())
+def test_datagrams_of_a_flow_become_one_super_packet_and_mean_the_same(flow: list[Original]) -> None:
+    frames = [partial(one.packet, one.virtio.csum_start, 6) for one in flow]
+    train = Train.begin(frames[0])
+    if train is None:
+        ip = flow[0].packet
+        assert len(ip) == flow[0].virtio.csum_start + 8 or (
+            ip[0] >> 4 == 4 and (ip[0], ip[6]) != (0x45, 0x40)
+        )
+        return
+    count = 1
+    while count < len(frames) and train.extend(frames[count]):
+        count += 1
+    assert count == train.packets <= 64
+    expected = [without_identification(segment) for one in flow[:count] for segment in one.meaning]
+    assert [without_identification(segment) for segment in written(train.finish())] == expected
+    if count < min(len(flow), 64):
+        lengths = [len(one.packet) for one in flow]
+        ended = lengths[count - 1] < lengths[0]
+        differs = lengths[count] > lengths[0] or flow[count].packet[20:48] != flow[0].packet[20:48]
+        assert ended or differs or sum(lengths[: count + 1]) > 65535 or is_empty(flow[count])
+
+
+def is_empty(datagram: Original) -> bool:
+    return len(datagram.packet) == datagram.virtio.csum_start + 8
+
+
+def without_identification(packet: bytes) -> bytes:
+    """RFC 6864, section 4.1: it has no meaning where fragments are forbidden."""
+    if packet[0] >> 4 == 4 and packet[6:8] == b"\x40\x00":
+        return packet[:4] + b"\0\0" + packet[6:10] + b"\0\0" + packet[12:]
+    return packet
+
+
+def test_a_train_joins_nothing_that_differs_in_its_headers() -> None:
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 1, 0x4000, 64, UDP, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
+
+    def frame(header: bytes, source: int = 5000) -> bytes:
+        return partial(unfinished(header + udp_header(source), bytes(100)), 20, 6)
+
+    def changed(position: int, value: int) -> bytes:
+        return ip[:position] + bytes([value]) + ip[position + 1 :]
+
+    train = Train.begin(frame(ip))
+    assert train is not None
+    others = {
+        "traffic class": frame(changed(1, 3)),
+        "fragments allowed": frame(changed(6, 0)),
+        "hop limit": frame(changed(8, 63)),
+        "source": frame(changed(15, 9)),
+        "destination": frame(changed(19, 9)),
+        "port": frame(ip, 5001),
+        "protocol": frame(changed(9, TCP)),
+        "where the checksum is": frame(ip)[:3] + b"\x07" + frame(ip)[4:],
+        "empty": partial(unfinished(ip + udp_header(), b""), 20, 6),
+    }
+    assert {name for name, other in others.items() if train.extend(other)} == set()
+    assert train.extend(frame(changed(5, 2)))
+    assert Train.begin(others["fragments allowed"]) is None
+    assert Train.begin(others["protocol"]) is None
+
+
+@given(single_packets())
+def test_a_packet_without_its_checksum_is_written_as_it_was_read(original: Original) -> None:
+    virtio = original.virtio
+    if virtio.needs_csum:
+        pieces = whole(partial(original.packet, virtio.csum_start, virtio.csum_offset))
+        assert pieces is not None
+        assert b"".join(pieces) == original.read
+
+
+@given(st.one_of(ip_headers(UDP), ip_headers(TCP)), st.integers(0, 0xFFFF), st.integers(0, 0xFF))
+def test_no_checksum_is_ever_put_into_an_ip_header(ip: bytes, start: int, offset: int) -> None:
+    """A kernel that sends the packet on would else change the source address, after it was checked."""
+    packet = unfinished(
+        ip + (bytes(20) if ip[9 if ip[0] >> 4 == 4 else 6] == TCP else udp_header()), b"payload"
+    )
+    pieces = whole(partial(packet, start, offset))
+    inside = len(ip) <= start and start + offset + 2 <= len(packet)
+    assert (pieces is not None) == inside
+    if pieces is not None:
+        assert written(pieces)[0][: len(ip)] == ip[:2] + packet[2 : len(ip)]
+
+
+mutations = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_size=4)
+
+
+@given(
+    st.one_of(super_packets(max_segments=4), extended_packets()), mutations, st.integers(0, 120), st.data()
+)
+def test_no_bytes_make_a_run_a_train_or_a_packet_raise(
+    original: Original, changes: list[tuple[int, int]], shortened: int, data: st.DataObject
+) -> None:
+    frames = frames_of(original)
+    frame = bytearray(data.draw(st.sampled_from(frames)))
+    for position, value in changes:
+        frame[min(position, len(frame) - 1)] = value
+    bad = bytes(frame[: max(0, len(frame) - shortened)] if data.draw(st.booleans()) else frame[:shortened])
+    for begin in (Run.begin, Train.begin):
+        begun: Run | Train | None = begin(bad)
+        if begun is not None:
+            begun.extend(data.draw(st.sampled_from((bad, bad[:3], bad[:1], frames[-1]))) or bad)
+            assert len(b"".join(begun.finish())) <= 10 + 65535
+    whole(bad)
+    good = Run.begin(frames[0])
+    if good is not None:
+        good.extend(bad or b"\x03")
+
+
+@given(
+    st.binary(max_size=200), st.integers(0, 0xFFFF), st.sampled_from((6, 16, 0, 300)), st.integers(0, 0xFFFF)
+)
+def test_whatever_a_kernel_calls_a_super_packet_is_cut_or_not_without_harm(
+    packet: bytes, start: int, offset: int, size: int
+) -> None:
+    """A virtual machine writes its own virtio headers, and its host's kernel may pass them on."""
+    for version in (b"", b"\x45", b"\x60"):
+        for at in (start, start % 60, 20, 40):
+            for frame in cut(version + packet, at, offset, size):
+                assert len(frame) <= HEADER_SIZE + len(packet) + 1
+
+
+@given(st.integers(0, 3))
+def test_a_payload_cannot_be_taken_for_another(seed: int) -> None:
+    original = tcp_over(IPV4, ACK, payload(350, seed))
+    assert b"".join(segment[40:] for segment in original.meaning) == payload(350, seed)
