@@ -8,7 +8,10 @@ CHECKED := $(wildcard dtun tests tools demo bench)
 # Narrow it down with, for example: make test ARGS="-n 0 -k handshake tests/unit"
 ARGS ?= -n auto
 
-.PHONY: help demo test lint mypy format hooks lock setup clean
+# What `make bench` and `make profile` are told, for example: make bench OPTIONS="--quick --json results.json"
+OPTIONS ?=
+
+.PHONY: help demo bench profile test lint mypy format hooks lock setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +19,14 @@ help: ## this list
 demo: ## show the tunnel at work between network namespaces (root)
 	@$(PYTHON) tools/bootstrap.py demo
 	@$(VENV)/python -m demo.demo
+
+bench: ## compare dtun with other tunnels, by numbers (root; see bench/README.md)
+	@$(PYTHON) tools/bootstrap.py bench
+	@$(VENV)/python -m bench.run $(OPTIONS)
+
+profile: ## show where dtun's time goes (root)
+	@$(PYTHON) tools/bootstrap.py bench
+	@$(VENV)/python -m bench.hotspots $(OPTIONS)
 
 test: setup ## run all tests
 	$(VENV)/python -m pytest $(ARGS)

@@ -1,7 +1,8 @@
 """Set up a checkout: system packages, .venv, locked Python packages, dtun itself (editable).
 
 `bootstrap.py test` brings everything that the tests and linters use, `bootstrap.py demo` only what the
-demo runs on. A stamp in .venv remembers what was installed, so that the next run has nothing to do.
+demo runs on, `bootstrap.py bench` also the tunnels that dtun is compared with, as far as they can be had.
+A stamp in .venv remembers what was installed, so that the next run has nothing to do.
 
 Standard library only, and no syntax newer than Python 3.7: an unsuitable Python must get as far as the
 message that says so.
@@ -58,6 +59,21 @@ TEST_PACKAGES = [
     SystemPackage("procps", "ps"),
     SystemPackage("tcpdump", "tcpdump"),
 ]
+BENCH_PACKAGES = [
+    *DEMO_PACKAGES,
+    SystemPackage("gcc", "gcc"),
+    SystemPackage("iperf3", "iperf3"),
+    SystemPackage("libc6-dev", "/usr/include/stdio.h"),
+]
+# The benchmark leaves out what cannot be had.
+BENCH_PEERS = [
+    SystemPackage("fastd", "fastd"),
+    SystemPackage("openssl", "openssl"),
+    SystemPackage("openvpn", "openvpn"),
+    SystemPackage("wireguard-go", "wireguard-go"),
+    SystemPackage("wireguard-tools", "wg"),
+]
+SYSTEM_PACKAGES = {"test": TEST_PACKAGES, "bench": BENCH_PACKAGES, "demo": DEMO_PACKAGES}
 
 
 class Machine(NamedTuple):
@@ -113,16 +129,40 @@ def install_system_packages(missing: Sequence[str]) -> None:
     if os.geteuid() != 0:
         stop(f"system packages are missing; run: sudo apt-get install -y {' '.join(missing)}")
     say(f"Installing system packages: {' '.join(missing)}")
+    run(apt_command(apt, "update"))
+    run(apt_command(apt, "install", *missing))
+
+
+def install_what_there_is(missing: Sequence[str]) -> None:
+    """Install those that can be installed, one by one; say which cannot."""
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        say(f"NOT INSTALLED, so not measured: what Debian calls {' '.join(missing)}")
+        return
+    attempt(apt_command(apt, "update"))
+    for name in missing:
+        say(f"Installing {name}")
+        if attempt(apt_command(apt, "install", name)).returncode != 0:
+            say(f"NOT AVAILABLE here, so not measured: {name}")
+
+
+def apt_command(apt: str, what: str, *names: str) -> list[str]:
     # Another apt may be at work, on a machine that has just booted for instance: wait for it.
-    quiet_apt = [apt, "-qq", "-o", "DPkg::Lock::Timeout=300"]
-    run([*quiet_apt, "update"])
-    run([*quiet_apt, "install", "-y", "--no-install-recommends", *missing])
+    options = ["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
+    return [apt, *options, what, *names]
 
 
 def run(command: Sequence[str]) -> None:
     """Run without input; what it says only matters when it fails."""
+    result = attempt(command)
+    if result.returncode != 0:
+        stop(f"this failed: {shlex.join(command)}\n{result.stdout}")
+
+
+def attempt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run without input, and whether it fails or not."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    result = subprocess.run(
+    return subprocess.run(
         command,
         check=False,
         env=environment,
@@ -132,8 +172,6 @@ def run(command: Sequence[str]) -> None:
         encoding="utf-8",
         errors="replace",
     )
-    if result.returncode != 0:
-        stop(f"this failed: {shlex.join(command)}\n{result.stdout}")
 
 
 def stamp_for(profile: str) -> str:
@@ -184,18 +222,23 @@ def stop(message: str) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 1 or arguments[0] not in REQUIREMENTS:
-        stop("usage: bootstrap.py test|demo")
+    if len(arguments) != 1 or arguments[0] not in SYSTEM_PACKAGES:
+        stop("usage: bootstrap.py test|bench|demo")
     profile = arguments[0]
     advice = mbedtls_advice(Machine.this(), os.environ)
     if advice is not None:
         stop(advice)
     if platform.system() == "Linux":
-        missing = missing_packages(TEST_PACKAGES if profile == "test" else DEMO_PACKAGES)
+        missing = missing_packages(SYSTEM_PACKAGES[profile])
         if missing:
             install_system_packages(missing)
-    if not is_set_up(profile):
-        set_up_venv(profile)
+        absent = missing_packages(BENCH_PEERS) if profile == "bench" else []
+        if absent:
+            install_what_there_is(absent)
+    # The benchmark runs in the tests' environment: the profiler is in there.
+    environment = "demo" if profile == "demo" else "test"
+    if not is_set_up(environment):
+        set_up_venv(environment)
 
 
 if __name__ == "__main__":

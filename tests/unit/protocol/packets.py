@@ -2,7 +2,6 @@
 
 import random
 import struct
-from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
@@ -15,12 +14,20 @@ ADDRESSES6 = tuple(bytes.fromhex("fd00") + bytes(13) + bytes([last]) for last in
 SIZES = st.one_of(st.sampled_from((1, 2, 3, 536, 1220, 1448, 1460)), st.integers(1, 1500))
 
 
-@dataclass(frozen=True)
 class Original:
     """One read from a TUN device, and the complete packets that it stands for."""
 
-    virtio: Virtio
-    packet: bytes
+    # No dataclass: hypothesis would write out 64 KiB of it.
+    def __init__(self, virtio: Virtio, packet: bytes) -> None:
+        self.virtio = virtio
+        self.packet = packet
+
+    def __repr__(self) -> str:
+        return f"<{self.virtio}, {len(self.packet)} bytes: {self.packet[:80].hex()}>"
+
+    @property
+    def ports(self) -> bytes:
+        return self.packet[self.virtio.csum_start :][:4]
 
     @property
     def read(self) -> bytes:
