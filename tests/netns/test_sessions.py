@@ -333,6 +333,23 @@ def test_hooks_know_the_tunnel_and_run_in_order(world: World) -> None:
     assert server.stop() == 0
 
 
+def test_the_servers_hooks_run_for_each_client_as_it_comes_and_goes(world: World) -> None:
+    seen = world.directory / "seen"
+    hook = world.directory / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$1 $ID $TUN $LOCAL_IP $PEER_IP $SUBNETS $REASON" >> {seen}\n')
+    hook.chmod(0o755)
+    entry = {"key_file": world.key, "subnets": ["10.0.0.0/16"], "down": [str(hook), "its own down"]}
+    server = world.server(clients={"demo": entry}, up=[str(hook), "up"], down=[str(hook), "down"])
+    client = world.client(subnets=["10.0.0.0/16"])
+    client.wait_connected()
+    client.stop()
+    wait_for(lambda: seen.exists() and len(seen.read_text().splitlines()) == 2, "both hooks to run")
+
+    about = "demo dtun-demo 10.86.0.1 10.86.0.2 10.0.0.0/16"
+    assert seen.read_text().splitlines() == [f"up {about} connected", f"its own down {about} stopped"]
+    assert server.stop() == 0
+
+
 def test_an_up_hook_that_fails_is_reported_and_run_again_with_the_next_session(world: World) -> None:
     server = world.server(keepalive=0.5, timeout=3)
     client = world.client(up="/bin/false")
