@@ -11,9 +11,9 @@ Unknown fields are ignored and unknown types are counted, so that either side ma
 
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 MAX_SUBNETS = 1024
 """Networks that one client may name."""
@@ -30,7 +30,18 @@ MIN_MTU = 576
 Mtu = Annotated[int, Field(ge=MIN_MTU, le=65535)]
 """Bytes of the largest packet inside the tunnel."""
 
-AnyNetwork = IPv4Network | IPv6Network
+_Zoned = TypeVar("_Zoned", IPv6Address, IPv4Network | IPv6Network)
+
+
+def _without_zone(value: _Zoned) -> _Zoned:
+    """Refuse fe80::1%eth0: a zone names an interface of whoever wrote it (RFC 4007, section 11)."""
+    if "%" in str(value):
+        raise ValueError("has a zone")
+    return value
+
+
+AnyNetwork = Annotated[IPv4Network | IPv6Network, AfterValidator(_without_zone)]
+AnyIPv6Address = Annotated[IPv6Address, AfterValidator(_without_zone)]
 
 
 class _Message(BaseModel):
@@ -64,8 +75,8 @@ class Welcome(_Message):
     type: Literal["welcome"] = "welcome"
     address: IPv4Address
     peer: IPv4Address
-    address6: IPv6Address | None = None
-    peer6: IPv6Address | None = None
+    address6: AnyIPv6Address | None = None
+    peer6: AnyIPv6Address | None = None
     mtu: Mtu | None = None
     keepalive: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     timeout: Annotated[float, Field(ge=0.2, le=86400)] = 30.0

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -76,8 +77,11 @@ def run_client(config: Config) -> int:
 async def _run(role: str, instance: str, config: Config, make: Make) -> int:
     loop = asyncio.get_running_loop()
     told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
+    # Of a terminal it means that the person has gone; to a service it says "reload", as is the custom.
+    hang_up = told_to_stop.set if sys.stdin.isatty() else _no_reload
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     kernel = platform_kernel(instance, config.section.runtime_directory)
     await kernel.open()
     try:
@@ -97,6 +101,10 @@ async def _run(role: str, instance: str, config: Config, make: Make) -> int:
         await kernel.close()
     log.info("stopped; nothing is left behind")
     return 0
+
+
+def _no_reload() -> None:
+    log.warning("SIGHUP: the configuration is read at the start only; restart dtun to use another")
 
 
 async def _work(service: Role, told_to_stop: asyncio.Event) -> None:

@@ -27,8 +27,8 @@ from dtun.dataplane.pump import Pump
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE, by_name
-from dtun.errors import UnavailableError
-from dtun.network.state import Link as Device, NetworkState, PointToPoint, Route
+from dtun.errors import DtunError, UnavailableError
+from dtun.network.state import Address, Link as Device, NetworkState, PointToPoint, Route
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.protocol.record import is_hello_request
@@ -39,6 +39,7 @@ from dtun.tunnel.hooks import RunHook, UpDown
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.liveness import Silence
+from dtun.tunnel.pins import Pins, halves
 from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
 from dtun.tunnel.sockets import SockAddr
 from dtun.tunnel.status import iso, link_status
@@ -91,17 +92,20 @@ class Client:
         self._loop = loop
         self._engine = ClientEngine(config.id, config.psk.secret(), suites, native=not config.go)
         self._wishes = Wishes(kernel)
+        self._pins = Pins(config.routes, kernel, self._wishes)
         self._hooks = UpDown(run_hook, config.hook("up"), config.hook("down"), config.tun)
         self._counters = Counters()
         self._instance = secrets.token_hex(8)
         self._backoff = Backoff()
-        self._complaints = Limiter(burst=5, per_seconds=300)
+        self._complaint = ""
+        self._complaints = _complaints()
         self._wanted = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reason = "start"
         self._tun: Tun | None = None
         self._pump: Pump | None = None
         self._link: Link | None = None
+        self._latest: Link | None = None
         self._retiring: set[Link] = set()
         self._welcome: Welcome | None = None
         self._hop: NextHop | None = None
@@ -150,6 +154,7 @@ class Client:
         await self._tasks.cancel()
         await self._hooks.down(self._hook_variables("stopped"))
         await self._wishes.drop("client")
+        await self._pins.drop()
         if self._pump is not None:
             self._pump.close()
         if self._tun is not None:
@@ -208,13 +213,12 @@ class Client:
 
     async def _attempt(self, address: SockAddr) -> str | None:
         """Make a session with the server at this address; returns why not, or None if it is in service now."""
-        inside = [
-            route for route in self._config.routes if ip_address(str(address[0]).partition("%")[0]) in route
-        ]
-        if inside:
-            return f"routes: {inside[0]} contains the server itself, so the tunnel would run through itself"
         try:
+            if not await self._pins.hold(_host(address)):
+                return "no route to host"
             sock = sockets.connect(address)
+        except UnavailableError as error:
+            return str(error)
         except OSError as error:
             return _words(error)
         outcome: asyncio.Future[str | None] = self._loop.create_future()
@@ -242,19 +246,11 @@ class Client:
     def _on_event(self, link: Link, event: Event, outcome: "asyncio.Future[str | None]") -> None:
         match event:
             case Established():
-                if not link.session.association.native and not self._config.go:
-                    link.close("other", "the server is an original Go dtun; set `compat: go` for it")
-                    return
-                link.send(
-                    Hello(
-                        instance=self._instance,
-                        subnets=self._config.subnets,
-                        mtu=self._config.mtu or link.inner_mtu,
-                        features=tuple(sorted(self._tun.offloads)) if self._tun else (),
-                    )
-                )
+                self._introduce(link)
             case Received(Welcome() as welcome):
                 self._tasks.spawn(self._serve(link, welcome, outcome))
+            case Received(Hello()):
+                link.close("other", "it talks like a client")
             case Received(Renew()) | WornOut():
                 if link is self._link:
                     self._want("renewal")
@@ -266,18 +262,41 @@ class Client:
             case _:
                 pass
 
+    def _introduce(self, link: Link) -> None:
+        if link.ended():
+            return  # in the same breath: the next event tells why
+        if not link.session.association.native and not self._config.go:
+            link.close("other", "the server is an original Go dtun; set `compat: go` for it")
+            return
+        link.send(
+            Hello(
+                instance=self._instance,
+                subnets=self._config.subnets,
+                mtu=self._config.mtu or link.inner_mtu,
+                features=tuple(sorted(self._tun.offloads)) if self._tun else (),
+            )
+        )
+
     async def _serve(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
-        """The moment at which the tunnel moves over to a new session."""
+        """Let the tunnel move over to a new session."""
+        try:
+            await self._move_over(link, welcome, outcome)
+        except DtunError as error:
+            link.close("other", str(error))
+        except Exception:
+            # A bug, which the log will tell. Nobody would ever use this session, nor look for another.
+            link.close("other", "the client has failed")
+            raise
+
+    async def _move_over(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
+        if link.ended():
+            return
         mtu = (
             min(link.inner_mtu, welcome.mtu or link.inner_mtu)
             if self._config.mtu is None
             else self._config.mtu
         )
-        try:
-            refused = await self._wishes.put("client", self._network_state(welcome, mtu))
-        except UnavailableError as error:
-            link.close("other", str(error))
-            return
+        refused = await self._wishes.put("client", self._network_state(welcome, mtu))
         if link.ended() or self._pump is None or self._tun is None:
             return
         for route, reason in refused:
@@ -285,9 +304,9 @@ class Client:
         liveness = link.session.dialect.liveness if link.session.dialect else None
         if liveness is not None:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
-        before, self._link, self._mtu = self._link, link, mtu
         self._tun.hand_out(self._tun.offloads.intersection(welcome.features))
         link.attach(self._pump)
+        before, self._link, self._mtu = self._link, link, mtu
         if before is not None and before is not link:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
@@ -298,10 +317,13 @@ class Client:
         # an original Go dtun would give it other addresses.
         self._cancel("again")
         self._schedule(link)
+        self._latest = link
         self._hop = await self._way_to(link)
+        await self._pins.only(_host(link.peer))
         if not outcome.done():
             outcome.set_result(None)
-        self._tasks.spawn(self._hooks.up(self._hook_variables("connected")))
+        if link is self._link:  # else it was lost meanwhile, and `down` has its turn
+            self._tasks.spawn(self._hooks.up(self._hook_variables("connected")))
 
     def _explained(self, link: Link, closed: Closed) -> str:
         """Why an attempt has failed, and what to do where that can be guessed."""
@@ -344,7 +366,7 @@ class Client:
         return NetworkState(
             frozenset({Device(name, mtu)}),
             frozenset(addresses),
-            frozenset(Route(network, name) for network in self._config.routes),
+            frozenset(Route(network, name) for network in halves(self._config.routes)),
         )
 
     # What ends a session, or asks for a new one
@@ -423,6 +445,10 @@ class Client:
         link = self._link
         if link is None:
             self._hurry.set()
+            again = self._timers.get("again")
+            if again is not None and again.when() > self._loop.time():
+                self._cancel("again")
+                self._want("lost")
             return
         hop = await self._way_to(link)
         if hop != self._hop and hop is not None and link is self._link:
@@ -433,12 +459,14 @@ class Client:
 
     async def _way_to(self, link: Link) -> NextHop | None:
         """How the host reaches the server of this session now."""
-        return await self._kernel.next_hop(ip_address(str(link.peer[0]).partition("%")[0]))
+        return await self._kernel.next_hop(_host(link.peer))
 
     # Odds and ends
 
     def _complain(self, text: str) -> None:
         self._last_error = text
+        if text != self._complaint:
+            self._complaint, self._complaints = text, _complaints()
         held_back = self._complaints.allow(self._loop.time())
         if held_back is not None:
             more = f" (and {held_back} more tries)" if held_back else ""
@@ -454,13 +482,22 @@ class Client:
             "REASON": reason,
             "MTU": str(self._mtu),
             "SUBNETS": " ".join(map(str, self._config.subnets)),
-            "SERVER": str(self._link.peer[0]) if self._link else "",
-            "ENDPOINT": self._link.endpoint if self._link else "",
+            "SERVER": str(self._latest.peer[0]) if self._latest else "",
+            "ENDPOINT": self._latest.endpoint if self._latest else "",
             "GATEWAY": str(self._hop.gateway) if self._hop and self._hop.gateway else "",
         }
         if welcome and welcome.address6 and welcome.peer6:
             variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
         return variables
+
+
+def _complaints() -> Limiter:
+    """The same reason is worth a line every five minutes; a new one a line at once."""
+    return Limiter(burst=1, per_seconds=300)
+
+
+def _host(address: SockAddr) -> Address:
+    return ip_address(str(address[0]).partition("%")[0])
 
 
 def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward for the whole world

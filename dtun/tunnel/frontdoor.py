@@ -164,7 +164,13 @@ class FrontDoor:
         if sequence < 0:
             self.drops["unexpected record"] += 1
             return
-        attached = (link for link in self._paths if link.attached)
+        # Wherever it is now, it sends to the address of ours that it knows.
+        ours = (path.socket, path.local)
+        attached = (
+            link
+            for link, known in self._paths.items()
+            if link.attached and (known.socket, known.local) == ours
+        )
         for link in self._trials.candidates(attached, sequence, now):
             before = link.highest
             link.take(datagram)

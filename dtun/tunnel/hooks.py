@@ -33,11 +33,13 @@ class UpDown:
             self.error = None if works else "the up hook failed; it is run again with the next session"
 
     async def down(self, variables: Mapping[str, str]) -> None:
-        """Run `down`, also after an `up` that failed or was cut off: it may have done half of its work."""
+        """Run `down`, also after one of the two that failed or was cut off: it may have done half of its work."""
         async with self._lock:
             if not self._begun:
                 return
-            self._begun = self._is_up = False
+            self._is_up = False
             self.error = None
             if self._down is not None:
                 await self._run(self._down, variables, f"{self._what}: down hook")
+            # Not before: a `down` that was cut off, as the service stopped, is run again.
+            self._begun = False

@@ -17,6 +17,7 @@ from dtun.network.state import Link as Device, Network, NetworkState, PointToPoi
 from dtun.platform.interface import Tun
 from dtun.tunnel.hooks import UpDown
 from dtun.tunnel.leases import Pair
+from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.rivalry import Rivalry
 from dtun.tunnel.status import iso, link_status
@@ -26,7 +27,10 @@ AWAY_MTU = 1400
 
 
 class Identity:
-    """One client of a server. `name` is the PSK identity, `link` the session that serves it now."""
+    """One client of a server. `name` is the PSK identity, `link` the session that serves it now.
+
+    `retiring` is the session before, which still receives for a moment; `remarks` bounds what the log says of it.
+    """
 
     def __init__(
         self,
@@ -46,9 +50,11 @@ class Identity:
         self.granted: tuple[Network, ...] = ()
         self.mtu = AWAY_MTU
         self.link: Link | None = None
+        self._latest: Link | None = None
         self.instance = ""
         self.rivalry = Rivalry()
-        self.lock = asyncio.Lock()
+        self.retiring: Link | None = None
+        self.remarks = Limiter(burst=30, per_seconds=300)
         self.since = iso()
         self.last_error: str | None = None
         self._sources = SourceFilter(self.counters)
@@ -86,6 +92,7 @@ class Identity:
         `features` are the peer's: super-packets are handed out only as far as it can take them.
         """
         before, self.link = self.link, link
+        self._latest = link
         self.instance = instance
         self.last_error = None
         if before is link:
@@ -107,8 +114,8 @@ class Identity:
             "REASON": reason,
             "MTU": str(self.mtu),
             "SUBNETS": " ".join(map(str, self.granted)),
-            "SERVER": self.link.local_address if self.link else "",
-            "ENDPOINT": self.link.endpoint if self.link else "",
+            "SERVER": self._latest.local_address if self._latest else "",
+            "ENDPOINT": self._latest.endpoint if self._latest else "",
         }
         if pair.local6 is not None and pair.peer6 is not None:
             variables |= {"LOCAL_IP6": str(pair.local6), "PEER_IP6": str(pair.peer6)}

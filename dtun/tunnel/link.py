@@ -41,6 +41,7 @@ class Link:
     ) -> None:
         self.session = session
         self.peer: SockAddr = sock.getpeername()
+        self.local_address = str(sock.getsockname()[0])
         self.drops: Counter[str] = session.drops
         self._socket = sock
         self._on_event = on_event
@@ -56,11 +57,6 @@ class Link:
     def endpoint(self) -> str:
         """The other side's UDP address, for people."""
         return sockets.show(self.peer)
-
-    @property
-    def local_address(self) -> str:
-        """The address of this host that the other side sees, as far as this host knows it."""
-        return str(self._socket.getsockname()[0]) if self._socket.fileno() >= 0 else ""
 
     def ended(self) -> bool:
         """Whether the session is over and the socket closed."""

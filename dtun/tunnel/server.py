@@ -1,20 +1,20 @@
 """The server: identities that stay, sessions that come and go, and what that means for the network.
 
-A client that has proven its key says hello; then, under the identity's lock: address pair, device, subnets,
+A client that has proven its key says hello; then, one client after the other: address pair, device, subnets,
 kernel, data plane, welcome. The session before is given up only then, so that knowing an id disturbs nobody.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+from ipaddress import ip_network
 
 from dtun.config import ANY_ID, ServerConfig
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ServerEngine
 from dtun.dtls.listener import Failed, Listener
 from dtun.dtls.suites import LEGACY_SUITE, Suite, by_name
-from dtun.errors import UnavailableError
+from dtun.errors import DtunError, UnavailableError
 from dtun.network.state import Network
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import MAX_REFUSALS, Hello, Refusal, Renew, Welcome
@@ -42,6 +42,9 @@ SHOWN_REFUSALS = 8
 GRACE = 3.0
 """Seconds for which a session that its own client has replaced still receives what is under way."""
 
+MAX_NEWCOMERS = 8
+"""Sessions of one id that have proven the key but are not let in yet. Each costs a descriptor that others need, too."""
+
 
 class Server:
     """Serves the clients of one configuration until it is stopped."""
@@ -55,10 +58,13 @@ class Server:
         self._loop = loop
         self._wishes = Wishes(kernel)
         self._identities: dict[str, Identity] = {}
-        self._creating = asyncio.Lock()
+        # One login at a time: it must see which subnets the one before got, and nobody may take away the address
+        # of a client that is just being let in.
+        self._admitting = asyncio.Lock()
         self._tasks = Tasks(loop)
         self._failures = Limiter(burst=10, per_seconds=60)
-        self._newcomers: set[Link] = set()
+        self._refusals = Limiter(burst=10, per_seconds=60)
+        self._newcomers: dict[Link, None] = {}  # the oldest first
         self._stopping = False
         fixed = {name: entry.address for name, entry in config.clients.items() if entry.address}
         fixed6 = {name: entry.address6 for name, entry in config.clients.items() if entry.address6}
@@ -99,8 +105,14 @@ class Server:
             link.close("stopped", "the server stops")
         self._door.close()
         await self._tasks.cancel()
+        # All at once: the service manager does not wait for one slow hook after the other.
+        await asyncio.gather(
+            *(
+                identity.hooks.down(identity.hook_variables("stopped"))
+                for identity in self._identities.values()
+            )
+        )
         for identity in self._identities.values():
-            await identity.hooks.down(identity.hook_variables("stopped"))
             await self._wishes.drop(identity.owner)
             identity.close()
         self._identities.clear()
@@ -148,11 +160,13 @@ class Server:
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Established():
-                self._newcomers.add(link)
+                self._note_newcomer(link)
                 if not link.session.association.native:
                     self._tasks.spawn(self._admit(link, None))
             case Received(Hello() as hello):
                 self._tasks.spawn(self._admit(link, hello))
+            case Received(Welcome() | Renew()):
+                link.close("other", "it talks like a server")
             case WornOut():
                 link.send(Renew())
             case Closed():
@@ -160,11 +174,19 @@ class Server:
             case _:
                 pass
 
+    def _note_newcomer(self, link: Link) -> None:
+        """Somebody with a key is there, who may only wait for so long and in such numbers."""
+        self._newcomers[link] = None
+        name = link.session.association.identity
+        waiting = [other for other in self._newcomers if other.session.association.identity == name]
+        if len(waiting) > MAX_NEWCOMERS:
+            waiting[0].close("other", "this id makes too many sessions at once")
+
     def _handshake_failed(self, failed: Failed) -> None:
         if failed.identity is not None:
             reason = self._mismatch(failed.identity, failed.reason) or failed.reason
             what = f"a handshake with id '{harmless(failed.identity)}' failed"
-            self._complain(f"{sockets.show(failed.path.peer)}: {what}: {reason}")
+            self._say(self._failures, logging.WARNING, f"{sockets.show(failed.path.peer)}: {what}: {reason}")
 
     def _mismatch(self, name: str, reason: str) -> str | None:
         """In words for the log, if this id is only unknown for the suite that was used, see `_key`."""
@@ -175,21 +197,20 @@ class Server:
             return "its entry is for an original Go dtun; remove `compat: go` there, or set it on the client"
         return "it is an original Go dtun, which its entry does not allow; set `compat: go` there"
 
-    def _complain(self, text: str) -> None:
-        """Warn of what a client has done, a few times a minute."""
-        held_back = self._failures.allow(self._loop.time())
+    def _say(self, limiter: Limiter, level: int, text: str) -> None:
+        """Log what a client has caused, which it must not be able to do without end."""
+        held_back = limiter.allow(self._loop.time())
         if held_back is not None:
-            log.warning("%s%s", text, f" (and {held_back} more like this)" if held_back else "")
+            log.log(level, "%s%s", text, f" (and {held_back} more like this)" if held_back else "")
 
     def _gone(self, link: Link, closed: Closed) -> None:
         self._door.forget(link)
         name = link.session.association.identity or ""
         if link in self._newcomers:
-            self._newcomers.discard(link)
+            del self._newcomers[link]
             if closed.reason in ("other", "timeout"):
-                self._complain(
-                    f"{name}: the session from {link.endpoint} came to nothing: {harmless(closed.text)}"
-                )
+                text = f"{name}: the session from {link.endpoint} came to nothing: {harmless(closed.text)}"
+                self._say(self._refusals, logging.WARNING, text)
         identity = self._identities.get(name)
         if identity is None or identity.link is not link:
             return
@@ -198,39 +219,36 @@ class Server:
         self._leases.used(name)
         text = harmless(closed.text)
         identity.last_error = None if closed.reason == "stopped" else text
-        log.info("%s: away, %s", name, f"it said goodbye: {text}" if closed.by_peer else text)
+        why = f"it said goodbye: {text}" if closed.by_peer else text
+        self._say(identity.remarks, logging.INFO, f"{name}: away, {why}")
         if not self._stopping:
             self._tasks.spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
 
     # Identities
 
     async def _create(self, name: str) -> Identity:
-        """The identity of this name, made if there is none yet.
+        """The identity of this name, made if there is none yet. Only while starting, or with `_admitting`.
 
         Raises:
             PoolFullError: there is no address for it.
             DtunError: its device cannot be made.
         """
-        async with self._creating:
-            existing = self._identities.get(name)
-            if existing is not None:
-                return existing
-            entry = self._config.entry(name)
-            if entry is None:
-                raise UnavailableError(f"{name}: not in the configuration")
-            pair = self._leases.pair(name, self._is_used)
-            await self._evict(pair.peer)
-            taken = {identity.tun.name for identity in self._identities.values()}
-            tun = self._kernel.create_tun(entry.tun or device_name(name, taken))
-            hooks = UpDown(
-                self._run_hook, self._config.hook("up", entry), self._config.hook("down", entry), name
-            )
-            identity = Identity(name, entry, pair, tun, hooks, self._loop)
-            self._identities[name] = identity
-            await self._wishes.put(
-                identity.owner, identity.network_state(self._config.mtu or identity.mtu, ())
-            )
-            return identity
+        existing = self._identities.get(name)
+        if existing is not None:
+            return existing
+        entry = self._config.entry(name)
+        if entry is None:
+            raise UnavailableError(f"{name}: not in the configuration")
+        pair = self._leases.pair(name, self._is_used)
+        await self._evict(pair.peer)
+        taken = {identity.tun.name for identity in self._identities.values()}
+        taken |= {other.tun for other in self._config.clients.values() if other.tun}
+        tun = self._kernel.create_tun(entry.tun or device_name(name, taken))
+        hooks = UpDown(self._run_hook, self._config.hook("up", entry), self._config.hook("down", entry), name)
+        identity = Identity(name, entry, pair, tun, hooks, self._loop)
+        self._identities[name] = identity
+        await self._wishes.put(identity.owner, identity.network_state(self._config.mtu or identity.mtu, ()))
+        return identity
 
     def _is_used(self, name: str) -> bool:
         """Whether this id may not lose its address: it is configured by name, or connected."""
@@ -254,27 +272,36 @@ class Server:
             return
         name = association.identity or ""
         try:
-            identity = await self._create(name)
-            if hello is None:
-                link.send(Welcome(address=identity.pair.peer, peer=identity.pair.local))
-                return
-            async with identity.lock:
-                await self._let_in(identity, link, hello)
+            async with self._admitting:
+                if link.ended():
+                    return
+                identity = await self._create(name)
+                if hello is None:
+                    link.send(Welcome(address=identity.pair.peer, peer=identity.pair.local))
+                else:
+                    await self._let_in(identity, link, hello)
         except PoolFullError:
-            log.warning("%s: refused, the address pool %s is full", name, self._config.pool)
+            text = f"{name}: refused, the address pool {self._config.pool} is full"
+            self._say(self._refusals, logging.WARNING, text)
             link.close("refused", f"the server's address pool {self._config.pool} is full")
-        except UnavailableError as error:
-            log.error("%s: refused: %s", name, error)  # noqa: TRY400 - one line for a person, no traceback
+        except DtunError as error:
+            self._say(self._refusals, logging.ERROR, f"{name}: refused: {error}")
             link.close("refused", "the server cannot set up its side of the tunnel")
+        except Exception:
+            # A bug, which the log will tell. Nobody would ever serve this session.
+            link.close("refused", "the server has failed")
+            raise
 
     async def _let_in(self, identity: Identity, link: Link, hello: Hello) -> None:
+        taken = await self._taken(identity)
         if link.ended():
             return
-        granted = grant(hello.subnets, identity.entry.grants, await self._taken(identity))
+        # With a route to it through the tunnel, the tunnel's own packets would go round in circles.
+        outside = ip_network(str(link.peer[0]).partition("%")[0])
+        taken[outside] = "this client outside the tunnel"
+        granted = grant(hello.subnets, identity.entry.grants, taken)
         mtu = self._config.mtu or min(link.inner_mtu, hello.mtu or link.inner_mtu)
         refused_routes = await self._wishes.put(identity.owner, identity.network_state(mtu, granted.granted))
-        if link.ended():
-            return
         refusals = list(granted.refused) + [
             Refusal(subnet=route.destination, reason=reason[:256]) for route, reason in refused_routes
         ]
@@ -285,7 +312,9 @@ class Server:
         if refusals:
             shown = "; ".join(f"{refusal.subnet}: {refusal.reason}" for refusal in refusals[:SHOWN_REFUSALS])
             more = f"; and {len(refusals) - SHOWN_REFUSALS} more" if len(refusals) > SHOWN_REFUSALS else ""
-            log.warning("%s: subnets refused: %s%s", identity.name, shown, more)
+            self._say(identity.remarks, logging.WARNING, f"{identity.name}: subnets refused: {shown}{more}")
+        if link.ended():
+            return
         if link.session.open:
             self._put_to_service(identity, link, hello)
         pair = identity.pair
@@ -305,7 +334,7 @@ class Server:
 
     def _put_to_service(self, identity: Identity, link: Link, hello: Hello) -> None:
         """The moment at which an identity moves over to a new session."""
-        self._newcomers.discard(link)
+        self._newcomers.pop(link, None)
         instance = hello.instance or str(link.peer[0])
         if identity.rivalry.login(instance, link.endpoint, self._loop.time()):
             log.warning("%s: %s; give each host an id of its own", identity.name, identity.rivalry.describe())
@@ -313,21 +342,24 @@ class Server:
         news = identity.link is None
         before = identity.serve(link, instance, hello.features)
         if before is not None and same_host:
-            self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
+            self._retire(identity, before)
         elif before is not None:
             before.close("replaced", f"another host has logged in with this id, from {link.endpoint}")
         if news or not same_host:
-            log.info(
-                "%s: connected from %s, %s on %s, subnets: %s",
-                identity.name,
-                link.endpoint,
-                identity.pair.peer,
-                identity.tun.name,
-                ", ".join(map(str, identity.granted)) or "none",
-            )
+            subnets = ", ".join(map(str, identity.granted)) or "none"
+            where = f"{identity.pair.peer} on {identity.tun.name}, subnets: {subnets}"
+            text = f"{identity.name}: connected from {link.endpoint}, {where}"
+            self._say(identity.remarks, logging.INFO, text)
         self._tasks.spawn(identity.hooks.up(identity.hook_variables("connected")))
 
-    async def _taken(self, identity: Identity) -> Mapping[Network, str]:
+    def _retire(self, identity: Identity, before: Link) -> None:
+        """Let a session receive for a while. Only one of each client, which might renew without end."""
+        if identity.retiring is not None:
+            identity.retiring.close("renewed", "", tell=False)
+        identity.retiring = before
+        self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
+
+    async def _taken(self, identity: Identity) -> dict[Network, str]:
         """Networks that this identity may not have, each with its owner in words."""
         taken: dict[Network, str] = {self._config.pool: "the server's address pool"}
         if self._config.pool6 is not None:

@@ -133,6 +133,9 @@ class Session:
         message = self.dialect.receive(plaintext, now)
         if isinstance(message, Goodbye):
             self._end(Closed(message.reason, message.text, by_peer=True))
+        elif isinstance(message, Hello | Welcome) and self._deadline is None:
+            # Each costs a round through the kernel. Who has something new to say makes a new session.
+            self._count("repeated greeting")
         elif message is not None:
             if isinstance(message, Hello | Welcome):
                 self._deadline = None

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from dtun.errors import UnavailableError
+from dtun.errors import DtunError
 from dtun.network.state import NetworkState, Route
 from dtun.platform.interface import ChangesRefusedError, Kernel
 
@@ -52,7 +52,7 @@ class Wishes:
 
     async def drop(self, owner: str) -> None:
         """Remove what this owner wanted. Call before its device is closed."""
-        with contextlib.suppress(UnavailableError):
+        with contextlib.suppress(DtunError):
             await self.put(owner, NetworkState())
         self._states.pop(owner, None)
 

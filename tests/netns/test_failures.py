@@ -132,15 +132,6 @@ def test_a_name_that_does_not_resolve_is_said_and_tried_again(host: Host, tmp_pa
     wait_for(lambda: client.tunnel()["last_error"], "the error in the status")
 
 
-def test_a_server_inside_the_routes_is_refused(host: Host, tmp_path: Path, key: str) -> None:
-    host.ip("route add 198.51.100.0/24 dev lo")
-    client = Daemon(host, "client", a_client(key, routes=["198.51.0.0/16"])["client"], tmp_path)
-
-    client.wait_log("routes: 198.51.0.0/16 contains the server itself")
-
-    assert "198.51.0.0/16" not in host.ip("route")
-
-
 def test_a_full_pool_is_said_on_both_sides(net: Topology, tmp_path: Path, key: str) -> None:
     left, right = net.host("left"), net.host("right")
     net.cable(left, "eth0", right, "eth0", f"{SERVER}/24", "198.51.100.2/24")

@@ -151,6 +151,38 @@ def test_a_packet_with_a_source_that_is_not_the_clients_is_dropped_and_counted(p
     assert after["rx_packets"] == before["rx_packets"] + 1
 
 
+def test_everything_may_go_through_the_tunnel_but_its_own_packets(net: Topology, tmp_path: Path) -> None:
+    #   home -- gateway -- server: what home sends goes through the tunnel, except to the server itself
+    home, gateway, far = net.host("home"), net.host("gateway", forwards=True), net.host("far")
+    net.cable(home, "eth0", gateway, "lan", "192.0.2.2/24", "192.0.2.1/24")
+    net.cable(gateway, "wan", far, "eth0", "198.51.100.2/24", "198.51.100.1/24")
+    home.ip("route add default via 192.0.2.1")
+    far.ip("route add default via 198.51.100.2")
+    far.ip("address add 203.0.113.80/32 dev lo")
+    before = network_of(home)
+    key = str(make_key(tmp_path))
+    server = Daemon(far, "server", {"clients": {"home": {"key_file": key}}}, tmp_path)
+    section = {"servers": ["198.51.100.9", "198.51.100.1"], "id": "home", "key_file": key}
+    client = Daemon(home, "client", section | {"routes": ["0.0.0.0/0"]}, tmp_path)
+    client.wait_connected()
+
+    assert can_ping(home, "203.0.113.80", count=3)
+    assert server.tunnel()["rx_packets"] >= 3
+    routes = home.ip("route")
+    assert "default via 192.0.2.1 dev eth0" in routes
+    assert "0.0.0.0/1 dev dtun0 proto 217" in routes
+    assert "128.0.0.0/1 dev dtun0 proto 217" in routes
+    assert "198.51.100.1 via 192.0.2.1 dev eth0 proto 217" in routes
+    wait_for(lambda: "198.51.100.9" not in home.ip("route"), "the pin of the other server to go")
+
+    client.kill()
+    client.start()
+    client.wait_connected()
+    assert can_ping(home, "203.0.113.80")
+    assert client.stop() == 0
+    assert network_of(home) - before == set()
+
+
 def test_fifty_clients_come_at_once_behind_one_shared_key(net: Topology, tmp_path: Path) -> None:
     key = str(make_key(tmp_path))
     left, right = net.host("left"), net.host("right")

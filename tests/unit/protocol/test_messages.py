@@ -170,3 +170,14 @@ def test_a_goodbye_of_200_characters_of_any_script_fits_into_one_fragment() -> N
 def test_messages_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         Hello().mtu = 1400  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": "hello", "subnets": ["fd00::%eth0/64"]},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "peer6": "fe80::1%eth0"},
+    ],
+)
+def test_an_address_with_an_interface_of_its_writer_is_refused(fields: dict[str, object]) -> None:
+    assert messages.decode(json.dumps(fields).encode()) is None

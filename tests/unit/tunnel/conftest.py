@@ -1,7 +1,53 @@
-"""Lets the tests here import what stands beside them, and the network that the tests of the protocol use."""
+"""What the tests of a whole server and a whole client begin with.
 
+Also lets the tests here import what stands beside them, and the network that the tests of the protocol use.
+"""
+
+import asyncio
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "protocol")]
+
+from sites import Home, RawClient, Site  # noqa: E402 - see above
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    made = Site(tmp_path)
+    await made.server.start()
+    yield made
+    await made.server.stop()
+    assert made.kernel.state.links == frozenset()
+    assert all(tun.closed for tun in made.kernel.tuns.values())
+
+
+@pytest.fixture
+async def make_client(site: Site) -> AsyncIterator[Callable[..., RawClient]]:
+    made: list[RawClient] = []
+
+    def make(name: str = "demo", *, go: bool = False, subnets: bool = True) -> RawClient:
+        made.append(RawClient(site, name, go=go, subnets=subnets))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.socket.close()
+
+
+@pytest.fixture
+async def home(site: Site, tmp_path: Path) -> AsyncIterator[Home]:
+    made = Home(site, tmp_path)
+    await made.client.start()
+    running = asyncio.create_task(made.client.run())
+    yield made
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await made.client.stop()
+    assert made.kernel.state.links == frozenset()

@@ -1,5 +1,6 @@
 """Which subnets a client gets, and what its device is called."""
 
+import time
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
@@ -60,6 +61,17 @@ def test_each_subnet_is_either_granted_or_refused_as_the_rule_says(
             for other in taken
         )
         assert (subnet in result.granted) == (subnet in allowed and not clashes)
+
+
+def test_many_subnets_are_judged_quickly_where_others_have_many() -> None:
+    def some(first: int, count: int) -> list[Network]:
+        return [IPv4Network((first + (number << 8), 24)) for number in range(count)]
+
+    taken = dict.fromkeys(some(0x0B000000, 16384), "somebody")
+    began = time.process_time()
+    result = grant(some(0x0A000000, 1024), anything, taken)
+    assert len(result.granted) == 1024
+    assert time.process_time() - began < 3, "a look at each of the others takes several times as long"
 
 
 def test_a_short_plain_id_is_in_the_name_as_it_is() -> None:

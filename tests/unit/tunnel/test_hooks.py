@@ -110,6 +110,20 @@ async def test_down_cleans_up_after_an_up_that_was_cut_off(runner: Runner, hooks
     assert runner.ran == ["/up connected", "/down stopped"]
 
 
+async def test_a_down_that_was_cut_off_is_run_again(runner: Runner, hooks: UpDown) -> None:
+    await hooks.up({"REASON": "connected"})
+    runner.gate.clear()
+    down = asyncio.create_task(hooks.down({"REASON": "lost"}))
+    await asyncio.sleep(0)
+    down.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await down
+    runner.gate.set()
+    for _ in range(2):
+        await hooks.down({"REASON": "stopped"})
+    assert runner.ran == ["/up connected", "/down lost", "/down stopped"]
+
+
 async def test_a_tunnel_without_hooks_runs_none(runner: Runner) -> None:
     hooks = UpDown(runner, None, None, "demo")
     await hooks.up({"REASON": "connected"})

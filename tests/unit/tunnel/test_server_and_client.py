@@ -1,209 +1,20 @@
 """A server, and clients, on loopback sockets: only the kernel's devices and routes are made up."""
 
 import asyncio
-import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
+from collections.abc import Callable
+from ipaddress import IPv4Network
 
 import pytest
-from fakes import FakeKernel, FakeTun
+from sites import LAN, Home, RawClient, Site, in_service, packet, sees_packet, through, wait_for, waiting_at
 
-from dtun.config import ClientConfig, Hook, ServerConfig
-from dtun.dtls.engine import ClientEngine
-from dtun.dtls.suites import LEGACY_SUITE
-from dtun.network.state import Route
-from dtun.protocol.messages import Hello, Welcome
+from dtun.network.state import Address, Route
+from dtun.protocol.messages import Hello
 from dtun.protocol.record import hello_request
 from dtun.tunnel import client as client_module, frontdoor
-from dtun.tunnel.client import Client
-from dtun.tunnel.dialect import GoClientDialect, NativeDialect
-from dtun.tunnel.server import Server
-from dtun.tunnel.session import Closed, Event, Received, Session
-
-KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-LAN = IPv4Network("10.0.0.0/16")
-
-
-def packet(source: str, destination: str = "192.0.2.9", number: int = 0) -> bytes:
-    addresses = IPv4Address(source).packed + IPv4Address(destination).packed
-    return b"\x45" + bytes(11) + addresses + number.to_bytes(2)
-
-
-async def wait_for(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        await asyncio.sleep(0.002)
-
-
-def waiting_at(sock: socket.socket) -> list[bytes]:
-    found = []
-    with suppress(BlockingIOError):
-        while True:
-            found.append(sock.recv(65535))
-    return found
-
-
-class HookLog:
-    """Runs no hook, but notes which one would have been."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    async def __call__(self, hook: Hook, variables: Mapping[str, str], what: str) -> bool:
-        self.ran.append(f"{hook.command[0]} {variables['ID']} {variables['REASON']} {what}")
-        return True
-
-
-class Site:
-    """A server on a port of its own, with the clients "demo" (native) and "old" (an original one)."""
-
-    def __init__(self, directory: Path) -> None:
-        self.kernel = FakeKernel()
-        self.hooks = HookLog()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.config = ServerConfig.model_validate(
-            {
-                "listen": f"127.0.0.1:{self.port}",
-                "state_directory": str(directory),
-                "runtime_directory": str(directory),
-                "up": "/up",
-                "down": "/down",
-                "clients": {
-                    "demo": {"key": KEY, "subnets": [str(LAN)]},
-                    "old": {"key": "original", "compat": "go", "subnets": ["10.9.0.0/16"]},
-                },
-            }
-        )
-        for name, entry in self.config.clients.items():
-            assert entry.read_key(directory, ("server", "clients", name)) == []
-        self.server = self.make_server()
-
-    def make_server(self) -> Server:
-        return Server(self.config, self.kernel, self.hooks, asyncio.get_running_loop())
-
-    async def restart(self) -> None:
-        """As after a power failure: nobody is told."""
-        for link in list(self.server._door.links):
-            link.close("stopped", "", tell=False)
-        await self.server.stop()
-        self.server = self.make_server()
-        await self.server.start()
-
-    def tun(self, name: str = "dtun-demo") -> FakeTun:
-        return self.kernel.tuns[name]
-
-    def drops(self) -> Mapping[str, int]:
-        return self.server._door.all_drops
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    made = Site(tmp_path)
-    await made.server.start()
-    yield made
-    await made.server.stop()
-    assert made.kernel.state.links == frozenset()
-    assert all(tun.closed for tun in made.kernel.tuns.values())
-
-
-class RawClient:
-    """A client's session whose socket the test holds in its hands."""
-
-    def __init__(self, site: Site, name: str = "demo", *, go: bool = False, subnets: bool = True) -> None:
-        self.target = ("127.0.0.1", site.port)
-        self.socket = self.new_socket()
-        self.events: list[Event] = []
-        key = b"original" if go else bytes(range(32))
-        suites = {"suites": [LEGACY_SUITE]} if go else {}
-        engine = ClientEngine(name, key, native=not go, **suites)  # type: ignore[arg-type]
-        now = time.monotonic()
-        self.session = Session(
-            engine.associate(now),
-            lambda _, count, at: GoClientDialect(count) if go else NativeDialect(count, 10, 30, at),
-            now,
-            handshake_deadline=now + 10,
-        )
-        self.hello = Hello(
-            instance="0a", subnets=(LAN if not go else IPv4Network("10.9.0.0/16"),) if subnets else ()
-        )
-
-    def new_socket(self) -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.setblocking(False)
-        made.connect(self.target)
-        return made
-
-    def turn(self) -> None:
-        now = time.monotonic()
-        for datagram in waiting_at(self.socket):
-            self.session.receive(datagram, now)
-        timer = self.session.next_timer()
-        if timer is not None and timer <= now:
-            self.session.poll(now)
-        for event in self.session.take_events():
-            if not self.events:
-                self.session.send(self.hello, now)
-            self.events.append(event)
-        for datagram in self.session.take_outgoing():
-            self.socket.send(datagram)
-
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
-        def turned() -> bool:
-            self.turn()
-            return condition()
-
-        await wait_for(turned, what)
-
-    async def connect(self) -> Welcome:
-        await self.until(lambda: any(isinstance(event, Received) for event in self.events), "a welcome")
-        return next(
-            event.message
-            for event in self.events
-            if isinstance(event, Received) and isinstance(event.message, Welcome)
-        )
-
-    def packets(self) -> list[bytes]:
-        self.turn()
-        return self.session.take_early_packets()
-
-    async def next_packets(self) -> list[bytes]:
-        found: list[bytes] = []
-
-        def some() -> bool:
-            found.extend(self.packets())
-            return found != []
-
-        await wait_for(some, "a packet at the client")
-        return found
-
-    def send(self, plaintext: bytes) -> None:
-        self.socket.send(self.session.association.seal(plaintext))
-
-
-@pytest.fixture
-async def make_client(site: Site) -> AsyncIterator[Callable[..., RawClient]]:
-    made: list[RawClient] = []
-
-    def make(name: str = "demo", *, go: bool = False, subnets: bool = True) -> RawClient:
-        made.append(RawClient(site, name, go=go, subnets=subnets))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.socket.close()
-
-
-async def sees_packet(site: Site, client: RawClient, data: bytes) -> None:
-    """The server's host gets this packet from the client."""
-    client.send(data)
-    await wait_for(lambda: data in waiting_at(site.tun().host), "the packet at the server's host")
+from dtun.tunnel.link import Link
+from dtun.tunnel.session import Closed, Established
 
 
 async def test_a_client_gets_its_address_and_its_packets_through(
@@ -314,7 +125,7 @@ async def test_another_host_with_the_same_id_is_told_to_the_first(
     make_client: Callable[..., RawClient],
 ) -> None:
     first, second = make_client(), make_client()
-    second.hello = second.hello.model_copy(update={"instance": "0b"})
+    second.hello = Hello(instance="0b", subnets=(LAN,))
     await first.connect()
     await second.connect()
     await first.until(lambda: any(isinstance(event, Closed) for event in first.events), "the goodbye")
@@ -334,18 +145,6 @@ async def test_a_client_that_asks_for_much_that_it_may_not_have_is_welcome_all_t
     assert site.kernel.state.routes == frozenset()
 
 
-async def test_a_client_that_says_hello_again_and_again_does_no_harm(
-    site: Site, make_client: Callable[..., RawClient], caplog: pytest.LogCaptureFixture
-) -> None:
-    client = make_client()
-    await client.connect()
-    (link,) = site.server._door.links
-    for _ in range(60):
-        site.server._on_event(link, Received(client.hello))
-    await wait_for(lambda: link.ended() or not site.server._tasks._running, "all of them to be dealt with")
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
 async def test_an_original_client_is_greeted_and_served(
     site: Site, make_client: Callable[..., RawClient]
 ) -> None:
@@ -357,56 +156,6 @@ async def test_an_original_client_is_greeted_and_served(
     host = site.tun("dtun-old").host
     await wait_for(lambda: packet("10.9.0.7") in waiting_at(host), "its packet")
     assert Route(IPv4Network("10.9.0.0/16"), "dtun-old") in site.kernel.state.routes
-
-
-class Home:
-    """A whole client."""
-
-    def __init__(self, site: Site, directory: Path) -> None:
-        self.kernel = FakeKernel()
-        self.hooks = HookLog()
-        config = ClientConfig.model_validate(
-            {
-                "servers": f"127.0.0.1:{site.port}",
-                "id": "demo",
-                "key": KEY,
-                "subnets": [str(LAN)],
-                "routes": ["192.0.2.0/24"],
-                "up": "/up",
-                "down": "/down",
-                "runtime_directory": str(directory),
-            }
-        )
-        assert config.read_key(directory, ("client",)) == []
-        self.client = Client(config, self.kernel, self.hooks, asyncio.get_running_loop())
-
-    def link(self) -> object:
-        return self.client._link
-
-
-@pytest.fixture
-async def home(site: Site, tmp_path: Path) -> AsyncIterator[Home]:
-    made = Home(site, tmp_path)
-    await made.client.start()
-    running = asyncio.create_task(made.client.run())
-    yield made
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    await made.client.stop()
-    assert made.kernel.state.links == frozenset()
-
-
-async def in_service(home: Home, *, other_than: object = None) -> object:
-    await wait_for(lambda: home.link() not in (None, other_than), "a session in service")
-    return home.link()
-
-
-async def through(site: Site, home: Home, number: int) -> None:
-    """A packet goes from behind the client to the server's host."""
-    data = packet("10.0.0.1", number=number)
-    home.kernel.tuns["dtun0"].host.send(data)
-    await wait_for(lambda: data in waiting_at(site.tun().host), f"packet {number}")
 
 
 async def test_a_tunnel_comes_up_and_carries_packets(site: Site, home: Home) -> None:
@@ -458,3 +207,57 @@ async def test_a_server_that_stops_says_so_and_the_client_waits_for_the_next(sit
     await wait_for(
         lambda: [line.split()[0] for line in home.hooks.ran] == ["/up", "/down", "/up"], "the hooks"
     )
+
+
+async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await in_service(home)
+
+    def fail_once(offloads: frozenset[str]) -> None:
+        monkeypatch.undo()
+        raise OSError(f"{offloads} is not for this device")
+
+    monkeypatch.setattr(home.kernel.tuns["dtun0"], "hand_out", fail_once)
+    home.client._want("renewal")
+    await wait_for(lambda: home.client._last_error is not None, "the failure")
+    await wait_for(lambda: home.client._last_error is None, "another try that worked")
+    assert home.link() not in (None, before)
+
+
+async def test_an_up_hook_does_not_run_for_a_session_that_was_lost_meanwhile(site: Site, home: Home) -> None:
+    gate = asyncio.Event()
+
+    async def slow_hop(address: Address) -> None:
+        del address
+        await gate.wait()
+
+    home.kernel.next_hop = slow_hop  # type: ignore[method-assign]
+    await in_service(home)
+    await site.server.stop()
+    await wait_for(lambda: home.link() is None, "the goodbye")
+    gate.set()
+    await wait_for(lambda: not home.client._tasks._running, "everything to be over")
+    assert [line for line in home.hooks.ran if line.startswith("/up")] == []
+
+
+async def test_a_change_of_the_host_ends_the_wait_for_the_next_try(
+    site: Site, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await in_service(home)
+    monkeypatch.setattr(home.client._backoff, "next", lambda: 3600.0)
+    for link in list(site.server._door.links):
+        link.close("other", "for the test")
+    await wait_for(lambda: home.link() is None, "the goodbye")
+    home.kernel.changed()
+    await in_service(home)
+
+
+async def test_a_session_that_ends_in_the_breath_in_which_it_began_is_reported(home: Home) -> None:
+    link = await in_service(home)
+    assert isinstance(link, Link)
+    link.close("other", "for the test")
+    outcome: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    for event in (Established(), Closed("other", "too bad", by_peer=True)):
+        home.client._on_event(link, event, outcome)
+    assert outcome.result() == "too bad"
