@@ -10,8 +10,10 @@ ARGS ?= -n auto
 
 # What `make bench` and `make profile` are told, for example: make bench OPTIONS="--quick --json results.json"
 OPTIONS ?=
+FUZZ ?= 60
+SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: help demo bench profile test lint mypy format hooks lock setup clean
+.PHONY: help demo bench profile test fuzz lint mypy format hooks lock setup clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +32,9 @@ profile: ## show where dtun's time goes (root)
 
 test: setup ## run all tests
 	$(VENV)/python -m pytest $(ARGS)
+
+fuzz: setup ## feed each parser with bad input for FUZZ seconds, from another SEED each time
+	DTUN_FUZZ_SECONDS=$(FUZZ) DTUN_FUZZ_SEED=$(SEED) $(VENV)/python -m pytest --timeout 0 $(ARGS) tests/fuzz
 
 lint: setup ## ruff and mypy, changing nothing
 	$(VENV)/ruff check .

@@ -52,6 +52,7 @@ DEMO_PACKAGES = [
 ]
 TEST_PACKAGES = [
     *DEMO_PACKAGES,
+    SystemPackage("ethtool", "ethtool"),
     SystemPackage("golang-go", "go"),
     SystemPackage("golang-github-pion-dtls.v2-dev", "/usr/share/gocode/src/github.com/pion/dtls/v2"),
     SystemPackage("iperf3", "iperf3"),

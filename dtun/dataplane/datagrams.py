@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 
 log = logging.getLogger("dtun.dataplane")
@@ -17,8 +17,9 @@ log = logging.getLogger("dtun.dataplane")
 MAX_SEGMENTS = 64
 """Datagrams in one send (UDP_MAX_SEGMENTS)."""
 
-MAX_SEND = 65507
-"""Bytes in one send: what an IPv4 packet leaves for UDP."""
+MAX_SEND = 65535 - 18 - 40 - 8
+"""Bytes in one send. With the headers of Ethernet, IPv6 and UDP in front a device takes it in one piece; what is
+longer (gso_max_size of most) the kernel would cut up early."""
 
 RECEIVE_SIZE = 65535
 
@@ -43,11 +44,13 @@ class Datagrams:
         self.segments = batches and sys.platform == "linux"
         self.coalesces = batches and _turn_on_gro(sock)
 
-    def send(self, records: Sequence[bytes]) -> int:
-        """Send these in order; returns how many the socket took before it was full.
+    def send(self, records: Sequence[bytes], refused: Callable[[OSError], None] | None = None) -> int:
+        """Send these in order; returns how many are done with when the socket is full.
+
+        What the network refuses, one datagram or one batch, is gone; `refused` is told, and the others are sent.
 
         Raises:
-            OSError: the network refuses one; that one and those before it are gone.
+            OSError: the network refuses one, and there is no `refused`; those before it are gone, too.
         """
         done, count = 0, len(records)
         while done < count:
@@ -61,14 +64,16 @@ class Datagrams:
             except OSError as error:
                 if error.errno in _LATER:
                     return done
-                if end - done == 1 or error.errno not in _NO_SEGMENTATION:
+                if end - done > 1 and error.errno in _NO_SEGMENTATION:
+                    self.segments = False
+                    log.info(
+                        "batches of datagrams cannot be sent on this path (%s); sending one by one",
+                        error.strerror,
+                    )
+                    continue
+                if refused is None:
                     raise
-                self.segments = False
-                log.info(
-                    "batches of datagrams cannot be sent on this path (%s); sending one by one",
-                    error.strerror,
-                )
-                continue
+                refused(error)
             done = end
         return done
 

@@ -11,6 +11,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
@@ -142,11 +143,8 @@ class Pump:
 
     def _send(self, port: Port, records: Sequence[bytes]) -> bool:
         """Send records. False if some wait for room in the socket, and TUN is not read meanwhile."""
-        try:
-            sent = port.datagrams.send(records)
-        except OSError as error:
-            self._failed(port, "udp send", error)
-            return True
+        # A datagram that is too large for the path must not take with it those that are not.
+        sent = port.datagrams.send(records, partial(self._failed, port, "udp send"))
         if sent == len(records):
             return True
         if not self._pending:

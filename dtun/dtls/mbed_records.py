@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dtun.protocol.record import (
     ALERT,
     CHANGE_CIPHER_SPEC,
+    CLIENT_HELLO,
     HANDSHAKE,
+    HEADER_SIZE,
     MAX_PLAINTEXT,
-    is_client_hello,
     sequence_of,
     split,
 )
@@ -17,6 +18,9 @@ from dtun.protocol.record import (
 if TYPE_CHECKING:
     from dtun.dtls.mbed import MbedBuffer
     from dtun.dtls.suites import Suite
+
+_EPOCH_0: Final = b"\x00\x00"
+_CLIENT_HELLO: Final = bytes([CLIENT_HELLO])
 
 
 class MbedRecords:
@@ -65,7 +69,8 @@ class MbedRecords:
         return tuple(plaintext for record in records for plaintext in self._open(record))
 
     def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
-        return [self.seal(plaintext) for plaintext in plaintexts]
+        # Once the session is closed there is nothing to send; an empty record would be an empty datagram.
+        return [record for record in map(self.seal, plaintexts) if record]
 
     def open_batch(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
         plaintexts: list[bytes] = []
@@ -82,8 +87,13 @@ class MbedRecords:
         return tuple(self._buffer.read())
 
     def _open(self, record: bytes) -> Sequence[bytes]:
-        if is_client_hello(record):
-            # Mbed TLS would let it start over on this connection. New handshakes are the listener's.
+        if (
+            record[0] == HANDSHAKE
+            and record[3:5] == _EPOCH_0
+            and record[HEADER_SIZE : HEADER_SIZE + 1] == _CLIENT_HELLO
+        ):
+            # Mbed TLS would let it start over on this connection, or give the connection up if it is malformed,
+            # which a stranger could send. New handshakes are the listener's.
             self.drops["handshake"] += 1
             return ()
         self._buffer.feed(record)

@@ -5,7 +5,7 @@ here: each record carries the unpatched headers and one slice of the payload. Th
 together again, patches the headers once, and gives its own kernel one super-packet. A lost record costs one segment.
 
     SEGMENT   03 | last 1 bit, index 7 bits | size 2 | IP header | TCP or UDP header | slice of the payload
-    PARTIAL   04 | csum_start 1 | csum_offset 1 | 0 1 | packet whose checksum covers the pseudo-header only
+    PARTIAL   04 | csum_start 2 | csum_offset 1 | packet whose checksum covers the pseudo-header only
 
 `size` is the payload of every segment but the last, which may be shorter. So slice `index` starts `index * size` bytes
 into the payload, and anybody who has it can say what the kernel would have sent (Linux, net/ipv4/tcp_offload.c):
@@ -37,8 +37,8 @@ UDP_CSUM: Final = 6
 _UDP_HEADER: Final = 8
 _UDP4: Final = 28
 _UDP6: Final = 48
-_UDP4_CSUM: Final = bytes((20, UDP_CSUM))
-_UDP6_CSUM: Final = bytes((40, UDP_CSUM))
+_UDP4_CSUM: Final = bytes((0, 20, UDP_CSUM))
+_UDP6_CSUM: Final = bytes((0, 40, UDP_CSUM))
 _PLAIN_IPV4: Final = 0x45
 _DONT_FRAGMENT: Final = b"\x40\x00"
 _MAX_TRAIN: Final = 64
@@ -46,7 +46,7 @@ _FIN_PSH: Final = 0x09
 _CWR: Final = 0x80
 
 _SEGMENT: Final = Struct("!BBH")
-_PARTIAL: Final = Struct("!BBBB")
+_PARTIAL: Final = Struct("!BHB")
 _U16: Final = Struct("!H")
 _U32: Final = Struct("!I")
 _IPV4_WORDS: Final = Struct("!10H")
@@ -56,8 +56,8 @@ _LASTS: Final = tuple(bytes((SEGMENT, index | _LAST)) for index in range(MAX_SEG
 
 
 def partial(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
-    """The frame of a packet whose checksum is left to the receiver's kernel."""
-    return _PARTIAL.pack(PARTIAL, csum_start, csum_offset, 0) + packet
+    """The frame of a packet whose checksum is left to the receiver's kernel; `csum_offset` is at most 255."""
+    return _PARTIAL.pack(PARTIAL, csum_start, csum_offset) + packet
 
 
 def cut(packet: bytes, csum_start: int, csum_offset: int, size: int) -> list[bytes]:
@@ -66,11 +66,12 @@ def cut(packet: bytes, csum_start: int, csum_offset: int, size: int) -> list[byt
     A packet with IPv6 extension headers, or of more than 128 segments, goes as complete packets instead.
     """
     headers = _headers_length(packet, csum_start, csum_offset)
-    if not size or len(packet) <= headers:
+    plain = transport_start(packet) == csum_start
+    if not size or not headers or len(packet) <= headers or not (plain or _is_extended(packet, csum_start)):
         return []
     starts = range(headers, len(packet), size)
     last = len(starts) - 1
-    if last >= MAX_SEGMENTS or transport_start(packet) != csum_start:
+    if last >= MAX_SEGMENTS or not plain:
         return [
             partial(
                 patched(packet[:headers], csum_start, index, size, len(payload), last=index == last)
@@ -102,12 +103,18 @@ def transport_start(packet: bytes) -> int:
 
 
 def _headers_length(packet: bytes, start: int, csum_offset: int) -> int:
-    """Bytes of all headers, as far as the transport header can be read; else the whole packet."""
+    """Bytes of all headers; 0 if the transport header cannot be read."""
     if csum_offset == TCP_CSUM and len(packet) >= start + 20:
-        return start + (packet[start + 12] >> 4) * 4
+        length = (packet[start + 12] >> 4) * 4
+        return start + length if length >= 20 else 0
     if csum_offset == UDP_CSUM and len(packet) >= start + _UDP_HEADER:
         return start + _UDP_HEADER
-    return len(packet)
+    return 0
+
+
+def _is_extended(packet: bytes, start: int) -> bool:
+    """Whether this may be IPv6 with extension headers in front of `start`."""
+    return packet[0] >> 4 == 6 and start > 40
 
 
 def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, last: bool) -> bytes:
@@ -179,7 +186,7 @@ class Run:
         self._start = start
         self._first = self._next = index
         self._size = size
-        self._room = MAX_PACKET - self._headers
+        self._room = MAX_PACKET - (self._headers - HEADER_SIZE)
         self._slices: list[bytes] = []
         self._whole = False
         self.packets = 0
@@ -195,7 +202,7 @@ class Run:
             return None
         protocol = packet[9] if packet[0] >> 4 == 4 else packet[6]
         headers = _headers_length(packet, start, TCP_CSUM if protocol == TCP else UDP_CSUM)
-        if headers - start < (20 if protocol == TCP else _UDP_HEADER) or headers > len(packet):
+        if not headers or headers > len(packet):
             return None
         _, index, size = _SEGMENT.unpack_from(frame)
         run = cls(frame[2 : HEADER_SIZE + headers], start, index & _INDEX, size)
@@ -208,9 +215,11 @@ class Run:
 
     def extend(self, frame: bytes) -> bool:
         """Take the next slice; False if this SEGMENT frame is not it."""
-        position = frame[1]
         headers = self._headers
-        if position & _INDEX != self._next or self._whole or frame[2:headers] != self._common:
+        if self._whole or frame[2:headers] != self._common:
+            return False
+        position = frame[1]
+        if position & _INDEX != self._next:
             return False
         payload = frame[headers:]
         length = len(payload)
@@ -277,7 +286,7 @@ class Train:
     @classmethod
     def begin(cls, frame: bytes) -> "Train | None":
         """The train that starts with this PARTIAL frame, if it may start one."""
-        headers = _UDP4 if frame[1:3] == _UDP4_CSUM else _UDP6 if frame[1:3] == _UDP6_CSUM else 0
+        headers = _UDP4 if frame[1:4] == _UDP4_CSUM else _UDP6 if frame[1:4] == _UDP6_CSUM else 0
         if not headers or len(frame) <= HEADER_SIZE + headers:
             return None
         start = headers - _UDP_HEADER
@@ -333,8 +342,11 @@ def whole(frame: bytes) -> list[bytes] | None:
     """What to write to a TUN device with IFF_VNET_HDR for a PARTIAL frame; None if it is malformed."""
     if len(frame) < HEADER_SIZE + 20:
         return None
-    _, start, offset, _ = _PARTIAL.unpack_from(frame)
+    _, start, offset = _PARTIAL.unpack_from(frame)
     packet = frame[HEADER_SIZE:]
-    if packet[0] >> 4 not in (4, 6) or start < 20 or start + offset + 2 > len(packet):
+    version = packet[0] >> 4
+    # The kernel puts a sum there when it sends the packet on: never into the header, whose source has been checked.
+    header = 40 if version == 6 else max((packet[0] & 15) * 4, 20)
+    if version not in (4, 6) or start < header or start + offset + 2 > len(packet):
         return None
     return [virtio.HEADER.pack(virtio.NEEDS_CSUM, virtio.GSO_NONE, 0, 0, start, offset), packet]

@@ -13,9 +13,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 CHUNK = 1 << 18
-WINDOW = 32
+WINDOW = 1 << 16  # bytes on their way at once
 PATIENCE = 60.0
 
 
@@ -81,7 +82,8 @@ def udp(address: str, port: int, first: int, last: int) -> None:
         while sizes:
             if time.monotonic() > deadline:
                 sys.exit(f"no datagram came back of the sizes {sizes[:20]}")
-            waiting = set(sizes[:WINDOW])
+            count = max(1, min(32, WINDOW // sizes[-1]))
+            waiting = set(sizes[:count])
             for size in sorted(waiting):
                 sock.send(payload(size, size))
             try:
@@ -92,7 +94,7 @@ def udp(address: str, port: int, first: int, last: int) -> None:
                     waiting.discard(len(data))
             except TimeoutError:
                 pass
-            sizes = sorted(waiting) + sizes[WINDOW:]
+            sizes = sorted(waiting) + sizes[count:]
     print("same")
 
 
@@ -114,4 +116,5 @@ if __name__ == "__main__":
     if command == "flood":
         flood(at, int(number), rest[0])
     else:
-        {"serve": serve, "tcp": tcp, "udp": udp}[command](at, int(number), *map(int, rest))
+        commands: dict[str, Callable[..., None]] = {"serve": serve, "tcp": tcp, "udp": udp}
+        commands[command](at, int(number), *map(int, rest))

@@ -1,5 +1,6 @@
 """Batches of datagrams over real sockets: nothing is lost or doubled, and what a kernel refuses goes another way."""
 
+import asyncio
 import errno
 import logging
 import socket
@@ -13,7 +14,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dtun.dataplane import datagrams as module
+from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import MAX_SEGMENTS, MAX_SEND, RECEIVE_SIZE, Datagrams, batch_end
+from dtun.dataplane.device import PlainDevice
+from dtun.dataplane.pump import Port, Pump
 
 SOL_UDP, UDP_GRO = 17, 104
 families = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
@@ -283,3 +287,20 @@ def test_an_old_kernel_without_coalescing_gives_one_by_one() -> None:
         pair.sender.send(mixed(50))
         assert pair.received() == mixed(50)
         assert pair.receives == 50
+
+
+async def test_the_pump_loses_only_what_is_refused_and_counts_it() -> None:
+    device, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with device, kernel, Pair() as pair:
+        device.setblocking(False)
+        counters = Counters()
+        loop = asyncio.get_running_loop()
+        plain = PlainDevice(device.fileno(), counters)
+        pump = Pump(plain, counters, accepts=lambda _frame, _start: True, loop=loop)
+        port = Port(pair.sender, list, lambda _: (), lambda *_: [], print, print, print)
+        pump.attach(port)
+        sent = mixed(20)
+        assert pump._send(port, [*sent[:5], bytes(65508), *sent[5:]])
+        assert pair.received() == sent
+        assert counters.drops == {"udp send: EMSGSIZE": 1}
+        pump.close()

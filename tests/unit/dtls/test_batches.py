@@ -281,6 +281,17 @@ def test_no_bytes_make_open_batch_raise_or_pass(datagrams: bytes, size: int, sui
     assert receiver.highest == 0
 
 
+def test_before_the_first_record_none_of_another_epoch_is_expected() -> None:
+    """Number 0 of epoch 0 is what comes before number 0 of epoch 1 for nobody."""
+    receiver = AeadRecords(keys(DEFAULT_SUITES[0], highest=-1), server=True)
+    sender = AeadRecords(keys(DEFAULT_SUITES[0], highest=-1), server=False)
+    first = sender.seal(b"first")
+    assert open_in_batch(receiver, [first[:3] + bytes(8) + first[11:]]) == []
+    assert receiver.drops == {"epoch": 1}
+    assert not receiver._forgeries
+    assert open_in_batch(receiver, [first]) == [b"first"]
+
+
 def test_nothing_is_a_batch_too() -> None:
     receiver = AeadRecords(keys(DEFAULT_SUITES[0]), server=True)
     odd: list[bytes] = []

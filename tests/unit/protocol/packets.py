@@ -89,9 +89,11 @@ def unfinished(headers: bytes, body: bytes) -> bytes:
 
 
 @st.composite
-def super_packets(draw: st.DrawFn, max_segments: int = 140) -> Original:
+def super_packets(
+    draw: st.DrawFn, max_segments: int = 140, protocols: tuple[int, ...] = (TCP, TCP, UDP)
+) -> Original:
     """A TCP or UDP packet with two segments at least."""
-    protocol = draw(st.sampled_from((TCP, TCP, UDP)))
+    protocol = draw(st.sampled_from(protocols))
     ip = draw(ip_headers(protocol))
     headers = ip + (draw(tcp_headers()) if protocol == TCP else udp_header())
     size = draw(SIZES)

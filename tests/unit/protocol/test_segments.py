@@ -133,6 +133,52 @@ def test_a_run_takes_nothing_after_the_last_slice_and_none_of_another_packet() -
     assert not run.extend(b"\x03\x03" + frames[2][2:])
 
 
+@either_version
+def test_a_run_takes_no_slice_whose_headers_or_size_differ_in_any_bit(ip: bytes) -> None:
+    frames = frames_of(tcp_over(ip, ACK, bytes(300)))
+    run = run_of(frames[:1])
+    for position in range(2, HEADER_SIZE + len(ip) + 20):
+        changed = bytearray(frames[1])
+        changed[position] ^= 1
+        assert not run.extend(bytes(changed)), position
+    assert run.extend(frames[1])
+
+
+@either_version
+def test_a_tcp_header_that_claims_to_be_shorter_than_it_can_be_is_not_understood(ip: bytes) -> None:
+    original = tcp_over(ip, ACK, bytes(300))
+    at = len(ip) + 12
+    for words in range(5):
+        packet = original.packet[:at] + bytes([words << 4]) + original.packet[at + 1 :]
+        assert frames_of(Original(original.virtio, packet)) == []
+        frame = frames_of(original)[0]
+        assert Run.begin(frame[: 4 + at] + bytes([words << 4]) + frame[5 + at :]) is None
+
+
+def test_only_the_last_slice_may_be_short() -> None:
+    frames = frames_of(tcp_over(IPV4, ACK, bytes(250)))
+    run = run_of(frames[:1])
+    assert not run.extend(frames[1][:-1])
+    short = bytearray(frames[0][:-1])
+    assert Run.begin(bytes(short)) is None
+    short[1] |= 0x80
+    assert Run.begin(bytes(short)) is not None
+
+
+def test_a_header_whose_sum_is_zero_has_the_checksum_that_a_kernel_writes() -> None:
+    """There are two zeroes in ones' complement (RFC 1071): the sum of a header is never the positive one."""
+    original = tcp_over(IPV4, ACK, bytes(300))
+    frames = frames_of(original)
+    first = segmenter.segments(original.packet, 100)[0]
+    # Move the sum to 0xFFFF by way of the identification: then the checksum is 0.
+    identification = (0xFFFF + int.from_bytes(first[10:12])) % 0xFFFF
+    packet = segmenter.with_lengths(original.packet[:4] + identification.to_bytes(2) + original.packet[6:])
+    zero = Original(original.virtio, packet)
+    assert zero.meaning[0][10:12] == b"\0\0"
+    assert frames_of(zero) != frames
+    assert written(run_of(frames_of(zero)[:1]).finish()) == zero.meaning[:1]
+
+
 @given(super_packets(max_segments=6), st.binary(max_size=6))
 def test_a_slice_of_another_length_is_not_taken(original: Original, junk: bytes) -> None:
     frames = frames_of(original)
@@ -226,7 +272,10 @@ def test_a_packet_without_its_checksum_is_written_as_it_was_read(original: Origi
         assert b"".join(pieces) == original.read
 
 
-@given(st.one_of(ip_headers(UDP), ip_headers(TCP)), st.integers(0, 0xFFFF), st.integers(0, 0xFF))
+POSITIONS = st.one_of(st.integers(0, 80), st.integers(0, 0xFFFF))
+
+
+@given(st.one_of(ip_headers(UDP), ip_headers(TCP)), POSITIONS, st.integers(0, 0xFF))
 def test_no_checksum_is_ever_put_into_an_ip_header(ip: bytes, start: int, offset: int) -> None:
     """A kernel that sends the packet on would else change the source address, after it was checked."""
     packet = unfinished(
