@@ -18,6 +18,7 @@ class TunDevice(Protocol):
 
     vnet_header: bool
     offloads: frozenset[str]
+    handed_out: frozenset[str]
 
     def fileno(self) -> int: ...
 
@@ -25,19 +26,20 @@ class TunDevice(Protocol):
 def device_for(tun: TunDevice, counters: Counters) -> Device:
     """The data plane's view of a TUN device, by what it can do."""
     if tun.vnet_header:
-        return OffloadDevice(tun.fileno(), counters, trains="udp-segments" in tun.offloads)
+        return OffloadDevice(tun, counters)
     return PlainDevice(tun.fileno(), counters)
 
 
 class OffloadDevice:
     """Reads super-packets as frames of one segment each, and joins such frames into super-packets again.
 
-    With `trains`, which takes Linux 6.2, UDP datagrams that follow each other are joined, too.
+    Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
     """
 
-    def __init__(self, descriptor: int, counters: Counters, *, trains: bool) -> None:
-        self._trains = trains
-        self._descriptor = descriptor
+    def __init__(self, tun: TunDevice, counters: Counters) -> None:
+        self._tun = tun
+        self._trains = "udp-segments" in tun.offloads
+        self._descriptor = tun.fileno()
         self._counters = counters
         self._buffer = bytearray(virtio.SIZE + MAX_PACKET)
         self._view = memoryview(self._buffer)
@@ -51,6 +53,10 @@ class OffloadDevice:
         packet = bytes(self._view[virtio.SIZE : length])
         counters = self._counters
         frames: Sequence[bytes]
+        if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.handed_out:
+            # From the kernel's queue, where it has waited since a peer was served that could take it.
+            counters.drops["super-packet for a peer that takes none"] += 1
+            return ()
         if kind != virtio.GSO_NONE:
             frames = cut(packet, start, offset, size)
         elif flags & virtio.NEEDS_CSUM:

@@ -49,6 +49,7 @@ class Tun(Protocol):
     name: str
     vnet_header: bool
     offloads: frozenset[str]
+    handed_out: frozenset[str]
 
     def fileno(self) -> int:
         """The non-blocking descriptor."""

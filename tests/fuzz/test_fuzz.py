@@ -23,6 +23,7 @@ from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol import frames, legacy, messages, record, segments
 from dtun.protocol.channel import MAX_MESSAGE, Channel
 from tests.fuzz.mutate import Fuzzer
+from tests.unit.dataplane.test_offload import KernelTun
 from tests.unit.protocol import segmenter
 
 KEY = bytes(range(32))
@@ -126,7 +127,7 @@ def segment_corpus() -> list[bytes]:
 def test_segments_of_super_packets() -> None:
     fuzzer = Fuzzer(segment_corpus())
     counters = Counters()
-    device = OffloadDevice(99, counters, trains=True)
+    device = OffloadDevice(KernelTun(), counters)
     sources = SourceFilter(counters, ())
     written: list[bytes] = []
 

@@ -113,7 +113,7 @@ class Journal:
                 os.close(descriptor)
                 raise UnavailableError(
                     f"dtun is running already as {self.instance!r} ({self._lock_path} is locked); "
-                    "stop it first, or start this one under another instance name"
+                    "stop it first, or give this one another runtime_directory (server) or tun (client)"
                 ) from None
             except OSError:
                 os.close(descriptor)

@@ -43,6 +43,7 @@ class LinuxTun:
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()
+        self.handed_out: frozenset[str] = frozenset()
         self.vnet_header = tuning.KERNEL_OFFLOADS
         self._descriptor = descriptor
         self._closed = closed
@@ -55,8 +56,9 @@ class LinuxTun:
         """See `Tun.hand_out`."""
         if not self.vnet_header:
             return
+        self.handed_out = offloads & self.offloads
         flags = 0
-        for offload in offloads & self.offloads:
+        for offload in self.handed_out:
             flags |= OFFLOADS[offload]
         fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
 

@@ -30,12 +30,26 @@ TUN = 99
 """A descriptor that nobody opens: the system calls below stand in for the kernel."""
 
 
+class KernelTun:
+    """What an OffloadDevice wants to know of its TUN device; one of a Linux that knows all of them."""
+
+    vnet_header = True
+
+    def __init__(self, *, trains: bool = True) -> None:
+        self.offloads = frozenset({"segments", "udp-segments"} if trains else {"segments"})
+        self.handed_out = self.offloads
+
+    def fileno(self) -> int:
+        return TUN
+
+
 class Tun:
     """An OffloadDevice on a kernel of the test's own."""
 
     def __init__(self, *, trains: bool = True) -> None:
         self.counters = Counters()
-        self.device = OffloadDevice(TUN, self.counters, trains=trains)
+        self.kernel = KernelTun(trains=trains)
+        self.device = OffloadDevice(self.kernel, self.counters)
         self.written: list[bytes] = []
 
     def read(self, original: Original) -> Sequence[bytes]:
@@ -289,3 +303,12 @@ def test_a_device_has_a_virtio_header_or_not_and_is_read_accordingly() -> None:
     assert isinstance(device_for(described, Counters()), OffloadDevice)
     described.vnet_header = False
     assert not isinstance(device_for(described, Counters()), OffloadDevice)
+
+
+@given(super_packets())
+def test_what_waited_in_the_queue_is_not_for_a_peer_that_takes_no_super_packets(original: Original) -> None:
+    tun = Tun()
+    tun.kernel.handed_out = frozenset()
+
+    assert tun.read(original) == ()
+    assert tun.counters.drops == {"super-packet for a peer that takes none": 1}

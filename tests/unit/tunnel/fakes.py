@@ -16,6 +16,7 @@ class FakeTun:
         self.name = name
         self.vnet_header = False
         self.offloads: frozenset[str] = frozenset()
+        self.handed_out: frozenset[str] = frozenset()
         self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._device.setblocking(False)
         self.host.setblocking(False)
