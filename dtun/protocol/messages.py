@@ -27,6 +27,9 @@ Text = Annotated[str, Field(max_length=256)]
 MIN_MTU = 576
 """Bytes that every host takes (RFC 791, section 3.1)."""
 
+MIN_IPV6_MTU = 1280
+"""Bytes that every link that carries IPv6 takes (RFC 8200, section 5)."""
+
 Mtu = Annotated[int, Field(ge=MIN_MTU, le=65535)]
 """Bytes of the largest packet inside the tunnel."""
 

@@ -1,8 +1,10 @@
 """Runs a server or a client until it is told to stop: signals, the service manager, status, and a clean end."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -74,7 +76,15 @@ def run_client(config: Config) -> int:
     )
 
 
+def _raise_descriptor_limit() -> None:
+    """A server takes two descriptors for each client; the usual soft limit of 1,024 is there for select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _run(role: str, instance: str, config: Config, make: Make) -> int:
+    _raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -291,11 +291,7 @@ class Client:
     async def _move_over(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
         if link.ended():
             return
-        mtu = (
-            min(link.inner_mtu, welcome.mtu or link.inner_mtu)
-            if self._config.mtu is None
-            else self._config.mtu
-        )
+        mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
         refused = await self._wishes.put("client", self._network_state(welcome, mtu))
         if link.ended() or self._pump is None or self._tun is None:
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dtun import tuning
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.pump import Port, Pump
-from dtun.protocol.messages import MIN_MTU, Message
+from dtun.protocol.messages import MIN_IPV6_MTU, MIN_MTU, Message
 from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.tunnel import sockets
 from dtun.tunnel.session import Event, Reason, Session
@@ -78,6 +78,14 @@ class Link:
         around = sockets.outer_headers(self._socket) + self.session.association.records.overhead
         room = min(sockets.path_mtu(self._socket) - around, MAX_PLAINTEXT)
         return max(room - SEGMENT_HEADER, MIN_MTU)
+
+    def agreed_mtu(self, configured: int | None, peers: int | None, *, ipv6: bool) -> int:
+        """The MTU of the tunnel: as configured, or what both ends can do without fragments outside.
+
+        IPv6 inside needs more than a path of 1,280 bytes leaves: there the records are fragmented.
+        """
+        mtu = configured or min(self.inner_mtu, peers or MAX_PLAINTEXT)
+        return max(mtu, MIN_IPV6_MTU) if ipv6 else mtu
 
     def start(self, early: Iterable[bytes] = ()) -> None:
         """Send what the session has to say already. `early` are plaintexts that came with the last flight."""

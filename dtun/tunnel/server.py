@@ -300,7 +300,7 @@ class Server:
         outside = ip_network(str(link.peer[0]).partition("%")[0])
         taken[outside] = "this client outside the tunnel"
         granted = grant(hello.subnets, identity.entry.grants, taken)
-        mtu = self._config.mtu or min(link.inner_mtu, hello.mtu or link.inner_mtu)
+        mtu = link.agreed_mtu(self._config.mtu, hello.mtu, ipv6=identity.pair.local6 is not None)
         refused_routes = await self._wishes.put(identity.owner, identity.network_state(mtu, granted.granted))
         refusals = list(granted.refused) + [
             Refusal(subnet=route.destination, reason=reason[:256]) for route, reason in refused_routes

@@ -1,7 +1,7 @@
 """One TCP connection that must live: numbered lines there and back, every one of them, in order.
 
-    python steady_tcp.py serve ADDRESS PORT
-    python steady_tcp.py talk ADDRESS PORT      until a line on standard input; then prints what it has seen
+python steady_tcp.py serve ADDRESS PORT
+python steady_tcp.py talk ADDRESS PORT      until a line on standard input; then prints what it has seen
 """
 
 import select
@@ -22,7 +22,10 @@ def serve(address: str, port: int) -> None:
 
 
 def talk(address: str, port: int) -> None:
-    with socket.create_connection((address, port), timeout=30) as connection, connection.makefile("rb") as lines:
+    with (
+        socket.create_connection((address, port), timeout=30) as connection,
+        connection.makefile("rb") as lines,
+    ):
         print("ready", flush=True)
         number, longest = 0, 0.0
         while not select.select([sys.stdin], [], [], INTERVAL)[0]:

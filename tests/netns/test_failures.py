@@ -80,7 +80,7 @@ def test_no_right_to_change_the_network(host: Host, tmp_path: Path, key: str, ma
 
 
 def test_no_tun_driver(host: Host, tmp_path: Path, key: str) -> None:
-    hide = "mount --make-rprivate / && mount -t tmpfs tmpfs /dev/net && exec \"$@\""
+    hide = 'mount --make-rprivate / && mount -t tmpfs tmpfs /dev/net && exec "$@"'
     code, said = fails(host, tmp_path, a_client(key), "unshare", "--mount", "sh", "-c", hide, "sh")
 
     assert code == UNAVAILABLE

@@ -97,7 +97,9 @@ def endpoint(server: Daemon) -> str | None:
 def test_tcp_survives_a_killed_and_restarted_server(tunnel: Tunnel) -> None:
     world, server, client = tunnel
     tcp_address = "10.86.0.1/32"
-    world.left.ip(f"address add {tcp_address} dev lo")  # the address of the connection stays; the device does not
+    world.left.ip(
+        f"address add {tcp_address} dev lo"
+    )  # the address of the connection stays; the device does not
     tcp = world.steady_tcp()
 
     server.kill()
@@ -322,7 +324,13 @@ def test_hooks_know_the_tunnel_and_run_in_order(world: World) -> None:
         dict(line.split("=", 1) for line in part.splitlines() if "=" in line)
         for part in seen.read_text().split("---\n")
     )
-    expected = {"TUN": "dtun0", "LOCAL_IP": "10.86.0.2", "PEER_IP": "10.86.0.1", "ID": "demo", "SERVER": SERVER}
+    expected = {
+        "TUN": "dtun0",
+        "LOCAL_IP": "10.86.0.2",
+        "PEER_IP": "10.86.0.1",
+        "ID": "demo",
+        "SERVER": SERVER,
+    }
     assert {name: first[name] for name in expected} == expected
     assert first["REASON"] == "connected"
     assert second["REASON"] == "stopped"

@@ -46,7 +46,9 @@ def test_a_host_behind_a_router_reaches_the_web_with_one_nat(net: Topology, tmp_
     net.cable(router, "wan", pc2, "eth0", "198.51.100.2/24", "198.51.100.1/24")
     net.cable(pc2, "eth1", www, "eth0", "203.0.113.1/24", "203.0.113.80/24")
     pc.ip("route add default via 10.0.0.1")
-    ruleset = "table ip nat { chain out { type nat hook postrouting priority 100; oifname eth1 masquerade; }; }"
+    ruleset = (
+        "table ip nat { chain out { type nat hook postrouting priority 100; oifname eth1 masquerade; }; }"
+    )
     pc2.run("nft", ruleset)
     before = {host.name: network_of(host) for host in (router, pc2)}
     key = str(make_key(tmp_path))
@@ -112,6 +114,18 @@ def test_ipv6_goes_through_the_tunnel(net: Topology, tmp_path: Path) -> None:
 
     assert can_ping(pair.right, "fd00:86::1", count=3)
     assert can_ping(pair.left, "fd00:10::1", count=3)
+
+
+def test_ipv6_goes_through_a_tunnel_over_the_smallest_path(net: Topology, tmp_path: Path) -> None:
+    pair = Pair(net, tmp_path)
+    for host in (pair.left, pair.right):
+        host.ip("link set eth0 mtu 1280")
+    clients = {"demo": {"key_file": str(pair.key)}}
+    Daemon(pair.left, "server", {"pool6": "fd00:86::/64", "clients": clients}, tmp_path)
+    client = pair.client()
+
+    assert client.wait_connected()["mtu"] == 1280
+    pair.right.run("ping", "-q", "-c3", "-i0.05", "-s", "1232", "fd00:86::1")
 
 
 def test_subnets_that_are_not_granted_are_refused_and_named_on_both_sides(pair: Pair) -> None:
@@ -189,7 +203,12 @@ def test_fifty_clients_come_at_once_behind_one_shared_key(net: Topology, tmp_pat
     net.cable(left, "eth0", right, "eth0", "198.51.100.1/24", "198.51.100.2/24")
     server = Daemon(left, "server", {"clients": {"*": {"key_file": key}}}, tmp_path)
     for number in range(50):
-        section = {"servers": ["198.51.100.1"], "key_file": key, "id": f"branch-{number}", "tun": f"dtun{number}"}
+        section = {
+            "servers": ["198.51.100.1"],
+            "key_file": key,
+            "id": f"branch-{number}",
+            "tun": f"dtun{number}",
+        }
         config = {"client": section | {"runtime_directory": str(tmp_path)}}
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(config))
 

@@ -221,7 +221,9 @@ async def test_a_record_of_a_session_that_comes_to_another_address_of_ours_is_no
             pytest.skip("this host has no IPv6")
         site = Site(tmp_path)
         site.config = site.config.model_copy(
-            update={"listen": (*site.config.listen, site.config.listen[0]._replace(address=IPv6Address("::1")))}
+            update={
+                "listen": (*site.config.listen, site.config.listen[0]._replace(address=IPv6Address("::1")))
+            }
         )
         site.server = site.make_server()
         await site.server.start()

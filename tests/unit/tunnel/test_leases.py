@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_a_lease_outlives_the_server(tmp_path: Path) -> None:
     second = make(path=path)
     assert [give(second, name) for name in ("c", "b", "a")] == ["10.86.0.4", *reversed(before)]
     assert [file.name for file in path.parent.iterdir()] == ["leases.json"]
+
+
+def test_leases_are_nobody_elses_business(tmp_path: Path) -> None:
+    path = tmp_path / "lib" / "state" / "leases.json"
+    old_mask = os.umask(0o022)
+    try:
+        path.parent.parent.mkdir()
+        give(make(path=path), "a")
+        assert [stat.S_IMODE(made.stat().st_mode) for made in (path, path.parent)] == [0o600, 0o700]
+        path.with_suffix(".new").touch(0o644)  # as a crash may have left it
+        give(make(path=path), "b")
+    finally:
+        os.umask(old_mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_fixed_address_is_nobody_elses_and_needs_no_lease(tmp_path: Path) -> None:
