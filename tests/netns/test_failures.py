@@ -47,7 +47,10 @@ def a_client(key: str, **settings: Any) -> dict[str, Any]:
 
 
 def test_a_port_that_is_taken(host: Host, tmp_path: Path, key: str) -> None:
-    holder = "import socket, time; s = socket.socket(2, 2); s.bind(('', 443)); print('held', flush=True); time.sleep(60)"
+    holder = (
+        "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 443));"
+        "print('held', flush=True); time.sleep(60)"
+    )
     other = host.python("-c", holder, stdout=subprocess.PIPE)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"

@@ -21,6 +21,7 @@ from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 from dtun.platform.linux.kernel import LinuxKernel
 from dtun.platform.linux.netlink import Netlink
 from dtun.platform.linux.tun import LinuxTun
+from dtun.protocol import virtio
 
 TUN = "dtun-demo"
 GATEWAY = ip_address("192.0.2.1")
@@ -606,7 +607,6 @@ import asyncio, sys
 from pathlib import Path
 from dtun.errors import PermissionDeniedError
 from dtun.platform import kernel
-from dtun.protocol import virtio
 
 async def main():
     linux = kernel("demo", Path(sys.argv[1]))

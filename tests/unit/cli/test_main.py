@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import stat
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dtun import __version__
-from dtun.cli import main
+from dtun.cli import EXIT_INTERRUPTED, main
 from dtun.config import Config, keys
-from dtun.errors import UnavailableError
+from dtun.errors import DtunError, UnavailableError
 from dtun.service import run
 
 
@@ -76,12 +77,14 @@ def test_a_server_and_a_client_start_from_their_files(
 
 
 def test_the_quick_start_of_a_server(started: Started, key_file: Path) -> None:
-    listen = ["--listen", "127.0.0.1", "[::1]:4443"]
-    assert main(["server", "--key-file", str(key_file), *listen, "--pool", "10.9.0.0/24"]) == 0
+    listen = ["--listen", "127.0.0.1", "--listen", "[::1]:4443"]
+    options = [*listen, "--pool", "10.9.0.0/24", "--runtime-directory", "/run/second"]
+    assert main(["server", "--key-file", str(key_file), *options]) == 0
     ((_, config),) = started
     assert config.server is not None
     assert list(map(str, config.server.listen)) == ["127.0.0.1:443", "[::1]:4443"]
     assert str(config.server.pool) == "10.9.0.0/24"
+    assert config.control_socket == Path("/run/second/server.sock")
 
 
 def test_the_quick_start_of_a_client(started: Started, key_file: Path) -> None:
@@ -107,26 +110,48 @@ def test_the_quick_start_with_a_go_dtun(started: Started, capsys: Capture) -> No
 
 
 USAGE = [
-    ("client --host h --key-file k", "a quick start needs --host HOST, --id ID and --key-file FILE"),
+    ("client --key-file k", "the quick start also needs --host, --id"),
+    ("client --host h --key k", "the quick start also needs --id"),
+    (
+        "client --host h --id a",
+        "the quick start also needs --key-file; `dtun genkey -o FILE` makes a key, for both ends",
+    ),
+    (
+        "server --pool 10.0.0.0/8",
+        "the quick start also needs --key-file; `dtun genkey -o FILE` makes a key, for both ends",
+    ),
     ("client -c x --host h", "--host belongs to the quick start without a file; leave out either it or -c"),
     (
         "server -c x --key-file k",
         "--key-file belongs to the quick start without a file; leave out either it or -c",
     ),
     ("server -c x --key k", "--key belongs to the quick start without a file; leave out either it or -c"),
+    ("check -c x y", "a file is given twice; leave out either y or -c"),
+    ("genkey x -o y", "a file is given twice; leave out either x or -o"),
+    ("check x y", "there is an argument too many"),
+    ("server x", "there is an argument too many"),
+    ("server --prot 1", "unknown option --prot"),
+    ("client --id a --kye=SECRET --passwd SECRET -sSECRET", "unknown option --kye, --passwd, -s"),
+    ("status --all", "unknown option --all"),
 ]
 
 
 @pytest.mark.parametrize(("command", "said"), USAGE)
-def test_options_that_do_not_go_together(started: Started, capsys: Capture, command: str, said: str) -> None:
-    assert main(command.split()) == 2
-    assert capsys.readouterr().err.startswith(f"dtun: {said}")
+def test_a_mistake_is_told_below_the_usage_of_the_command(
+    started: Started, capsys: Capture, command: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    name = command.split(maxsplit=1)[0]
+    assert error.startswith(f"usage: dtun {name} ")
+    assert error.splitlines()[-1] == f"dtun {name}: error: {said}"
+    assert "SECRET" not in error
     assert started == []
 
 
-@pytest.mark.parametrize(
-    "command", ["", "serve", "server --prot 1", "client --log-level loud", "server --comp go"]
-)
+@pytest.mark.parametrize("command", ["", "serve", "client --log-level loud", "server --comp go"])
 def test_a_mistake_on_the_command_line(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(command.split())
@@ -166,7 +191,7 @@ def test_what_stops_a_service_is_one_line_and_a_code(
 
 def test_check_says_what_it_found(server_file: Path, client_file: Path, capsys: Capture) -> None:
     assert main(["check", "-c", str(server_file)]) == 0
-    assert main(["check", "-c", str(client_file)]) == 0
+    assert main(["check", str(client_file)]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         f"OK: {server_file}: server on 127.0.0.1:4444, pool 10.86.0.0/16, 1 client entry",
@@ -183,15 +208,23 @@ def test_check_shows_warnings(client_file: Path, capsys: Capture) -> None:
 
 def test_check_lists_all_problems(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("client:\n  server: h\n  id: demo\n  mtu: 1\n")
+    path.write_text(
+        "client:\n  server: h\n  id: demo\n  mtu: 1\n  key_file: /none/key\n  up: /does/not/exist\n"
+    )
     assert main(["check", "-c", str(path)]) == 78
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
-        f"dtun: {path}:1:1: client.servers: is missing",
-        f"dtun: {path}:1:1: client: has no key; add one of key_file, credential or key",
+        (
+            f"dtun: warning: {path}:6:7: client.up: '/does/not/exist' is missing or not executable;"
+            " look at its path, or `chmod +x` it"
+        ),
         f"dtun: {path}:2:3: client: unknown key 'server'; did you mean 'servers'?",
         f"dtun: {path}:4:8: client.mtu: must be at least 576",
+        (
+            f"dtun: {path}:5:13: client.key_file: /none/key does not exist; correct the path,"
+            " copy the key from the other end, or make a new one with `dtun genkey -o /none/key`"
+        ),
     ]
 
 
@@ -211,27 +244,48 @@ def test_genkey_writes_a_private_file_and_never_over_another(tmp_path: Path, cap
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     text = path.read_text()
     keys.decode(text.encode(), go=False)
-    assert main(["genkey", "-o", str(path)]) == 1
-    assert main(["genkey", "-o", str(tmp_path / "no" / "demo.key")]) == 1
+    assert main(["genkey", "-o", str(path)]) == 69
+    assert main(["genkey", "-o", str(tmp_path / "no" / "demo.key")]) == 69
+    assert main(["genkey", str(path / "demo.key")]) == 69
     assert path.read_text() == text
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
         f"dtun: {path} exists already and is left as it is; remove it first, or choose another",
-        f"dtun: {tmp_path}/no/demo.key cannot be written: No such file or directory",
+        (
+            f"dtun: {tmp_path}/no/demo.key cannot be written: its directory does not exist;"
+            " make that first, or choose another"
+        ),
+        f"dtun: {path}/demo.key cannot be written: not a directory; choose another",
     ]
 
 
+@pytest.mark.parametrize("options", [["FILE"], ["FILE", "--compat", "go"], ["--compat", "go", "FILE"]])
+def test_genkey_takes_its_file_without_an_option_too(
+    tmp_path: Path, capsys: Capture, options: list[str]
+) -> None:
+    path = tmp_path / "demo.key"
+    assert main(["genkey", *(str(path) if word == "FILE" else word for word in options)]) == 0
+    keys.decode(path.read_bytes(), go="--compat" in options)
+    assert capsys.readouterr().out == ""
+
+
 def test_help_is_fast_because_it_loads_nothing_heavy(capsys: Capture) -> None:
-    code = (
+    program = (
         "import sys\n"
         "from dtun.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as exit: assert exit.code == 0\n"
         "print(*(name for name in ('pydantic', 'yaml', 'mbedtls', 'pyroute2', 'asyncio') if name in sys.modules))"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert "exit codes:" in output
+    for code in (0, 1, 2, DtunError.exit_code, EXIT_INTERRUPTED):
+        assert re.search(rf"^  {code} ", output, re.MULTILINE)
+    for error in DtunError.__subclasses__():
+        assert re.search(rf"^  {error.exit_code} ", output, re.MULTILINE), error
     assert output.splitlines()[-1] == ""
     with pytest.raises(SystemExit) as caught:
         main(["--version"])

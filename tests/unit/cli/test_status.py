@@ -19,10 +19,10 @@ from dtun.service.control import ControlServer
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TUNNEL: dict[str, Any] = {
     "id": "home",
-    "state": "up",
+    "state": "connected",
     "device": "dtun-home",
-    "address": "10.86.0.2",
-    "peer_address": "10.86.0.1",
+    "address": "10.86.0.1",
+    "peer_address": "10.86.0.2",
     "endpoint": "192.0.2.7:40000",
     "suite": "ECDHE-PSK-CHACHA20-POLY1305",
     "offloaded": True,
@@ -55,31 +55,58 @@ SERVER = {
 def test_a_server_shows_a_row_a_client() -> None:
     assert render(SERVER, NOW).splitlines() == [
         "dtun server 0.1.0, process 42, running for 2 d 3 h",
-        "ID    STATE  DEVICE     ADDRESS    ENDPOINT         RTT      FOR        RECEIVED  SENT",
-        "home  up     dtun-home  10.86.0.2  192.0.2.7:40000  12.3 ms  2 h 1 min  1.5 KiB   5.0 GiB",
-        "a     away   -          -          -                -        -          -         -",
+        (
+            "ID    STATE      DEVICE     ADDRESS    SUBNETS                 ENDPOINT         RTT      FOR      "
+            "  RECEIVED  SENT     DROPS"
+        ),
+        (
+            "home  connected  dtun-home  10.86.0.2  10.0.0.0/16, fd00::/48  192.0.2.7:40000  12.3 ms  2 h 1 min"
+            "  1.5 KiB   5.0 GiB  3"
+        ),
+        (
+            "a     away       -          -          -                       -                -        -        "
+            "  -         -        -"
+        ),
         "a: no answer",
         "a: used by two hosts",
-        "  drops      unknown id 7",
-        "  half open  0",
+        "dropped outside of sessions: unknown id 7",
     ]
     assert "no clients" in render({**SERVER, "tunnels": []}, NOW)
 
 
+def test_values_of_the_whole_server_are_shown_when_there_are_any() -> None:
+    quiet = render({**SERVER, "drops": {"unknown id": 0}}, NOW)
+    assert "dropped outside" not in quiet
+    assert "handshakes" not in quiet
+    assert render({**SERVER, "half_open": 2}, NOW).endswith("\nhandshakes under way: 2")
+
+
+def test_a_long_list_of_subnets_is_shortened_in_the_table() -> None:
+    many = {**TUNNEL, "subnets": [f"10.{number}.0.0/16" for number in range(9)]}
+    table = render({**SERVER, "tunnels": [many]}, NOW)
+    assert "  10.0.0.0/16 +8  " in table
+    assert "10.1.0.0/16" not in table
+
+
 def test_a_client_shows_a_line_a_value() -> None:
-    lines = render({**PROCESS, "role": "client", "tunnels": [TUNNEL]}, NOW).splitlines()
+    status = {**PROCESS, "role": "client", "tunnels": [TUNNEL], "warnings": []}
+    lines = render(status, NOW).splitlines()
     assert lines[0] == "dtun client 0.1.0, process 42, running for 2 d 3 h"
     assert lines[1:6] == [
         "  id            home",
-        "  state         up",
+        "  state         connected",
         "  device        dtun-home",
-        "  address       10.86.0.2",
-        "  peer address  10.86.0.1",
+        "  address       10.86.0.1",
+        "  peer address  10.86.0.2",
     ]
+    assert "  rtt           12.3 ms" in lines
+    assert "  mtu           1420" in lines
     assert "  offloaded     yes" in lines
     assert "  drops         replayed 3" in lines
     assert "  subnets       10.0.0.0/16, fd00::/48" in lines
     assert not any("last error" in line for line in lines)
+    connecting = {**status, "tunnels": [{**TUNNEL, "mtu": 0}]}
+    assert "mtu" not in render(connecting, NOW)
 
 
 def test_what_came_from_the_network_cannot_steer_the_terminal() -> None:
@@ -164,6 +191,28 @@ def test_status_without_a_configuration_asks_all_that_run(
     serve(tmp_path / "dtun0.sock", {"role": "client"})
     assert main(["status", "--json"]) == 0
     assert [json.loads(line)["role"] for line in capsys.readouterr().out.splitlines()] == ["client", "server"]
+
+
+def test_check_tells_by_the_exit_code_whether_a_client_is_connected(
+    serve: Serve, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "it.sock"
+    answer: dict[str, object] = {}
+    serve(path, answer)
+    command = ["status", "--socket", str(path)]
+    for role, states, code in [
+        ("client", ["connected"], 0),
+        ("client", ["connecting"], 1),
+        ("client", ["connected", "connecting"], 1),
+        ("client", [], 1),
+        ("server", ["away"], 0),
+        ("server", [], 0),
+    ]:
+        answer |= {"role": role, "tunnels": [{"state": state} for state in states]}
+        assert main(command) == 0
+        plain = capsys.readouterr().out
+        assert main([*command, "--check"]) == code, (role, states)
+        assert capsys.readouterr().out == plain
 
 
 def test_nobody_there(tmp_path: Path, capsys: Capture) -> None:

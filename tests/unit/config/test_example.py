@@ -13,11 +13,21 @@ EXAMPLE = Path(__file__).parents[3] / "etc" / "dtun.yaml.example"
 START_OF_CLIENT = "#client:"
 
 
+# Of these one excludes another; what is shown of them as an alternative stays off.
+ALTERNATIVES = ("credential", "key", "compat")
+
+
 def halves() -> tuple[str, str]:
     """The server's part, and the client's part without its first "#"."""
     lines = EXAMPLE.read_text().splitlines()
     start = lines.index(START_OF_CLIENT)
     return "\n".join(lines[:start]), "\n".join(line.removeprefix("#") for line in lines[start:])
+
+
+def switched_on(half: str, *but: str) -> str:
+    """With the settings that are off, and only them."""
+    others = "".join(f"(?!{name}:)" for name in but)
+    return re.sub(rf'^( *)#(?=[a-z"]){others}', r"\1", half, flags=re.MULTILINE)
 
 
 def load_half(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -35,27 +45,37 @@ def load_half(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     return load(path)
 
 
-def test_the_server_half_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_half(halves()[0], tmp_path, monkeypatch)
+def test_the_file_serves_one_client_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_half(EXAMPLE.read_text(), tmp_path, monkeypatch)
+    assert config.server is not None
+    assert list(config.server.clients) == ["home"]
+    assert config.warnings == []
+
+
+def test_the_client_half_fits_the_server_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, client = (load_half(half, tmp_path, monkeypatch) for half in halves())
+    assert client.client is not None
+    assert server.server is not None
+    entry = server.server.clients[client.client.id]
+    assert client.client.subnets == entry.subnets
+    assert client.warnings == []
+
+
+def test_what_is_off_is_valid_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, client = halves()
+    config = load_half(switched_on(server), tmp_path, monkeypatch)
     assert config.server is not None
     assert list(config.server.clients) == ["home", "office", "old-router", "*"]
     assert [warning for warning in config.warnings if "not executable" not in warning] == []
-
-
-def test_the_client_half_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_half(halves()[1], tmp_path, monkeypatch)
+    config = load_half(switched_on(client, *ALTERNATIVES), tmp_path, monkeypatch)
     assert config.client is not None
-    assert config.client.id == "home"
-
-
-def test_the_file_is_valid_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_half(EXAMPLE.read_text(), tmp_path, monkeypatch).server is not None
+    assert (config.client.mtu, len(config.client.routes)) == (1400, 1)
 
 
 def test_every_setting_is_in_it() -> None:
-    server_text, client_text = halves()
+    server_text, client_text = map(switched_on, halves())
     server = document.parse(server_text.encode()).data["server"]
-    client = document.parse(re.sub(r"#(?=[a-z])", "", client_text).encode()).data["client"]
+    client = document.parse(client_text.encode()).data["client"]
     assert settings(server) == set(ServerConfig.model_fields)
     assert set().union(*map(settings, server["clients"].values())) == set(ClientEntry.model_fields)
     assert settings(client) == set(ClientConfig.model_fields)
@@ -65,24 +85,22 @@ def settings(section: dict[str, Any]) -> set[str]:
     return set(section)
 
 
-@pytest.mark.parametrize(
-    ("half", "model", "own"),
-    [
-        (0, ServerConfig, {"pool6", "mtu", "up", "down", "clients"}),
-        (1, ClientConfig, {"servers", "id", "key_file", "subnets", "routes", "mtu", "up", "down"}),
-    ],
-)
-def test_values_are_the_defaults_where_nothing_else_is_said(
-    half: int,
-    model: type[BaseModel],
-    own: set[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("half", "model"), [(0, ServerConfig), (1, ClientConfig)])
+def test_a_setting_that_is_said_to_be_a_default_is_one(
+    half: int, model: type[BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    section = load_half(halves()[half], tmp_path, monkeypatch).section
-    for name, field in model.model_fields.items():
-        if name not in own:
-            default = field.get_default(call_default_factory=True, validated_data={})
-            assert getattr(section, name) == (30 if name == "hook_timeout" else default), name
+    text = halves()[half]
+    section = load_half(text, tmp_path, monkeypatch).section
+    said = re.findall(r"^  (\w+): .* # default$", text, flags=re.MULTILINE)
+    assert len(said) >= 5
+    for name in said:
+        default = model.model_fields[name].get_default(call_default_factory=True, validated_data={})
+        assert getattr(section, name) == (30 if name == "hook_timeout" else default), name
+
+
+def test_every_setting_says_whether_it_is_a_default() -> None:
+    for half in halves():
+        outer = re.findall(r"^  #?\w+: .*$", half, flags=re.MULTILINE)
+        assert [line for line in outer if not re.search(r" # (default|example)", line)] == []

@@ -54,7 +54,7 @@ def test_white_space_around_a_key_is_no_part_of_it(key: bytes, space: str) -> No
 
 @given(st.binary(max_size=100).filter(lambda key: len(key) != 32))
 def test_a_key_of_another_length_is_refused(key: bytes) -> None:
-    with pytest.raises(ValueError, match=r"is empty|too (short|long): \d+ bytes instead of 32"):
+    with pytest.raises(ValueError, match=r"is empty|is too (short|long) for a key: \d+ bytes instead of 32"):
         keys.decode(base64.b64encode(key), go=False)
 
 
@@ -94,15 +94,18 @@ def test_files_that_are_no_key(problems: Problems, key_file: Path) -> None:
     for content, answer in [
         ("", "demo.key is empty; make a key with `dtun genkey` into it"),
         (" \n", "demo.key is empty; make a key with `dtun genkey` into it"),
-        ("hello, world", "demo.key: is not a base64 key; make a key with `dtun genkey`"),
-        ("c2hvcnQ=", "demo.key: the key is too short: 5 bytes instead of 32; make a key with `dtun genkey`"),
-        ("ab" * 32, "demo.key: the key is too long: 48 bytes instead of 32; make a key with `dtun genkey`"),
+        ("hello, world", "demo.key is not a base64 key; make a key with `dtun genkey`"),
+        ("c2hvcnQ=", "demo.key is too short for a key: 5 bytes instead of 32; make a key with `dtun genkey`"),
+        ("ab" * 32, "demo.key is too long for a key: 48 bytes instead of 32; make a key with `dtun genkey`"),
         ("x" * 5000, "demo.key is too big for a key file"),
     ]:
         key_file.write_text(content)
         assert said() == answer
     key_file.unlink()
-    assert said() == "demo.key does not exist; make it with `dtun genkey -o demo.key`"
+    assert said() == (
+        "demo.key does not exist; correct the path, copy the key from the other end,"
+        " or make a new one with `dtun genkey -o demo.key`"
+    )
     key_file.mkdir()
     assert said() == "demo.key is not a file; give the path of a key file"
     key_file.rmdir()
@@ -125,7 +128,7 @@ def test_the_key_of_a_go_dtun_has_its_own_form(problems: Problems) -> None:
     text = f"client: {{servers: h, id: a, compat: go, key: {'x' * 33}}}"
     assert problems(text) == [
         (
-            "dtun.yaml:1:46: client.key: the key of an original dtun has at most 32 bytes here, this one has 33;"
+            "dtun.yaml:1:46: client.key: is too long: 33 bytes, and for an original dtun at most 32 are possible;"
             " make a key with `dtun genkey --compat go`"
         )
     ]

@@ -58,12 +58,12 @@ def test_everything_that_is_wrong_is_said_at_once(problems: Problems) -> None:
             " network, 10.0.0.0/16"
         ),
         (
-            "dtun.yaml:11:17: server.clients.home.subnets[0]: 10.86.0.0/17 of client 'home' overlaps the server's pool"
-            " 10.86.0.0/16; change one of them (the other: dtun.yaml:1:1)"
+            "dtun.yaml:11:17: server.clients.home.subnets[0]: 10.86.0.0/17 of client 'home' overlaps 10.86.0.0/16"
+            " (the default pool); change one of them"
         ),
         (
-            "dtun.yaml:13:12: server.clients.office.key: the key is too short: 5 bytes instead of 32; make a key with"
-            " `dtun genkey`"
+            "dtun.yaml:13:12: server.clients.office.key: is too short for a key: 5 bytes instead of 32; make a key"
+            " with `dtun genkey`"
         ),
         (
             "dtun.yaml:14:16: server.clients.office.subnets: 192.168.1.0/24 of client 'office' overlaps 192.168.0.0/16"
@@ -87,8 +87,8 @@ SERVER_VALUES = [
     ("mtu: 1279, pool6: fd00::/64", ("2:9: server.mtu: must be at least 1280 where there is IPv6;"
      " remove pool6 or raise mtu")),
     ("mtu: [1400]", "2:9: server.mtu: must be a whole number"),
-    ("keepalive: often", "2:15: server.keepalive: must be a number"),
-    ("keepalive: nan", "2:15: server.keepalive: must be a number"),
+    ("keepalive: often", "2:15: server.keepalive: must be a number of seconds, like 5"),
+    ("keepalive: nan", "2:15: server.keepalive: must be a number of seconds, like 5"),
     ("keepalive: 0", "2:15: server.keepalive: must be at least 0.1"),
     ("keepalive: 10, timeout: 10", ("2:28: server.timeout: 10 s is not longer than keepalive (10 s);"
      " three times as long is usual")),
@@ -154,8 +154,8 @@ ENTRY_VALUES = [
     ("address6: fd00::2%x", f"{ENTRY}.address6: 'fd00::2%x' is not an IPv6 address, like fd00:86::2"),
     ("tun: a/b", f"{ENTRY}.tun: 'a/b' is no device name; use letters, digits, '-', '_' and '.', like dtun0"),
     ("tun: sixteen-letters-", f"{ENTRY}.tun: 'sixteen-letters-' is too long for a device name: at most 15 characters"),
-    ("subnets: 10.86.1.0/24", (f"{ENTRY}.subnets: 10.86.1.0/24 of client 'a' overlaps the server's pool 10.86.0.0/16;"
-     " change one of them (the other: dtun.yaml:1:1)")),
+    ("subnets: 10.86.1.0/24", (f"{ENTRY}.subnets: 10.86.1.0/24 of client 'a' overlaps 10.86.0.0/16 (the default pool);"
+     " change one of them")),
     ("subnets: public", f"{ENTRY}.subnets: 'public' is not a network; write it like 10.0.0.0/16 or fd00:1::/64"),
     ("subnets: ff00::/8", (f"{ENTRY}.subnets: ff00::/8 cannot be routed:"
      " it is a loopback, link-local or multicast network")),
@@ -168,6 +168,14 @@ def test_settings_of_a_client_of_the_server(problems: Problems, setting: str, sa
     text = server(client=f"key: {KEY}, {setting}")
     column = text.splitlines()[2].index(setting.split(": ")[1]) + 1
     assert problems(text) == [f"dtun.yaml:3:{column}: {said}"]
+
+
+def test_a_network_in_the_pool_that_the_file_names(problems: Problems) -> None:
+    (line,) = problems(server("pool: 10.9.0.0/16", f"key: {KEY}, subnets: 10.9.1.0/24"))
+    assert line.endswith(
+        "10.9.1.0/24 of client 'a' overlaps the server's pool 10.9.0.0/16; change one of them"
+        " (the other: dtun.yaml:2:10)"
+    )
 
 
 def test_what_two_clients_cannot_share(problems: Problems) -> None:
@@ -348,6 +356,69 @@ def test_a_wrong_key_source_is_not_also_a_missing_one(problems: Problems) -> Non
     assert problems(client("  key_fiel: x", without="key")) == [
         "dtun.yaml:4:3: client: unknown key 'key_fiel'; did you mean 'key_file'?"
     ]
+
+
+def test_a_setting_under_a_misspelt_name_is_not_also_missing(problems: Problems) -> None:
+    assert problems(client("  server: h", without="servers")) == [
+        "dtun.yaml:4:3: client: unknown key 'server'; did you mean 'servers'?"
+    ]
+    assert problems("server:\n  cleints: {}\n") == [
+        "dtun.yaml:2:3: server: unknown key 'cleints'; did you mean 'clients'?"
+    ]
+    assert problems(client("  color: red", without="servers"))[0] == (
+        "dtun.yaml:1:1: client.servers: is missing"
+    )
+
+
+def test_a_client_of_which_all_is_indented_too_little(problems: Problems) -> None:
+    said = "is a setting of a client, in the place of a client's id; is this line indented too little?"
+    assert problems("server:\n  clients:\n    home:\n    key_file: k\n    subnets: [10.1.0.0/16]\n") == [
+        ("dtun.yaml:3:10: server.clients.home: must be a mapping: lines of `name: value`, indented below it"),
+        f"dtun.yaml:4:15: server.clients.key_file: {said}",
+        f"dtun.yaml:5:14: server.clients.subnets: {said}",
+    ]
+
+
+def test_keys_and_hooks_are_looked_at_beside_other_errors(write: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        load(
+            write("""                server:
+                  mtu: big
+                  up: /does/not/exist
+                  clients:
+                    a:
+                      key_file: /none/a
+                      subnets: 10.0.0.1/8
+                    b:
+                      key_file: /none/b
+                      down: /does/not/exist
+                      color: red
+                """)
+        )
+    assert [line.split(":", 3)[3].split("; ")[0].strip() for line in caught.value.lines] == [
+        "server.mtu: must be a whole number",
+        "server.clients.a.key_file: /none/a does not exist",
+        "server.clients.a.subnets: '10.0.0.1/8' is an address inside a network",
+        "server.clients.b.key_file: /none/b does not exist",
+        "server.clients.b: unknown key 'color'",
+    ]
+    assert [line.split(": ")[1] for line in caught.value.warnings] == ["server.up", "server.clients.b.down"]
+
+
+@pytest.mark.parametrize("compat", ["compat: rust", "compatt: go"])
+def test_a_key_is_not_called_wrong_while_its_kind_is_unclear(problems: Problems, compat: str) -> None:
+    (line,) = problems(server(client=f"key: a Go key, {compat}"))
+    assert compat.split(":", maxsplit=1)[0] in line
+    (line,) = problems(client(f"  {compat}").replace(KEY, "a Go key"))
+    assert compat.split(":", maxsplit=1)[0] in line
+
+
+def test_an_entry_with_a_misspelt_key_source_has_one_problem(problems: Problems) -> None:
+    assert problems(server(client="kye: x")) == [
+        "dtun.yaml:3:9: server.clients.a: unknown key 'kye'; did you mean 'key'?"
+    ]
+    (line,) = problems(server(client="'key_file:/etc/dtun/home.key': "))
+    assert "is a space missing after the colon?" in line
 
 
 def test_each_part_of_a_taken_network_is_named(problems: Problems) -> None:

@@ -46,10 +46,13 @@ def test_a_client_is_the_same_as_from_a_file(key_file: str, tmp_path: Path) -> N
 
 
 def test_a_key_on_the_command_line_is_taken_with_a_warning() -> None:
-    config = quickstart.server(key=keys.generate(), listen=["127.0.0.1:4444"])
+    config = quickstart.server(
+        key=keys.generate(), listen=["127.0.0.1:4444"], runtime_directory="/run/second"
+    )
     assert config.server is not None
     assert [str(endpoint) for endpoint in config.server.listen] == ["127.0.0.1:4444"]
     assert isinstance(config.server.listen[0], Endpoint)
+    assert config.control_socket == Path("/run/second/server.sock")
     assert config.warnings == [
         "--key: every user of this host can read it in the list of processes; use --key-file"
     ]
@@ -64,10 +67,7 @@ def test_problems_name_the_options() -> None:
         "--host", "--id", "--key", "--peernet", "--route", "--tun", "--up"
     ]  # fmt: skip
     with pytest.raises(ConfigErrors) as caught:
-        quickstart.server(key="x", pool="10.0.0.0/31", listen=["here"])
-    assert sorted(line.split(": ")[0] for line in caught.value.lines) == ["--key", "--listen", "--pool"]
-    with pytest.raises(ConfigErrors) as caught:
-        quickstart.server()
-    assert caught.value.lines == [
-        "--key-file: is missing; make a key with `dtun genkey -o FILE`, for both ends"
-    ]
+        quickstart.server(key="x", pool="10.0.0.0/31", listen=["here"], runtime_directory="run")
+    assert sorted(line.split(": ")[0] for line in caught.value.lines) == [
+        "--key", "--listen", "--pool", "--runtime-directory"
+    ]  # fmt: skip

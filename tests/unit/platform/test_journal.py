@@ -42,8 +42,11 @@ def test_an_instance_runs_once(tmp_path: Path) -> None:
     first, second = Journal("demo", tmp_path), Journal("demo", tmp_path)
     first.open()
     first.write({PIN})
-    with pytest.raises(UnavailableError, match="running already as 'demo'"):
+    with pytest.raises(UnavailableError, match="running already as 'demo'") as caught:
         second.open()
+    assert str(caught.value).endswith(
+        "; stop it first, or give this one another runtime_directory (server) or tun (client)"
+    )
     # The loser leaves the winner's things alone, even when it closes.
     second.close()
     assert (tmp_path / "demo.json").exists()
