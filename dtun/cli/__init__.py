@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dtun.cli.arguments import parser
+from dtun.cli.arguments import parse
 from dtun.cli.output import complain
 from dtun.errors import DtunError
 
@@ -10,12 +10,16 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own); returns the exit code."""
-    arguments = parser().parse_args(argv)
-    # Late, so that --help and mistakes on the command line are answered at once.
-    from dtun.cli import commands  # noqa: PLC0415
+    """Run the command line `argv` (default: the process's own); returns the exit code.
 
+    Raises:
+        SystemExit: for --help and --version, and with code 2 after a mistake on the command line.
+    """
+    arguments = parse(argv)
     try:
+        # Late, so that --help and mistakes on the command line are answered at once.
+        from dtun.cli import commands  # noqa: PLC0415
+
         return commands.run(arguments)
     except DtunError as error:
         complain(str(error))

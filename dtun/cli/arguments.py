@@ -1,6 +1,7 @@
 """The command line: what can be given, and the help."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,17 +11,35 @@ DEFAULT_CONFIG = Path("/etc/dtun.yaml")
 
 _EXIT_CODES = """\
 exit codes:
-  0    done
-  1    an unexpected failure
+  0    done; ended as told
+  1    an unexpected failure; status --check: a client is not connected
   2    a mistake on the command line
-  69   something is missing or taken: /dev/net/tun, a port, a running dtun (status)
+  69   something is missing or taken: /dev/net/tun, a port, a running dtun
+       (status), the name of a new key file (genkey)
   77   a right is missing: root or CAP_NET_ADMIN
   78   the configuration or a key is wrong; a restart does not help
-  130  interrupted
+  130  interrupted (Ctrl-C) before it was up
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its options. `fail(message)` of the result shows the usage of that command and exits with 2.
+
+    Raises:
+        SystemExit: there is a mistake in `argv`, or it asks for help, and that has been said.
+    """
+    arguments, rest = _parser().parse_known_args(argv)
+    options = [word for word in rest if word.startswith("-")]
+    if options:
+        # Their values are left out: one may be a key.
+        names = (word.partition("=")[0] if word.startswith("--") else word[:2] for word in options)
+        arguments.fail(f"unknown option {', '.join(names)}")
+    if rest:
+        arguments.fail("there is an argument too many")
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="dtun",
         description="An encrypted IP tunnel over UDP: DTLS 1.2 with pre-shared keys, one YAML file.",
@@ -42,7 +61,7 @@ _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # 
 
 
 def _command(commands: _Commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
+    command = commands.add_parser(
         name,
         help=summary,
         description=description,
@@ -50,6 +69,8 @@ def _command(commands: _Commands, name: str, summary: str, description: str) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    command.set_defaults(fail=command.error)
+    return command
 
 
 def _config_option(command: argparse.ArgumentParser) -> None:
@@ -96,10 +117,18 @@ def _server(commands: _Commands) -> None:
     quick = command.add_argument_group("quick start, instead of -c")
     _key_options(quick)
     quick.add_argument(
-        "--listen", nargs="+", metavar="ADDR", help="addresses, or ADDR:PORT (default: all, port 443)"
+        "--listen",
+        action="append",
+        metavar="ADDR",
+        help="an address to listen on, or ADDR:PORT; may be repeated (default: all addresses, port 443)",
     )
     quick.add_argument(
         "--pool", metavar="NET", help="the network to give addresses from (default: 10.86.0.0/16)"
+    )
+    quick.add_argument(
+        "--runtime-directory",
+        metavar="DIR",
+        help="where lock and control socket are; another one for a second server (default: /run/dtun)",
     )
 
 
@@ -115,7 +144,10 @@ def _client(commands: _Commands) -> None:
     _log_options(command)
     quick = command.add_argument_group("quick start, instead of -c")
     quick.add_argument(
-        "--host", action="append", metavar="HOST", help="the server, or HOST:PORT; may be repeated"
+        "--host",
+        action="append",
+        metavar="HOST",
+        help="the server's name or address, or HOST:PORT (default port: 443); may be repeated, the best first",
     )
     quick.add_argument("--id", metavar="ID", help="who this client is")
     _key_options(quick)
@@ -138,6 +170,7 @@ def _check(commands: _Commands) -> None:
         commands, "check", "check the configuration", "Check the configuration and the keys that it names."
     )
     _config_option(command)
+    command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -c FILE")
 
 
 def _genkey(commands: _Commands) -> None:
@@ -148,15 +181,27 @@ def _genkey(commands: _Commands) -> None:
         "Make a key of 32 random bytes, as base64. Both ends need the same one.",
     )
     command.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="a new file, readable by its owner only"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a new file, readable by its owner only (default: print the key)",
     )
+    command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -o FILE")
     command.add_argument("--compat", choices=["go"], help="for an original Go dtun: 32 characters of text")
 
 
 def _status(commands: _Commands) -> None:
     command = _command(
-        commands, "status", "show the state of the tunnels", "Ask the running dtun for its state."
+        commands,
+        "status",
+        "show the state of the tunnels",
+        "Ask the running dtun for its state. The exit code is 0 whenever it answers, connected or not, unless\n"
+        "--check is given.",
     )
     _config_option(command)
     command.add_argument("--socket", type=Path, metavar="PATH", help="the control socket to ask")
     command.add_argument("--json", action="store_true", help="one JSON object a running dtun, one a line")
+    command.add_argument(
+        "--check", action="store_true", help="exit with 1 unless every tunnel of a client is connected"
+    )

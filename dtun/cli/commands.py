@@ -2,22 +2,17 @@
 
 import argparse
 import os
+from pathlib import Path
 
 from dtun.cli.arguments import DEFAULT_CONFIG
 from dtun.cli.output import complain, say
-from dtun.config import Config, ServerConfig, keys, load, quickstart
-from dtun.errors import ConfigError, DtunError, PermissionDeniedError
+from dtun.config import Config, ConfigErrors, ServerConfig, keys, load, quickstart
+from dtun.errors import ConfigError, PermissionDeniedError, UnavailableError
 
-_SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool")
+_SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool", "runtime_directory")
 _CLIENT_QUICK_START = (
     "host", "id", "key_file", "key", "compat", "peernet", "route", "up", "down", "tun",
 )  # fmt: skip
-
-
-class UsageError(DtunError):
-    """Options that do not go together (EX_USAGE as argparse has it)."""
-
-    exit_code = 2
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,12 +22,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _server(arguments: argparse.Namespace) -> int:
     if _is_quick_start(arguments, _SERVER_QUICK_START):
+        _expect(arguments, "key_file")
         config = quickstart.server(
             key_file=arguments.key_file,
             key=arguments.key,
             listen=arguments.listen,
             pool=arguments.pool,
             compat=arguments.compat,
+            runtime_directory=arguments.runtime_directory,
         )
     else:
         config = _loaded(arguments, "server")
@@ -44,10 +41,7 @@ def _server(arguments: argparse.Namespace) -> int:
 
 def _client(arguments: argparse.Namespace) -> int:
     if _is_quick_start(arguments, _CLIENT_QUICK_START):
-        if not arguments.host or not arguments.id:
-            raise UsageError(
-                "a quick start needs --host HOST, --id ID and --key-file FILE; see dtun client --help"
-            )
+        _expect(arguments, "host", "id", "key_file")
         config = quickstart.client(
             hosts=arguments.host,
             id=arguments.id,
@@ -71,9 +65,29 @@ def _client(arguments: argparse.Namespace) -> int:
 def _is_quick_start(arguments: argparse.Namespace, options: tuple[str, ...]) -> bool:
     given = [option for option in options if getattr(arguments, option) is not None]
     if given and arguments.config is not None:
-        option = "--" + given[0].replace("_", "-")
-        raise UsageError(f"{option} belongs to the quick start without a file; leave out either it or -c")
+        option = _option(given[0])
+        arguments.fail(f"{option} belongs to the quick start without a file; leave out either it or -c")
     return bool(given)
+
+
+def _expect(arguments: argparse.Namespace, *options: str) -> None:
+    missing = [option for option in options if getattr(arguments, option) is None]
+    if arguments.key is not None and "key_file" in missing:
+        missing.remove("key_file")
+    if missing:
+        hint = "; `dtun genkey -o FILE` makes a key, for both ends" if "key_file" in missing else ""
+        arguments.fail(f"the quick start also needs {', '.join(map(_option, missing))}{hint}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _one_file(arguments: argparse.Namespace, option: str, given: Path | None) -> Path | None:
+    """The file of a command that takes it with an option or without."""
+    if given is not None and arguments.file is not None:
+        arguments.fail(f"a file is given twice; leave out either {arguments.file} or {option}")
+    return given or arguments.file
 
 
 def _loaded(arguments: argparse.Namespace, section: str) -> Config:
@@ -96,9 +110,13 @@ def _start_logging(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    config = load(arguments.config or DEFAULT_CONFIG)
-    for warning in config.warnings:
-        complain(f"warning: {warning}")
+    path = _one_file(arguments, "-c", arguments.config) or DEFAULT_CONFIG
+    try:
+        config = load(path)
+    except ConfigErrors as errors:
+        _warn(errors.warnings)
+        raise
+    _warn(config.warnings)
     section = config.section
     if isinstance(section, ServerConfig):
         listen = ", ".join(map(str, section.listen))
@@ -112,24 +130,34 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        complain(f"warning: {warning}")
+
+
 def _genkey(arguments: argparse.Namespace) -> int:
+    path = _one_file(arguments, "-o", arguments.output)
     text = keys.generate(go=arguments.compat == "go")
-    if arguments.output is None:
+    if path is None:
         say(text)
         return 0
-    path = arguments.output
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise DtunError(
+        raise UnavailableError(
             f"{path} exists already and is left as it is; remove it first, or choose another"
         ) from None
     except PermissionError:
         raise PermissionDeniedError(
             f"{path} cannot be written by this user; run as root, or choose another"
         ) from None
+    except FileNotFoundError:
+        raise UnavailableError(
+            f"{path} cannot be written: its directory does not exist; make that first, or choose another"
+        ) from None
     except OSError as error:
-        raise DtunError(f"{path} cannot be written: {error.strerror}") from None
+        reason = (error.strerror or str(error)).lower()
+        raise UnavailableError(f"{path} cannot be written: {reason}; choose another") from None
     with os.fdopen(descriptor, "w") as file:
         file.write(text + "\n")
     return 0
@@ -138,4 +166,4 @@ def _genkey(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from dtun.cli.status import show  # noqa: PLC0415
 
-    return show(arguments.config, arguments.socket, as_json=arguments.json)
+    return show(arguments.config, arguments.socket, as_json=arguments.json, check=arguments.check)

@@ -15,15 +15,43 @@ from dtun.service.control import ask
 
 Status = Mapping[str, Any]
 
-_COLUMNS = ("id", "state", "device", "address", "endpoint", "rtt_ms", "since", "rx_bytes", "tx_bytes")
-_HEADINGS = {"rtt_ms": "RTT", "since": "FOR", "rx_bytes": "RECEIVED", "tx_bytes": "SENT"}
+_COLUMNS = {
+    "id": "ID",
+    "state": "STATE",
+    "device": "DEVICE",
+    "peer_address": "ADDRESS",
+    "subnets": "SUBNETS",
+    "endpoint": "ENDPOINT",
+    "rtt_ms": "RTT",
+    "since": "FOR",
+    "rx_bytes": "RECEIVED",
+    "tx_bytes": "SENT",
+    "drops": "DROPS",
+}
+_TUNNEL_LABELS = {"rtt_ms": "rtt"}
+_PROCESS_LABELS = {"half_open": "handshakes under way", "drops": "dropped outside of sessions"}
 
 
-def show(config: Path | None, socket: Path | None, *, as_json: bool) -> int:
-    """Print the status of the dtun at `socket`, of the one that `config` starts, or of all that run."""
-    for answer in [ask(path) for path in _sockets(config, socket)]:
+def show(config: Path | None, socket: Path | None, *, as_json: bool, check: bool = False) -> int:
+    """Print the status of the dtun at `socket`, of the one that `config` starts, or of all that run.
+
+    Returns 0; with `check`, 1 unless every tunnel of a client is connected.
+    """
+    answers = [ask(path) for path in _sockets(config, socket)]
+    for answer in answers:
         say(json.dumps(answer) if as_json else render(answer, datetime.now(UTC)))
-    return 0
+    return 1 if check and not all(map(_is_connected, answers)) else 0
+
+
+def _is_connected(status: Status) -> bool:
+    """A server always is: that a client of it is away is no fault."""
+    tunnels = _tunnels(status)
+    is_up = bool(tunnels) and all(tunnel.get("state") == "connected" for tunnel in tunnels)
+    return is_up or status.get("role") == "server"
+
+
+def _tunnels(status: Status) -> list[Status]:
+    return [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
 
 
 def _sockets(config: Path | None, socket: Path | None) -> list[Path]:
@@ -46,7 +74,7 @@ def _sockets(config: Path | None, socket: Path | None) -> list[Path]:
 
 def render(status: Status, now: datetime) -> str:
     """Tables for a server, lines for a client; whatever else is in the status follows."""
-    tunnels = [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
+    tunnels = _tunnels(status)
     role = status.get("role", "?")
     process, since = status.get("pid", "?"), _since(status.get("since"), now)
     lines = [f"dtun {role} {status.get('version', '?')}, process {process}, running for {since}"]
@@ -56,13 +84,17 @@ def render(status: Status, now: datetime) -> str:
         for tunnel in tunnels:
             lines += _pairs(tunnel, now)
     rest = {k: v for k, v in status.items() if k not in {"role", "version", "pid", "since", "tunnels"}}
-    lines += _pairs(rest, now)
+    lines += [
+        f"{_label(key, _PROCESS_LABELS)}: {_value(key, value, now)}"
+        for key, value in rest.items()
+        if _total(value)
+    ]
     return "\n".join(_printable(line) for line in lines)
 
 
 def _server(tunnels: Iterable[Status], now: datetime) -> list[str]:
-    rows = [[_HEADINGS.get(column, column.upper()) for column in _COLUMNS]]
-    rows += [[_value(column, tunnel.get(column), now) for column in _COLUMNS] for tunnel in tunnels]
+    rows = [list(_COLUMNS.values())]
+    rows += [[_cell(column, tunnel.get(column), now) for column in _COLUMNS] for tunnel in tunnels]
     if len(rows) == 1:
         return ["no clients"]
     widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
@@ -76,12 +108,35 @@ def _server(tunnels: Iterable[Status], now: datetime) -> list[str]:
     return lines
 
 
+def _cell(column: str, value: Any, now: datetime) -> str:
+    """What fits into a table: totals, and the first of a long list."""
+    if column == "drops" and isinstance(value, dict):
+        return str(_total(value))
+    if column == "subnets" and isinstance(value, list) and len(value) > 2:
+        return f"{value[0]} +{len(value) - 1}"
+    return _value(column, value, now)
+
+
+def _total(value: Any) -> Any:
+    """How much there is of something: of a mapping, the sum of its counts."""
+    if not isinstance(value, dict):
+        return value
+    return sum(count for count in value.values() if isinstance(count, int))
+
+
 def _pairs(values: Status, now: datetime) -> list[str]:
-    present = {key: value for key, value in values.items() if value not in _NOTHING}
+    # Before the first session there is no MTU yet.
+    present = {
+        _label(key, _TUNNEL_LABELS): _value(key, value, now)
+        for key, value in values.items()
+        if value not in _NOTHING and not (key == "mtu" and not value)
+    }
     width = max(map(len, present), default=0)
-    return [
-        f"  {key.replace('_', ' ').ljust(width)}  {_value(key, value, now)}" for key, value in present.items()
-    ]
+    return [f"  {label.ljust(width)}  {value}" for label, value in present.items()]
+
+
+def _label(key: str, labels: Mapping[str, str]) -> str:
+    return labels.get(key, key.replace("_", " "))
 
 
 def _value(key: str, value: Any, now: datetime) -> str:

@@ -81,6 +81,10 @@ class Keyed(Section):
     _psk: Key | None = PrivateAttr(default=None)
 
     @property
+    def has_psk(self) -> bool:
+        return self._psk is not None
+
+    @property
     def psk(self) -> Key:
         """The key as DTLS wants it, see dtun.config.keys."""
         if self._psk is None:
@@ -96,7 +100,7 @@ class Keyed(Section):
         given = [name for name in _KEY_SOURCES if getattr(self, name) is not None]
         if not given:
             message = "has no key; add one of key_file, credential or key"
-            return [Problem(location, message, frozenset(_KEY_SOURCES))]
+            return [Problem(location, message, frozenset((*location, name) for name in _KEY_SOURCES))]
         if len(given) > 1:
             return [Problem((*location, given[1]), f"there is a {given[0]} already; keep one of them")]
         return []
@@ -113,8 +117,9 @@ class Keyed(Section):
         try:
             self._psk = decode(text, go=self.go)
         except ValueError as error:
-            where = f"{base / self.key_file}: " if self.key_file is not None else ""
-            return [Problem((*location, source), f"{where}{error}")]
+            where = f"{base / self.key_file} " if self.key_file is not None else ""
+            # What a key has to look like hangs on the kind of the other side.
+            return [Problem((*location, source), f"{where}{error}", frozenset({(*location, "compat")}))]
         return []
 
     def _key_text(self, base: Path) -> bytes:
@@ -126,8 +131,10 @@ class Keyed(Section):
         return self.key.secret()
 
     def key_warnings(self, location: Location) -> list[Problem]:
+        if not self.go or not self.has_psk:
+            return []
         length = len(self.psk.secret())
-        if self.go and length < WEAK_KEY_BYTES:
+        if length < WEAK_KEY_BYTES:
             message = f"a key of {length} bytes can be guessed; use {KEY_BYTES} (`dtun genkey --compat go`)"
             return [Problem(location, message)]
         return []

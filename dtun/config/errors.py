@@ -17,22 +17,23 @@ class Problem:
 
     `about_name`: the name of the last part is wrong, not its value; `message` shows it if it may be shown.
     `related` is where the other half of a contradiction is.
-    `uses` names the settings of the section that the judgement rests on: if one of them is wrong
-    itself, the problem may be imaginary and is kept back.
+    `uses` are the places of the settings that the judgement rests on: if one of them is wrong itself,
+    the problem may be imaginary and is kept back.
     """
 
     location: Location
     message: str
-    uses: frozenset[str] = frozenset()
+    uses: frozenset[Location] = frozenset()
     related: Location | None = None
     about_name: bool = False
 
 
 class ConfigErrors(ConfigError):  # noqa: N818 - more than one of them
-    """One line a problem, each with the place where it is."""
+    """One line a problem, each with the place where it is; `warnings` are what else was noticed."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
         self.lines = list(lines)
+        self.warnings = list(warnings)
         super().__init__("\n".join(self.lines))
 
 

@@ -62,7 +62,7 @@ def decode(text: bytes, *, go: bool) -> Key:
     """The key that `text` stands for.
 
     Raises:
-        ValueError: `text` is no such key; the message does not hold any of it.
+        ValueError: `text` is no such key; the message says what it is instead, and does not hold any of it.
     """
     trimmed = text.strip()
     if not trimmed:
@@ -70,8 +70,8 @@ def decode(text: bytes, *, go: bool) -> Key:
     if go:
         if len(trimmed) > KEY_BYTES:
             raise ValueError(
-                f"the key of an original dtun has at most {KEY_BYTES} bytes here,"
-                f" this one has {len(trimmed)}; {MAKE_A_GO_KEY}"
+                f"is too long: {len(trimmed)} bytes, and for an original dtun at most {KEY_BYTES} are possible;"
+                f" {MAKE_A_GO_KEY}"
             )
         return Key(trimmed)
     try:
@@ -81,7 +81,7 @@ def decode(text: bytes, *, go: bool) -> Key:
     if len(secret) != KEY_BYTES:
         comparison = "short" if len(secret) < KEY_BYTES else "long"
         raise ValueError(
-            f"the key is too {comparison}: {len(secret)} bytes instead of {KEY_BYTES}; {MAKE_A_KEY}"
+            f"is too {comparison} for a key: {len(secret)} bytes instead of {KEY_BYTES}; {MAKE_A_KEY}"
         )
     return Key(secret)
 
@@ -109,7 +109,10 @@ def _cannot_read(path: Path, error: OSError) -> str:
     if isinstance(error, PermissionError):
         return f"{path} cannot be read by this user; start dtun as the file's owner or as root"
     if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist; make it with `dtun genkey -o {path}`"
+        return (
+            f"{path} does not exist; correct the path, copy the key from the other end,"
+            f" or make a new one with `dtun genkey -o {path}`"
+        )
     return f"{path} cannot be read: {error.strerror}"
 
 

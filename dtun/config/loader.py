@@ -28,14 +28,16 @@ def load(path: Path, *, read_keys: bool = True) -> Config:
     parsed = document.parse(content)
     if parsed.problems and parsed.data is None:
         raise ConfigErrors(_lines(path, parsed, []))
-    sections, problems = validation.validate(parsed.data)
-    problems += complete(sections, path.parent, read_keys=read_keys)
-    if problems or parsed.problems:
-        raise ConfigErrors(_lines(path, parsed, problems))
+    outcome = validation.validate(parsed.data)
+    sections = outcome.sections
+    problems = outcome.problems + outcome.believable(complete(sections, path.parent, read_keys=read_keys))
     found = list(_inline_key_warnings(sections)) if others_can_read else []
     if read_keys:
         found += warnings(sections)
-    return Config(*sections, path=path, warnings=[_line(path, parsed, warning) for warning in found])
+    noticed = [_line(path, parsed, warning) for warning in found]
+    if problems or parsed.problems:
+        raise ConfigErrors(_lines(path, parsed, problems), noticed)
+    return Config(*sections, path=path, warnings=noticed)
 
 
 def _read(path: Path) -> tuple[bytes, bool]:
@@ -94,6 +96,8 @@ def warnings(sections: Sections) -> list[Problem]:
 def _same_keys(server: ServerConfig) -> Iterator[Problem]:
     owners: dict[bytes, str] = {}
     for identity, entry in server.clients.items():
+        if not entry.has_psk:  # a problem of its own
+            continue
         owner = owners.setdefault(entry.psk.secret(), identity)
         if owner != identity and ANY_ID not in {owner, identity}:
             message = (

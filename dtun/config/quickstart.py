@@ -22,6 +22,7 @@ _OPTIONS = {
     "compat": "--compat",
     "listen": "--listen",
     "pool": "--pool",
+    "runtime_directory": "--runtime-directory",
 }
 _KEY_ON_THE_COMMAND_LINE = (
     "--key: every user of this host can read it in the list of processes; use --key-file"
@@ -30,16 +31,16 @@ _KEY_ON_THE_COMMAND_LINE = (
 
 def server(
     *, key_file: str | None = None, key: str | None = None, listen: list[str] | None = None,
-    pool: str | None = None, compat: str | None = None,
+    pool: str | None = None, compat: str | None = None, runtime_directory: str | None = None,
 ) -> Config:  # fmt: skip
     """A server for any id that has the key, and for any private network behind such a client.
 
     Raises:
         ConfigErrors: one line a problem, each with the option that it is about.
     """
-    _expect_key(key_file, key)
     entry = {"key_file": key_file, "key": key, "compat": compat, "subnets": "private"}
-    return _config({"server": {"listen": listen, "pool": pool, "clients": {ANY_ID: entry}}})
+    settings = {"listen": listen, "pool": pool, "runtime_directory": runtime_directory}
+    return _config({"server": {**settings, "clients": {ANY_ID: entry}}})
 
 
 def client(
@@ -52,20 +53,15 @@ def client(
     Raises:
         ConfigErrors: one line a problem, each with the option that it is about.
     """
-    _expect_key(key_file, key)
     settings = {"servers": hosts, "id": id, "key_file": key_file, "key": key, "subnets": subnets}
     settings |= {"routes": routes, "tun": tun, "compat": compat, "up": up, "down": down}
     return _config({"client": settings})
 
 
-def _expect_key(key_file: str | None, key: str | None) -> None:
-    if key_file is None and key is None:
-        raise ConfigErrors(["--key-file: is missing; make a key with `dtun genkey -o FILE`, for both ends"])
-
-
 def _config(data: Mapping[str, Any]) -> Config:
-    sections, problems = validation.validate(data)
-    problems += loader.complete(sections, Path.cwd())
+    outcome = validation.validate(data)
+    sections = outcome.sections
+    problems = outcome.problems + outcome.believable(loader.complete(sections, Path.cwd()))
     if problems:
         raise ConfigErrors(_line(problem) for problem in problems)
     warnings = [_line(problem) for problem in loader.warnings(sections)]

@@ -10,6 +10,12 @@ from dtun.config.errors import Location, Problem, shown
 from dtun.config.server import ANY_ID, ClientEntry, ServerConfig, contains
 from dtun.network.state import Network
 
+_CLIENT_SUBNETS = frozenset({("client", "subnets")})
+
+
+def _of_server(*settings: str) -> frozenset[Location]:
+    return frozenset(("server", setting) for setting in settings)
+
 
 def server_problems(server: ServerConfig) -> Iterator[Problem]:
     if server.timeout <= server.keepalive:
@@ -17,13 +23,13 @@ def server_problems(server: ServerConfig) -> Iterator[Problem]:
             f"{server.timeout:g} s is not longer than keepalive ({server.keepalive:g} s);"
             " three times as long is usual"
         )
-        yield Problem(("server", "timeout"), message, frozenset({"timeout", "keepalive"}))
+        yield Problem(("server", "timeout"), message, _of_server("timeout", "keepalive"))
     if server.pool6 and server.mtu is not None and server.mtu < 1280:
         message = "must be at least 1280 where there is IPv6; remove pool6 or raise mtu"
-        yield Problem(("server", "mtu"), message, frozenset({"mtu", "pool6"}))
+        yield Problem(("server", "mtu"), message, _of_server("mtu", "pool6"))
     if not server.clients:
         message = 'has no client; add one by its id, or "*" for any'
-        yield Problem(("server", "clients"), message, frozenset({"clients"}))
+        yield Problem(("server", "clients"), message, _of_server("clients"))
     yield from _repeated(("server", "listen"), server.listen)
     yield from _repeated(("server", "suites"), server.suites)
     for identity, entry in server.clients.items():
@@ -54,7 +60,7 @@ def _address_problems(here: Location, entry: ClientEntry, server: ServerConfig) 
         yield from _outside((*here, "address"), entry.address, server.pool, "pool")
     if entry.address6 is not None and server.pool6 is None:
         message = "needs an IPv6 pool; set pool6 in the server section"
-        yield Problem((*here, "address6"), message, frozenset({"pool6"}))
+        yield Problem((*here, "address6"), message, _of_server("pool6"))
     elif entry.address6 is not None and server.pool6 is not None:
         yield from _outside((*here, "address6"), entry.address6, server.pool6, "pool6")
 
@@ -62,7 +68,7 @@ def _address_problems(here: Location, entry: ClientEntry, server: ServerConfig) 
 def _outside(
     where: Location, address: IPv4Address | IPv6Address, pool: IPv4Network | IPv6Network, name: str
 ) -> Iterator[Problem]:
-    uses = frozenset({name})
+    uses = _of_server(name)
     first, last = pool[2], pool[-2] if isinstance(pool, IPv4Network) else pool[-1]
     if address == pool[1]:
         yield Problem(where, f"{address} is the server's own address; take one from {first} to {last}", uses)
@@ -111,11 +117,13 @@ def _overlaps(server: ServerConfig) -> Iterator[Problem]:
     for pool, name in ((server.pool, "pool"), (server.pool6, "pool6")):
         for claim in claims:
             if pool is not None and _overlap(claim.network, pool):
+                written = name in server.model_fields_set
+                whose = f"the server's {name} {pool}" if written else f"{pool} (the default {name})"
                 message = (
-                    f"{claim.network} of client {shown(claim.owner)} overlaps the server's {name} {pool};"
-                    " change one of them"
+                    f"{claim.network} of client {shown(claim.owner)} overlaps {whose}; change one of them"
                 )
-                yield Problem(claim.where, message, frozenset({name}), related=("server", name))
+                related = ("server", name) if written else None
+                yield Problem(claim.where, message, _of_server(name), related)
     # In this order a network comes right after those that it is a part of, so a stack of them will do.
     outer: list[_Claim] = []
     for claim in sorted(claims, key=lambda c: (c.network.version, int(c.network[0]), c.network.prefixlen)):
@@ -141,7 +149,7 @@ def client_problems(client: ClientConfig) -> Iterator[Problem]:
                 message = (
                     f"{route} is inside {subnet}, which is behind this client itself; remove one of them"
                 )
-                yield Problem(("client", "routes", index), message, frozenset({"subnets"}))
+                yield Problem(("client", "routes", index), message, _CLIENT_SUBNETS)
     if client.go:
         yield from _go_client_problems(client)
 

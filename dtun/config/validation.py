@@ -1,7 +1,9 @@
 """Plain data to models, and what pydantic says into what a person can act on."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,18 +19,47 @@ Sections = tuple[ServerConfig | None, ClientConfig | None]
 _SECTIONS: dict[str, type[BaseModel]] = {"server": ServerConfig, "client": ClientConfig}
 
 
-def validate(data: Any) -> tuple[Sections, list[Problem]]:
-    """All that is wrong, and the section that is there, without what is wrong in it."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that is wrong, and the section that is there, less what is wrong in it.
+
+    `doubtful` are the places of the settings that are wrong, or that a misspelt name may have been meant for.
+    """
+
+    sections: Sections
+    problems: list[Problem]
+    doubtful: frozenset[Location] = frozenset()
+
+    def believable(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Those that do not rest on something doubtful."""
+        return [problem for problem in problems if not any(map(self._is_doubtful, problem.uses))]
+
+    def _is_doubtful(self, used: Location) -> bool:
+        return any(place[: len(used)] == used for place in self.doubtful)
+
+
+def validate(data: Any) -> Outcome:
     problems = _top_level_problems(data)
     if problems:
-        return (None, None), problems
+        return Outcome((None, None), problems)
     name = next(section for section in _SECTIONS if section in data)
     problems = [_unknown((key,), _SECTIONS.keys(), "") for key in data if key not in _SECTIONS]
-    section, found = _section(name, data[name] if data[name] is not None else {})
-    problems += found
-    if isinstance(section, ServerConfig):
-        return (section, None), problems
-    return (None, section), problems
+    errors: list[ErrorDetails] = []
+    settings = data[name] if data[name] is not None else {}
+    section = _parsed(name, settings, errors)
+    places = [(name, *error["loc"]) for error in errors]
+    meant = {_meant(place) for place, error in zip(places, errors, strict=True) if _is_unknown(error)}
+    problems += [
+        _translate(place, error)
+        for place, error in zip(places, errors, strict=True)
+        # A setting under a misspelt name is wrong once, not also missing.
+        if error["type"] != "missing" or place not in meant
+    ]
+    # The rest is worth a look even so: the rules between settings, and the keys.
+    rest = section or _parsed(name, _without(settings, errors), [])
+    sections = (rest, None) if isinstance(rest, ServerConfig) else (None, rest)
+    outcome = Outcome(sections, problems, frozenset(meant.union(places)))
+    return replace(outcome, problems=problems + outcome.believable(_rules(rest)))
 
 
 def _top_level_problems(data: Any) -> list[Problem]:
@@ -45,18 +76,6 @@ def _top_level_problems(data: Any) -> list[Problem]:
     return unknown or [Problem((), "the file has no section; write a `server:` or a `client:` section")]
 
 
-def _section(name: str, data: Any) -> tuple[ServerConfig | ClientConfig | None, list[Problem]]:
-    errors: list[ErrorDetails] = []
-    section = _parsed(name, data, errors)
-    problems = [_translate((name, *error["loc"]), error) for error in errors]
-    # The rules between settings are worth checking even so, on what is left when the broken part is cut out.
-    rest = section or _parsed(name, _without(data, errors), [])
-    broken = {part for error in errors for part in _settings_in_doubt(name, error)}
-    if rest is not None:
-        problems += [problem for problem in _rules(rest) if not problem.uses & broken]
-    return rest, problems
-
-
 def _parsed(name: str, data: Any, errors: list[ErrorDetails]) -> ServerConfig | ClientConfig | None:
     # The exception is not passed on: it holds what was written, keys too.
     try:
@@ -66,25 +85,33 @@ def _parsed(name: str, data: Any, errors: list[ErrorDetails]) -> ServerConfig | 
     return None
 
 
-def _rules(section: ServerConfig | ClientConfig) -> Iterator[Problem]:
+def _rules(section: ServerConfig | ClientConfig | None) -> Iterable[Problem]:
+    if section is None:
+        return ()
     return server_problems(section) if isinstance(section, ServerConfig) else client_problems(section)
 
 
 # What stands in for a setting that must be there, while the rest is checked.
 _STAND_INS: dict[str, Any] = {"servers": ["server.invalid"], "id": "id", "clients": {}}
 
+# How pydantic marks an error in the key of a mapping, at the end of its place.
+_KEY_MARK = "[key]"
+
 
 def _without(data: Any, errors: list[ErrorDetails]) -> Any:
-    """`data` less every setting of the section, and every client's entry, that has an error in it."""
+    """`data` less every setting that has an error in it, and less every client that is no client at all."""
     if not isinstance(data, dict):
         return data
-    result = dict(data)
-    if isinstance(result.get("clients"), dict):
-        result["clients"] = dict(result["clients"])
+    result = deepcopy(data)
+    clients = result.get("clients")
     for error in errors:
         match error["loc"]:
-            case ("clients", identity, *_) if isinstance(result.get("clients"), dict):
-                result["clients"].pop(identity, None)
+            case ("clients", identity, *inside) if isinstance(clients, dict):
+                entry = clients.get(identity)
+                if isinstance(entry, dict) and inside and inside[0] != _KEY_MARK:
+                    entry.pop(inside[0], None)
+                else:
+                    clients.pop(identity, None)
             case (str(setting), *_) if setting in _STAND_INS:
                 result[setting] = _STAND_INS[setting]
             case (setting, *_):
@@ -94,20 +121,27 @@ def _without(data: Any, errors: list[ErrorDetails]) -> Any:
     return result
 
 
-def _settings_in_doubt(section: str, error: ErrorDetails) -> list[str]:
-    setting = str(error["loc"][0]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return difflib.get_close_matches(setting, _SECTIONS[section].model_fields, 1)
-    return [setting]
+def _is_unknown(error: ErrorDetails) -> bool:
+    return error["type"] == "extra_forbidden"
+
+
+def _meant(location: Location) -> Location:
+    """The place of the setting that an unknown name was probably meant for, else its own."""
+    model, _ = _model_around(location)
+    # As `mtu:1400`, without a space, is a name too.
+    near = _nearest(str(location[-1]).partition(":")[0], model.model_fields)
+    return (*location[:-1], near or location[-1])
 
 
 def _translate(location: Location, error: ErrorDetails) -> Problem:
-    if error["type"] == "extra_forbidden":
+    if _is_unknown(error):
         model, place = _model_around(location)
         return _unknown(location, model.model_fields, place)
-    # pydantic marks errors in the keys of a mapping like this.
-    if location[-1] == "[key]":
+    if location[-1] == _KEY_MARK:
         return Problem(location[:-2], f"{shown(str(location[-2]))}: {_say(error)}")
+    if error["type"] == "model_type" and len(location) == 3 and location[-1] in ClientEntry.model_fields:
+        message = "is a setting of a client, in the place of a client's id; is this line indented too little?"
+        return Problem(location, message)
     return Problem(location, _say(error))
 
 
@@ -129,10 +163,14 @@ def _say_unknown(name: str, known: list[str], place: str) -> str:
         if section != place and name in model.model_fields:
             belongs = "an entry of server.clients" if section == "clients" else f"the {section} section"
             return f"unknown key {quoted}; it belongs into {belongs}"
-    near = difflib.get_close_matches(name, known, 1)
+    near = _nearest(name, known)
     if near:
-        return f"unknown key {quoted}; did you mean {shown(near[0])}?"
+        return f"unknown key {quoted}; did you mean {shown(near)}?"
     return f"unknown key {quoted}; known are {', '.join(known)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)
 
 
 _SAYINGS = {
@@ -141,9 +179,10 @@ _SAYINGS = {
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a whole number, and smaller",
     "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a number",
+    # Every number with a fraction is a time.
+    "float_type": "must be a number of seconds, like 5",
+    "float_parsing": "must be a number of seconds, like 5",
+    "finite_number": "must be a number of seconds, like 5",
     "greater_than": "must be greater than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than_equal": "must be at most {le:g}",

@@ -147,8 +147,10 @@ class Leases:
             {"leases": {identity: str(address) for identity, address in self._leased.items()}}, indent=1
         )
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Who has connected, and when last, is nobody else's business.
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("w") as file:
+                os.fchmod(file.fileno(), 0o600)
                 file.write(text + "\n")
                 file.flush()
                 os.fsync(file.fileno())

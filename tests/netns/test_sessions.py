@@ -55,8 +55,9 @@ class SteadyTcp:
         server = world.left.python(script, "serve", "10.86.0.1", "7000", stdout=subprocess.PIPE)
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._talker = world.right.python(script, "talk", "10.86.0.1", "7000", **pipes)
+        self._talker = world.right.python(
+            script, "talk", "10.86.0.1", "7000", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         assert self._talker.stdout is not None
         assert self._talker.stdout.readline() == "ready\n"
 

@@ -292,14 +292,7 @@ def test_what_the_kernel_refuses_is_counted_and_the_next_is_written() -> None:
 
 
 def test_a_device_has_a_virtio_header_or_not_and_is_read_accordingly() -> None:
-    class Described:
-        vnet_header = True
-        offloads: frozenset[str] = frozenset()
-
-        def fileno(self) -> int:
-            return TUN
-
-    described = Described()
+    described = KernelTun()
     assert isinstance(device_for(described, Counters()), OffloadDevice)
     described.vnet_header = False
     assert not isinstance(device_for(described, Counters()), OffloadDevice)

@@ -2,11 +2,11 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from terrible_network import TerribleNetwork
 
 from dtun.protocol import frames
 from dtun.protocol.channel import FIRST_RESEND, LONGEST_RESEND, MAX_MESSAGE, MAX_QUEUED, Channel
 from dtun.protocol.frames import FRAGMENT_SIZE, MAX_FRAGMENTS, Ack, Control
+from tests.unit.protocol.terrible_network import TerribleNetwork
 
 
 class Conversation:

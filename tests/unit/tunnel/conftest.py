@@ -1,20 +1,13 @@
-"""What the tests of a whole server and a whole client begin with.
-
-Also lets the tests here import what stands beside them, and the network that the tests of the protocol use.
-"""
+"""What the tests of a whole server and a whole client begin with."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "protocol")]
-
-from sites import Home, RawClient, Site  # noqa: E402 - see above
+from tests.unit.tunnel.sites import Home, RawClient, Site
 
 
 @pytest.fixture

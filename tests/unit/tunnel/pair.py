@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from terrible_network import TerribleNetwork
-
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
@@ -17,6 +15,7 @@ from dtun.dtls.suites import DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol.messages import AnyNetwork, Hello, Message, Welcome
 from dtun.tunnel.dialect import Count, Dialect, GoClientDialect, GoServerDialect, NativeDialect
 from dtun.tunnel.session import Closed, Established, Event, Received, Session
+from tests.unit.protocol.terrible_network import TerribleNetwork
 
 KEY = bytes(range(32))
 KEEPALIVE, TIMEOUT = 10.0, 30.0

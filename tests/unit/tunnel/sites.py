@@ -8,8 +8,6 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from fakes import FakeKernel, FakeTun
-
 from dtun.config import ClientConfig, Hook, ServerConfig
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE
@@ -18,6 +16,7 @@ from dtun.tunnel.client import Client
 from dtun.tunnel.dialect import GoClientDialect, NativeDialect
 from dtun.tunnel.server import Server
 from dtun.tunnel.session import Closed, Event, Received, Session
+from tests.unit.tunnel.fakes import FakeKernel, FakeTun
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 LAN = IPv4Network("10.0.0.0/16")

@@ -4,7 +4,6 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from hypothesis import given, settings, strategies as st
-from terrible_network import TerribleNetwork
 
 from dtun.protocol.frames import Notice
 from dtun.protocol.messages import Goodbye, Hello, Message, Renew, Welcome
@@ -15,6 +14,7 @@ from dtun.tunnel.dialect import (
     GoServerDialect,
     NativeDialect,
 )
+from tests.unit.protocol.terrible_network import TerribleNetwork
 
 WELCOME = Welcome(address=IPv4Address("10.86.0.2"), peer=IPv4Address("10.86.0.1"))
 HELLO = Hello(subnets=(IPv6Network("fd00::/64"), IPv4Network("10.0.0.0/16"), IPv4Network("10.9.0.0/16")))

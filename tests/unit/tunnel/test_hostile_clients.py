@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
 import pytest
-from sites import KEY, LAN, RawClient, Site, packet, sees_packet, wait_for
 
 from dtun.config import ClientEntry
 from dtun.errors import PermissionDeniedError
@@ -20,6 +19,7 @@ from dtun.platform.interface import LocalNetwork
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.tunnel import server as server_module
 from dtun.tunnel.limiter import Limiter
+from tests.unit.tunnel.sites import KEY, LAN, RawClient, Site, packet, sees_packet, wait_for
 
 MakeClient = Callable[..., RawClient]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
-from sites import LAN, Home, RawClient, Site, in_service, packet, sees_packet, through, wait_for, waiting_at
 
 from dtun.network.state import Address, Route
 from dtun.protocol.messages import Hello
@@ -15,6 +14,18 @@ from dtun.protocol.record import hello_request
 from dtun.tunnel import client as client_module, frontdoor
 from dtun.tunnel.link import Link
 from dtun.tunnel.session import Closed, Established
+from tests.unit.tunnel.sites import (
+    LAN,
+    Home,
+    RawClient,
+    Site,
+    in_service,
+    packet,
+    sees_packet,
+    through,
+    wait_for,
+    waiting_at,
+)
 
 
 async def test_a_client_gets_its_address_and_its_packets_through(

@@ -5,12 +5,12 @@ from ipaddress import IPv4Network
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from pair import KEEPALIVE, TIMEOUT, WELCOME, End, World
 
 from dtun.dtls.records import AeadRecords
 from dtun.protocol.channel import MAX_QUEUED
 from dtun.protocol.messages import Hello, Renew
 from dtun.tunnel.session import EARLY_PACKETS, OPENING_TIME, WEAR_CHECK, Closed, Established, WornOut
+from tests.unit.tunnel.pair import KEEPALIVE, TIMEOUT, WELCOME, End, World
 
 PACKET = b"\x45" + bytes(19)
 

@@ -1,12 +1,12 @@
 """A thousand clients over a network that drops, doubles, delays and reorders: all get their session."""
 
 import pytest
-from pair import Place, World
-from terrible_network import TerribleNetwork
 
 from dtun.dtls.listener import Path
 from dtun.dtls.suites import DEFAULT_SUITES, by_name
 from dtun.protocol.messages import Hello, Welcome
+from tests.unit.protocol.terrible_network import TerribleNetwork
+from tests.unit.tunnel.pair import Place, World
 
 CLIENTS = 1000
 SIDE_BY_SIDE = 125

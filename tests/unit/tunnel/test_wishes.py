@@ -3,11 +3,11 @@
 from ipaddress import IPv4Address, ip_network
 
 import pytest
-from fakes import FakeKernel
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Link, NetworkState, PointToPoint, Route
 from dtun.tunnel.wishes import Wishes
+from tests.unit.tunnel.fakes import FakeKernel
 
 
 def state(device: str, *routes: str) -> NetworkState:
