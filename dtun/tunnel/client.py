@@ -18,34 +18,28 @@ import random
 import secrets
 import socket
 from collections.abc import Callable
-from ipaddress import ip_address
 
 from dtun.config import ClientConfig, ServerName
-from dtun.dataplane.counters import Counters
-from dtun.dataplane.offload import device_for
-from dtun.dataplane.pump import Pump
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE, by_name
 from dtun.errors import DtunError, UnavailableError
-from dtun.network.state import Address, Link as Device, NetworkState, PointToPoint, Route
-from dtun.platform.interface import Kernel, NextHop, Tun
+from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.protocol.record import is_hello_request
 from dtun.tunnel import sockets
 from dtun.tunnel.backoff import Backoff
 from dtun.tunnel.dialect import Count, Dialect, GoClientDialect, NativeDialect
-from dtun.tunnel.hooks import RunHook, UpDown
+from dtun.tunnel.hooks import RunHook
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.liveness import Silence
-from dtun.tunnel.pins import Pins, halves
+from dtun.tunnel.near_end import NearEnd
 from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
 from dtun.tunnel.sockets import SockAddr
 from dtun.tunnel.status import iso, link_status
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
-from dtun.tunnel.wishes import Wishes
 
 log = logging.getLogger("dtun.client")
 
@@ -90,11 +84,8 @@ class Client:
         self._config = config
         self._kernel = kernel
         self._loop = loop
+        self._end = NearEnd(config, kernel, run_hook, loop)
         self._engine = ClientEngine(config.id, config.psk.secret(), suites, native=not config.go)
-        self._wishes = Wishes(kernel)
-        self._pins = Pins(config.routes, kernel, self._wishes)
-        self._hooks = UpDown(run_hook, config.hook("up"), config.hook("down"), config.tun)
-        self._counters = Counters()
         self._instance = secrets.token_hex(8)
         self._backoff = Backoff()
         self._complaint = ""
@@ -102,14 +93,8 @@ class Client:
         self._wanted = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reason = "start"
-        self._tun: Tun | None = None
-        self._pump: Pump | None = None
         self._link: Link | None = None
-        self._latest: Link | None = None
         self._retiring: set[Link] = set()
-        self._welcome: Welcome | None = None
-        self._hop: NextHop | None = None
-        self._mtu = 0
         self._hinted_at = float("-inf")
         self._since = iso()
         self._last_error: str | None = None
@@ -123,10 +108,7 @@ class Client:
         Raises:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
-        self._tun = self._kernel.create_tun(self._config.tun)
-        self._pump = Pump(
-            device_for(self._tun, self._counters), self._counters, accepts=_any_packet, loop=self._loop
-        )
+        self._end.open()
         self._kernel.watch(self._host_changed)
         self._wanted.set()
 
@@ -152,18 +134,12 @@ class Client:
             if link is not None:
                 link.close("stopped", "the client stops")
         await self._tasks.cancel()
-        await self._hooks.down(self._hook_variables("stopped"))
-        await self._wishes.drop("client")
-        await self._pins.drop()
-        if self._pump is not None:
-            self._pump.close()
-        if self._tun is not None:
-            self._tun.close()
+        await self._end.close()
 
     def status(self) -> dict[str, object]:
         """How the tunnel is doing."""
-        welcome = self._welcome
-        warnings = [self._hooks.error] if self._hooks.error else []
+        end, welcome = self._end, self._end.welcome
+        warnings = [end.hook_error] if end.hook_error else []
         refused = welcome.refused if welcome else ()
         warnings += [f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused]
         tunnel = {
@@ -174,18 +150,18 @@ class Client:
             "address": str(welcome.address) if welcome else None,
             "peer_address": str(welcome.peer) if welcome else None,
             "subnets": [str(subnet) for subnet in self._config.subnets],
-            "mtu": self._mtu,
+            "mtu": end.mtu,
             "last_error": self._last_error,
             "warnings": warnings,
-            **link_status(self._link, self._counters),
+            **link_status(self._link, end.counters),
         }
         return {"tunnels": [tunnel], "warnings": []}
 
     def summary(self) -> str:
         """One line for the service manager."""
-        if self._link is None or self._welcome is None:
+        if self._link is None or self._end.welcome is None:
             return f"connecting to {', '.join(map(str, self._config.servers))}"
-        return f"connected to {self._link.endpoint}, {self._welcome.address} on {self._config.tun}"
+        return f"connected to {self._link.endpoint}, {self._end.welcome.address} on {self._config.tun}"
 
     # Making a session
 
@@ -214,7 +190,7 @@ class Client:
     async def _attempt(self, address: SockAddr) -> str | None:
         """Make a session with the server at this address; returns why not, or None if it is in service now."""
         try:
-            if not await self._pins.hold(_host(address)):
+            if not await self._end.make_way(address):
                 return "no route to host"
             sock = sockets.connect(address)
         except UnavailableError as error:
@@ -273,7 +249,7 @@ class Client:
                 instance=self._instance,
                 subnets=self._config.subnets,
                 mtu=self._config.mtu or link.inner_mtu,
-                features=tuple(sorted(self._tun.offloads)) if self._tun else (),
+                features=self._end.offloads,
             )
         )
 
@@ -289,37 +265,32 @@ class Client:
             raise
 
     async def _move_over(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
-        if link.ended():
+        renewed = welcome == self._end.welcome and self._reason == "renewal"
+        if link.ended() or not await self._end.take_up(link, welcome):
             return
-        mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
-        refused = await self._wishes.put("client", self._network_state(welcome, mtu))
-        if link.ended() or self._pump is None or self._tun is None:
-            return
-        for route, reason in refused:
-            log.warning("route %s is not installed: %s", route.destination, reason)
         liveness = link.session.dialect.liveness if link.session.dialect else None
         if liveness is not None:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
-        self._tun.hand_out(self._tun.offloads.intersection(welcome.features))
-        link.attach(self._pump)
-        before, self._link, self._mtu = self._link, link, mtu
+        before, self._link = self._link, link
         if before is not None and before is not link:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
-        self._announce(link, welcome, lost=before is None)
-        self._welcome = welcome
+        if before is None:
+            self._since = iso()
+        if before is None or not renewed:
+            self._announce(link, welcome)
+        else:
+            log.debug("the session with %s has been renewed", link.endpoint)
         self._last_error = None
         # The session before may have ended while this one was made. Yet another would bring nothing, and
         # an original Go dtun would give it other addresses.
         self._cancel("again")
         self._schedule(link)
-        self._latest = link
-        self._hop = await self._way_to(link)
-        await self._pins.only(_host(link.peer))
+        await self._end.settle(link)
         if not outcome.done():
             outcome.set_result(None)
         if link is self._link:  # else it was lost meanwhile, and `down` has its turn
-            self._tasks.spawn(self._hooks.up(self._hook_variables("connected")))
+            self._tasks.spawn(self._end.up())
 
     def _explained(self, link: Link, closed: Closed) -> str:
         """Why an attempt has failed, and what to do where that can be guessed."""
@@ -333,14 +304,9 @@ class Client:
         self._retiring.discard(link)
         link.close("renewed", "a new session has taken over")
 
-    def _announce(self, link: Link, welcome: Welcome, *, lost: bool) -> None:
-        """Say what has come about; the ordinary renewal of a session is not worth a line."""
+    def _announce(self, link: Link, welcome: Welcome) -> None:
+        """Say what has come about."""
         suite = link.session.association.suite
-        if lost:
-            self._since = iso()
-        elif self._reason == "renewal" and welcome == self._welcome:
-            log.debug("the session with %s has been renewed", link.endpoint)
-            return
         log.info(
             "connected to %s as %s: %s to %s on %s, MTU %d, %s",
             link.endpoint,
@@ -348,22 +314,11 @@ class Client:
             welcome.address,
             welcome.peer,
             self._config.tun,
-            self._mtu,
+            self._end.mtu,
             suite.label if suite else "",
         )
         for refusal in welcome.refused:
             log.warning("the server refuses subnet %s: %s", refusal.subnet, harmless(refusal.reason))
-
-    def _network_state(self, welcome: Welcome, mtu: int) -> NetworkState:
-        name = self._config.tun
-        addresses = {PointToPoint(name, welcome.address, welcome.peer)}
-        if welcome.address6 is not None and welcome.peer6 is not None:
-            addresses.add(PointToPoint(name, welcome.address6, welcome.peer6))
-        return NetworkState(
-            frozenset({Device(name, mtu)}),
-            frozenset(addresses),
-            frozenset(Route(network, name) for network in halves(self._config.routes)),
-        )
 
     # What ends a session, or asks for a new one
 
@@ -380,7 +335,7 @@ class Client:
     def _check_silence(self, link: Link, silence: Silence) -> None:
         if link is not self._link:
             return
-        if silence.lasts(self._counters.tx_packets, link.highest, self._loop.time()):
+        if silence.lasts(self._end.counters.tx_packets, link.highest, self._loop.time()):
             link.close("timeout", f"nothing was heard for {GO_TIMEOUT:g} s")
         else:
             self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
@@ -411,7 +366,7 @@ class Client:
             log.error("another host uses the id %s: %s", self._config.id, harmless(closed.text))
         else:
             log.warning("disconnected: %s", harmless(closed.text))
-        self._tasks.spawn(self._hooks.down(self._hook_variables(closed.reason)))
+        self._tasks.spawn(self._end.down(closed.reason))
         # The first try waits a little, too: a server that refuses us after the welcome must not be hammered.
         self._timer("again", self._backoff.next(), lambda: self._want("lost"))
 
@@ -446,16 +401,10 @@ class Client:
                 self._cancel("again")
                 self._want("lost")
             return
-        hop = await self._way_to(link)
-        if hop != self._hop and hop is not None and link is self._link:
+        if await self._end.way_has_changed(link) and link is self._link:
             log.info("the way to %s has changed, making a new session", link.endpoint)
-            self._hop = hop
             self._want("host changed")
             self._hurry.set()
-
-    async def _way_to(self, link: Link) -> NextHop | None:
-        """How the host reaches the server of this session now."""
-        return await self._kernel.next_hop(_host(link.peer))
 
     # Odds and ends
 
@@ -468,36 +417,10 @@ class Client:
             more = f" (and {held_back} more tries)" if held_back else ""
             log.warning("no %ssession: %s%s", "new " if self._link else "", text, more)
 
-    def _hook_variables(self, reason: str) -> dict[str, str]:
-        welcome = self._welcome
-        variables = {
-            "TUN": self._config.tun,
-            "LOCAL_IP": str(welcome.address) if welcome else "",
-            "PEER_IP": str(welcome.peer) if welcome else "",
-            "ID": self._config.id,
-            "REASON": reason,
-            "MTU": str(self._mtu),
-            "SUBNETS": " ".join(map(str, self._config.subnets)),
-            "SERVER": str(self._latest.peer[0]) if self._latest else "",
-            "ENDPOINT": self._latest.endpoint if self._latest else "",
-            "GATEWAY": str(self._hop.gateway) if self._hop and self._hop.gateway else "",
-        }
-        if welcome and welcome.address6 and welcome.peer6:
-            variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
-        return variables
-
 
 def _complaints() -> Limiter:
     """The same reason is worth a line every five minutes; a new one a line at once."""
     return Limiter(burst=1, per_seconds=300)
-
-
-def _host(address: SockAddr) -> Address:
-    return ip_address(str(address[0]).partition("%")[0])
-
-
-def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward for the whole world
-    return True
 
 
 def _words(error: BaseException) -> str:
