@@ -7,7 +7,8 @@ from typing import Protocol
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice
 from dtun.protocol import virtio
-from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, Train, cut, partial, whole
+from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
+from dtun.protocol.trains import Train
 
 _SEGMENT = bytes([SEGMENT])
 _JOINED = (_SEGMENT, bytes([PARTIAL]))

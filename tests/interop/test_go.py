@@ -187,7 +187,7 @@ def test_what_a_go_client_may_not_push_is_refused_and_the_tunnel_works_all_the_s
     world.go_client("-peernet", "10.1.0.0/16").wait_for("UP")
     server.wait_connected("old")
 
-    server.wait_log("old: subnet 10.1.0.0/16 is refused: the server's configuration does not allow it")
+    server.wait_log("old: subnets refused: 10.1.0.0/16: the server's configuration does not allow it")
     assert server.tunnel("old")["subnets"] == []
     assert "10.1.0.0/16" not in world.left.ip("route")
     assert can_ping(world.right, "10.86.0.1")

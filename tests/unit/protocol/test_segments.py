@@ -11,11 +11,11 @@ from dtun.protocol.segments import (
     PARTIAL,
     SEGMENT,
     Run,
-    Train,
     cut,
     partial,
     whole,
 )
+from dtun.protocol.trains import Train
 from tests.unit.protocol import segmenter
 from tests.unit.protocol.packets import (
     Original,
