@@ -3,23 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from dtun import __version__
-
-DEFAULT_CONFIG = Path("/etc/dtun.yaml")
-
-_EXIT_CODES = """\
-exit codes:
-  0    done; ended as told
-  1    an unexpected failure; status --check: a client is not connected
-  2    a mistake on the command line
-  69   something is missing or taken: /dev/net/tun, a port, a running dtun
-       (status), the name of a new key file (genkey)
-  77   a right is missing: root or CAP_NET_ADMIN
-  78   the configuration or a key is wrong; a restart does not help
-  130  interrupted (Ctrl-C) before it was up
-"""
+from dtun.cli.parsers import EXIT_CODES, Commands, add_command, add_config
+from dtun.cli.running_arguments import add_running
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="dtun",
         description="An encrypted IP tunnel over UDP: DTLS 1.2 with pre-shared keys, one YAML file.",
-        epilog=_EXIT_CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -53,30 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     _client(commands)
     _check(commands)
     _genkey(commands)
-    _status(commands)
+    add_running(commands)
     return top
-
-
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
-
-
-def _command(commands: _Commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.set_defaults(fail=command.error)
-    return command
-
-
-def _config_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help=f"the configuration (default: {DEFAULT_CONFIG})"
-    )
 
 
 def _log_options(command: argparse.ArgumentParser) -> None:
@@ -104,15 +69,15 @@ def _key_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--compat", choices=["go"], help="the other side is an original Go dtun")
 
 
-def _server(commands: _Commands) -> None:
-    command = _command(
+def _server(commands: Commands) -> None:
+    command = add_command(
         commands,
         "server",
         "serve clients",
         "Serve clients, as the configuration says. Or, for a quick start without a file, serve any id that\n"
         "has the key, and any private network behind it: dtun server --key-file FILE",
     )
-    _config_option(command)
+    add_config(command)
     _log_options(command)
     quick = command.add_argument_group("quick start, instead of -c")
     _key_options(quick)
@@ -132,15 +97,15 @@ def _server(commands: _Commands) -> None:
     )
 
 
-def _client(commands: _Commands) -> None:
-    command = _command(
+def _client(commands: Commands) -> None:
+    command = add_command(
         commands,
         "client",
         "connect to a server",
         "Connect to a server and stay connected, as the configuration says. Or, for a quick start without a\n"
         "file: dtun client --host HOST --id ID --key-file FILE --peernet 10.0.0.0/16",
     )
-    _config_option(command)
+    add_config(command)
     _log_options(command)
     quick = command.add_argument_group("quick start, instead of -c")
     quick.add_argument(
@@ -165,16 +130,16 @@ def _client(commands: _Commands) -> None:
     quick.add_argument("--tun", metavar="NAME", help="the name of the TUN device (default: dtun0)")
 
 
-def _check(commands: _Commands) -> None:
-    command = _command(
+def _check(commands: Commands) -> None:
+    command = add_command(
         commands, "check", "check the configuration", "Check the configuration and the keys that it names."
     )
-    _config_option(command)
+    add_config(command)
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -c FILE")
 
 
-def _genkey(commands: _Commands) -> None:
-    command = _command(
+def _genkey(commands: Commands) -> None:
+    command = add_command(
         commands,
         "genkey",
         "make a key",
@@ -189,19 +154,3 @@ def _genkey(commands: _Commands) -> None:
     )
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -o FILE")
     command.add_argument("--compat", choices=["go"], help="for an original Go dtun: 32 characters of text")
-
-
-def _status(commands: _Commands) -> None:
-    command = _command(
-        commands,
-        "status",
-        "show the state of the tunnels",
-        "Ask the running dtun for its state. The exit code is 0 whenever it answers, connected or not, unless\n"
-        "--check is given.",
-    )
-    _config_option(command)
-    command.add_argument("--socket", type=Path, metavar="PATH", help="the control socket to ask")
-    command.add_argument("--json", action="store_true", help="one JSON object a running dtun, one a line")
-    command.add_argument(
-        "--check", action="store_true", help="exit with 1 unless every tunnel of a client is connected"
-    )

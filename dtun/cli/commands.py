@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from dtun.cli.arguments import DEFAULT_CONFIG
 from dtun.cli.output import complain, say
+from dtun.cli.parsers import DEFAULT_CONFIG
 from dtun.config import Config, ConfigErrors, ServerConfig, keys, load, quickstart
 from dtun.errors import ConfigError, PermissionDeniedError, UnavailableError
 
@@ -16,7 +16,15 @@ _CLIENT_QUICK_START = (
 
 
 def run(arguments: argparse.Namespace) -> int:
-    commands = {"server": _server, "client": _client, "check": _check, "genkey": _genkey, "status": _status}
+    commands = {
+        "server": _server,
+        "client": _client,
+        "check": _check,
+        "genkey": _genkey,
+        "status": _status,
+        "reload": _reload,
+        "kick": _kick,
+    }
     return commands[arguments.command](arguments)
 
 
@@ -164,6 +172,22 @@ def _genkey(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from dtun.cli.status import show  # noqa: PLC0415
+    from dtun.cli.status import picture, show  # noqa: PLC0415
 
+    if arguments.watch:
+        from dtun.cli.watch import watch  # noqa: PLC0415
+
+        return watch(lambda: picture(arguments.config, arguments.socket, as_json=arguments.json))
     return show(arguments.config, arguments.socket, as_json=arguments.json, check=arguments.check)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from dtun.cli import running  # noqa: PLC0415
+
+    return running.reload(arguments.config, arguments.socket, dry_run=arguments.dry_run)
+
+
+def _kick(arguments: argparse.Namespace) -> int:
+    from dtun.cli import running  # noqa: PLC0415
+
+    return running.kick(arguments.config, arguments.socket, arguments.id)

@@ -4,14 +4,16 @@ import os
 import sys
 
 
-def say(text: str) -> None:
-    """A line on standard output. That its reader has gone (`dtun status | head`) is no failure."""
+def say(text: str) -> bool:
+    """A line on standard output. That its reader has gone (`dtun status | head`) is no failure; False tells it."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         # Nor may the interpreter fail over it when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def complain(text: str) -> None:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dtun.cli.arguments import DEFAULT_CONFIG
 from dtun.cli.output import say
+from dtun.cli.parsers import DEFAULT_CONFIG
 from dtun.config import ConfigErrors, load
 from dtun.config.common import directory_from
 from dtun.errors import UnavailableError
@@ -29,7 +29,11 @@ _COLUMNS = {
     "drops": "DROPS",
 }
 _TUNNEL_LABELS = {"rtt_ms": "rtt"}
-_PROCESS_LABELS = {"half_open": "handshakes under way", "drops": "dropped outside of sessions"}
+_PROCESS_LABELS = {
+    "half_open": "handshakes under way",
+    "old_key_in_use": "with a former key still",
+    "drops": "dropped outside of sessions",
+}
 
 
 def show(config: Path | None, socket: Path | None, *, as_json: bool, check: bool = False) -> int:
@@ -37,10 +41,19 @@ def show(config: Path | None, socket: Path | None, *, as_json: bool, check: bool
 
     Returns 0; with `check`, 1 unless every tunnel of a client is connected.
     """
-    answers = [ask(path) for path in _sockets(config, socket)]
+    answers = [ask(path) for path in sockets(config, socket)]
     for answer in answers:
-        say(json.dumps(answer) if as_json else render(answer, datetime.now(UTC)))
+        say(_shown(answer, as_json=as_json))
     return 1 if check and not all(map(_is_connected, answers)) else 0
+
+
+def picture(config: Path | None, socket: Path | None, *, as_json: bool) -> str:
+    """What `show` prints, as one text."""
+    return "\n".join(_shown(ask(path), as_json=as_json) for path in sockets(config, socket))
+
+
+def _shown(answer: Status, *, as_json: bool) -> str:
+    return json.dumps(answer) if as_json else render(answer, datetime.now(UTC))
 
 
 def _is_connected(status: Status) -> bool:
@@ -54,7 +67,8 @@ def _tunnels(status: Status) -> list[Status]:
     return [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
 
 
-def _sockets(config: Path | None, socket: Path | None) -> list[Path]:
+def sockets(config: Path | None, socket: Path | None) -> list[Path]:
+    """Where to ask: at `socket`, at that of `config` or of the default one, or, without these, at all there are."""
     if socket is not None:
         return [socket]
     try:

@@ -6,6 +6,7 @@ from dtun.config.errors import ConfigErrors, Problem
 from dtun.config.keys import Key
 from dtun.config.loader import load
 from dtun.config.model import Config
+from dtun.config.pushed import Pushed
 from dtun.config.server import ANY_ID, ClientEntry, ServerConfig
 from dtun.config.values import DEFAULT_PORT, Endpoint, ServerName
 
@@ -20,6 +21,7 @@ __all__ = [
     "Hook",
     "Key",
     "Problem",
+    "Pushed",
     "ServerConfig",
     "ServerName",
     "load",

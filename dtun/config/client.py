@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dtun.config.common import Hook, Hooked, Keyed, choose_hook, directory_from
+from dtun.config.routed import Routed
 from dtun.config.values import (
     DEFAULT_SUITES,
     Directory,
@@ -34,17 +35,15 @@ def _own_id(value: Any) -> Any:
     return value
 
 
-class ClientConfig(Keyed, Hooked):
+class ClientConfig(Keyed, Hooked, Routed):
     """The `client:` section. `rekey` in seconds (0: never), `mtu` in bytes (None: worked out).
 
-    `servers` are in order of preference. `subnets` are the networks behind this client, `routes` those
-    to reach through the tunnel.
+    `servers` are in order of preference. `subnets` are the networks behind this client.
     """
 
     servers: Annotated[tuple[ServerNameValue, ...], OneOrMore, Field(min_length=1)]
     id: Annotated[Id, BeforeValidator(_own_id)]
     subnets: Annotated[tuple[NetworkValue, ...], OneOrMore, Field(max_length=1024)] = ()
-    routes: Annotated[tuple[NetworkValue, ...], OneOrMore] = ()
     tun: TunName = "dtun0"
     mtu: Mtu | None = None
     suites: Annotated[tuple[SuiteName, ...], OneOrMore, Field(min_length=1)] = DEFAULT_SUITES

@@ -70,11 +70,25 @@ def _credential_name(value: object) -> object:
     return value
 
 
+CredentialName = Annotated[str, BeforeValidator(_credential_name)]
+
+
+def source_text(base: Path, key_file: Path | None, credential: str | None) -> bytes:
+    """The text of a key from the one of the two that is given.
+
+    Raises:
+        ValueError: it is not there, or others can read it.
+    """
+    if key_file is not None:
+        return read_file(base / key_file)
+    return read_credential(credential or "", os.environ)
+
+
 class Keyed(Section):
     """Has a pre-shared key, from one of three places. `psk` is there once `read_key` was called."""
 
     key_file: FilePath | None = None
-    credential: Annotated[str, BeforeValidator(_credential_name)] | None = None
+    credential: CredentialName | None = None
     key: InlineKey | None = None
     compat: Literal["go"] | None = None
 
@@ -111,7 +125,7 @@ class Keyed(Section):
             return []
         source = next(name for name in _KEY_SOURCES if getattr(self, name) is not None)
         try:
-            text = self._key_text(base)
+            text = self.key.secret() if self.key else source_text(base, self.key_file, self.credential)
         except ValueError as error:
             return [Problem((*location, source), str(error))]
         try:
@@ -121,14 +135,6 @@ class Keyed(Section):
             # What a key has to look like hangs on the kind of the other side.
             return [Problem((*location, source), f"{where}{error}", frozenset({(*location, "compat")}))]
         return []
-
-    def _key_text(self, base: Path) -> bytes:
-        if self.key_file is not None:
-            return read_file(base / self.key_file)
-        if self.credential is not None:
-            return read_credential(self.credential, os.environ)
-        assert self.key is not None  # noqa: S101 - key_source_problems has seen to it
-        return self.key.secret()
 
     def key_warnings(self, location: Location) -> list[Problem]:
         if not self.go or not self.has_psk:

@@ -10,6 +10,9 @@ from dtun.errors import ConfigError
 Location: TypeAlias = tuple[str | int, ...]
 """Where a value is: ("server", "clients", "demo", "subnets", 0)."""
 
+Place: TypeAlias = Location | str
+"""A location in the configuration, or FILE:LINE in a file that it names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -17,6 +20,7 @@ class Problem:
 
     `about_name`: the name of the last part is wrong, not its value; `message` shows it if it may be shown.
     `related` is where the other half of a contradiction is.
+    `elsewhere`, as FILE:LINE, is where it is to be mended, in a file that the value at `location` names.
     `uses` are the places of the settings that the judgement rests on: if one of them is wrong itself,
     the problem may be imaginary and is kept back.
     """
@@ -24,7 +28,8 @@ class Problem:
     location: Location
     message: str
     uses: frozenset[Location] = frozenset()
-    related: Location | None = None
+    related: Place | None = None
+    elsewhere: str | None = None
     about_name: bool = False
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtun.config import document, validation
+from dtun.config.bypass_rules import bypass_problems, bypass_warnings
+from dtun.config.client_rules import client_warnings
 from dtun.config.common import Hooked, Keyed
 from dtun.config.document import Document, Position
-from dtun.config.errors import ConfigErrors, Location, Problem, dotted, shown
+from dtun.config.errors import ConfigErrors, Location, Place, Problem, dotted, shown
 from dtun.config.model import Config
 from dtun.config.server import ANY_ID, ServerConfig
 from dtun.config.validation import Sections
@@ -19,7 +21,8 @@ MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the final NUL
 def load(path: Path, *, read_keys: bool = True) -> Config:
     """Read, check and complete the configuration at `path`.
 
-    `read_keys=False` leaves the keys unread, for a look at the rest by somebody who may not read them.
+    `read_keys=False` leaves the keys and the lists of networks in other files unread, for a look at the rest by
+    somebody who may not read them.
 
     Raises:
         ConfigErrors: one line a problem, `FILE:LINE:COLUMN: where: what is wrong; what to do`.
@@ -56,7 +59,7 @@ def _read(path: Path) -> tuple[bytes, bool]:
 
 
 def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Iterator[Problem]:
-    """Read the keys; check what depends on this host."""
+    """Read the keys and the lists; check what depends on them and on this host."""
     server, client = sections
     section = server or client
     if section is not None and len(os.fsencode(section.control_socket)) > MAX_SOCKET_PATH_BYTES:
@@ -67,6 +70,9 @@ def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Itera
     if read_keys:
         for location, keyed in _keyed(sections):
             yield from keyed.read_key(base, location)
+        if client is not None:
+            yield from client.read_lists(base, ("client",))
+            yield from bypass_problems(client)
 
 
 def _keyed(sections: Sections) -> Iterator[tuple[Location, Keyed]]:
@@ -84,6 +90,7 @@ def warnings(sections: Sections) -> list[Problem]:
     found = [warning for where, keyed in _keyed(sections) for warning in keyed.key_warnings(where)]
     hooked: list[tuple[Location, Hooked]] = []
     if client is not None:
+        found += [*client_warnings(client), *bypass_warnings(client)]
         hooked.append((("client",), client))
     if server is not None:
         hooked.append((("server",), server))
@@ -96,14 +103,13 @@ def warnings(sections: Sections) -> list[Problem]:
 def _same_keys(server: ServerConfig) -> Iterator[Problem]:
     owners: dict[bytes, str] = {}
     for identity, entry in server.clients.items():
-        if not entry.has_psk:  # a problem of its own
-            continue
-        owner = owners.setdefault(entry.psk.secret(), identity)
-        if owner != identity and ANY_ID not in {owner, identity}:
-            message = (
-                f"has the key of client {shown(owner)}, so each can pass for the other; make another one"
-            )
-            yield Problem(("server", "clients", identity), message)
+        for key in entry.known_keys:
+            owner = owners.setdefault(key.secret(), identity)
+            if owner != identity and ANY_ID not in {owner, identity}:
+                message = (
+                    f"has the key of client {shown(owner)}, so each can pass for the other; make another one"
+                )
+                yield Problem(("server", "clients", identity), message)
 
 
 def _inline_key_warnings(sections: Sections) -> Iterator[Problem]:
@@ -134,8 +140,14 @@ def _format(path: Path, parsed: Document, position: Position, problem: Problem) 
     while location and isinstance(location[-1], int) and location not in parsed.values:
         location = location[:-1]
     where = f"{dotted(location)}: " if location else ""
-    also = ""
-    if problem.related is not None:
-        other = parsed.position(problem.related)
-        also = f" (the other: {path}:{other.line}:{other.column})"
+    also = f" (the other: {_shown_place(path, parsed, problem.related)})" if problem.related else ""
+    if problem.elsewhere is not None:
+        return f"{problem.elsewhere}: {problem.message}{also}"
     return f"{path}:{position.line}:{position.column}: {where}{problem.message}{also}"
+
+
+def _shown_place(path: Path, parsed: Document, place: Place) -> str:
+    if isinstance(place, str):
+        return place
+    position = parsed.position(place)
+    return f"{path}:{position.line}:{position.column}"

@@ -74,4 +74,5 @@ def _config(data: Mapping[str, Any]) -> Config:
 
 def _line(problem: Problem) -> str:
     option = next((_OPTIONS[part] for part in reversed(problem.location) if part in _OPTIONS), "command line")
-    return f"{option}: {problem.message}"
+    where = f"{option}: {problem.elsewhere}" if problem.elsewhere else option
+    return f"{where}: {problem.message}"

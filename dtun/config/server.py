@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator
 
-from dtun.config.common import Hook, Hooked, Keyed, choose_hook, directory_from
+from dtun.config.common import Hook, Hooked, choose_hook, directory_from
+from dtun.config.next_key import NextKeyed
+from dtun.config.pushed import Pushed, Pushing, choose_pushed
 from dtun.config.values import (
     DEFAULT_PORT,
     DEFAULT_SUITES,
@@ -27,6 +29,7 @@ from dtun.config.values import (
     TunName,
     is_id,
 )
+from dtun.config.words import Flag, Masquerading
 from dtun.network.state import Network
 
 ANY_ID = "*"
@@ -42,10 +45,11 @@ def _or_private(value: Any, parse: Callable[[Any], Any]) -> Any:
     return PRIVATE_NETWORKS if value == "private" else parse([value] if isinstance(value, str) else value)
 
 
-class ClientEntry(Keyed, Hooked):
+class ClientEntry(NextKeyed, Hooked, Pushing):
     """What one id may do, or with the id "*" any id that has no entry of its own.
 
     `subnets` are the networks of which the client may push any part; nothing else is ever installed for it.
+    What it is told to send through the tunnel is in `ServerConfig.pushed`.
     """
 
     address: Address4 | None = None
@@ -64,8 +68,12 @@ class ClientEntry(Keyed, Hooked):
         return any(contains(granted, network) for granted in self.subnets)
 
 
-class ServerConfig(Hooked):
-    """The `server:` section. `keepalive` and `timeout` in seconds, `mtu` in bytes (None: worked out)."""
+class ServerConfig(Hooked, Pushing):
+    """The `server:` section. `keepalive` and `timeout` in seconds, `mtu` in bytes (None: worked out).
+
+    `masquerade`: what clients send leaves with the host's own address, by these interfaces; True is those of the
+    default routes.
+    """
 
     listen: Annotated[tuple[EndpointValue, ...], OneOrMore, Field(min_length=1)] = (
         Endpoint(IPv4Address("0.0.0.0"), DEFAULT_PORT),  # noqa: S104 - a server listens everywhere by default
@@ -83,6 +91,8 @@ class ServerConfig(Hooked):
     runtime_directory: Directory = Field(
         default_factory=lambda: directory_from("RUNTIME_DIRECTORY", "/run/dtun")
     )
+    forwarding: Flag = False
+    masquerade: Masquerading = False
     clients: dict[Id, ClientEntry]
 
     @property
@@ -106,6 +116,15 @@ class ServerConfig(Hooked):
         if identity == ANY_ID or not is_id(identity):
             return None
         return self.clients.get(identity) or self.clients.get(ANY_ID)
+
+    @property
+    def forwards(self) -> bool:
+        """The host forwards packets between the tunnels and its networks; masquerading needs that."""
+        return self.forwarding or bool(self.masquerade)
+
+    def pushed(self, entry: ClientEntry) -> Pushed:
+        """What a client of this entry is told; nothing for an original Go dtun, which would not understand it."""
+        return Pushed() if entry.go else choose_pushed(entry, self)
 
     def hook(self, name: Literal["up", "down"], entry: ClientEntry) -> Hook | None:
         """The hook of a client: its own or the server's."""

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dtun.config.client import ClientConfig
+from dtun.config.client_rules import client_problems
 from dtun.config.errors import Location, Problem, shown, shown_name
-from dtun.config.rules import client_problems, server_problems
 from dtun.config.server import ClientEntry, ServerConfig
+from dtun.config.server_rules import server_problems
 
 Sections = tuple[ServerConfig | None, ClientConfig | None]
 
@@ -185,8 +186,9 @@ _SAYINGS = {
     "finite_number": "must be a number of seconds, like 5",
     "greater_than": "must be greater than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "less_than_equal": "must be at most {le:.15g}",  # 4294967295, not 4.29497e+09
     "too_short": "must have at least one item",
+    "too_long": "must have at most {max_length} items",
     "string_type": "must be text",
     "path_type": "must be the path of a file",
     "tuple_type": "must be a list",

@@ -124,20 +124,22 @@ def parse_network(value: object) -> Network:
         return value
     text = _text(value, "a network, like 10.0.0.0/16 or fd00:1::/64")
     try:
-        network = ip_network(text, strict=False)
+        network = ip_network(text)
     except ValueError:
-        raise ValueError(
-            f"{shown(text)} is not a network; write it like 10.0.0.0/16 or fd00:1::/64"
-        ) from None
-    try:
-        ip_network(text)
-    except ValueError:
-        raise ValueError(
-            f"{shown(text)} is an address inside a network; write the network, {network}"
-        ) from None
+        raise ValueError(_no_network(text)) from None
+    if "%" in text:
+        raise ValueError(f"{shown(text)} names an interface; write the network alone")
     if network.prefixlen and (network.is_loopback or network.is_multicast or network.is_link_local):
         raise ValueError(f"{network} cannot be routed: it is a loopback, link-local or multicast network")
     return network
+
+
+def _no_network(text: str) -> str:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return f"{shown(text)} is not a network; write it like 10.0.0.0/16 or fd00:1::/64"
+    return f"{shown(text)} is an address inside a network; write the network, {network}"
 
 
 def parse_id(value: object) -> str:

@@ -31,23 +31,35 @@ _GRO_SIZE = Struct("=i")
 _ANCILLARY = socket.CMSG_SPACE(_GRO_SIZE.size)
 
 _LATER = frozenset({errno.EAGAIN, errno.ENOBUFS})
-# EIO: no checksum offload on the way out; EINVAL, EMSGSIZE: a datagram is larger than the path's MTU, and a
-# batch is not fragmented; ENOPROTOOPT, EOPNOTSUPP: not in this kernel.
-_NO_SEGMENTATION = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
+# Larger than the path's MTU, and not to be fragmented, which batches never are (EINVAL before Linux 6.14). Or ICMP
+# says so of a datagram that is long gone (udp(7)): a socket hands out such an error once, whatever is sent then.
+_TOO_LARGE = frozenset({errno.EMSGSIZE, errno.EINVAL})
+# EIO: no checksum offload on the way out; ENOPROTOOPT, EOPNOTSUPP: not in this kernel.
+_NO_BATCHES = _TOO_LARGE | {errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
 
 
 class Datagrams:
-    """Sends and receives batches on one connected, non-blocking socket. Falls back to single datagrams for good."""
+    """Sends and receives batches on one connected, non-blocking socket.
+
+    Falls back to single datagrams where the kernel cannot do batches, or fragments datagrams of this size.
+    """
 
     def __init__(self, sock: socket.socket, *, batches: bool = True) -> None:
         self.socket = sock
         self.segments = batches and sys.platform == "linux"
+        self._wanted = self.segments
+        self._said = False
         self.coalesces = batches and _turn_on_gro(sock)
+
+    def renew(self) -> None:
+        """Try batches again: sizes, or what the kernel does with large datagrams, have changed."""
+        self.segments = self._wanted
 
     def send(self, records: Sequence[bytes], refused: Callable[[OSError], None] | None = None) -> int:
         """Send these in order; returns how many are done with when the socket is full.
 
         What the network refuses, one datagram or one batch, is gone; `refused` is told, and the others are sent.
+        It is also told of what ICMP says of an earlier datagram.
 
         Raises:
             OSError: the network refuses one, and there is no `refused`; those before it are gone, too.
@@ -64,17 +76,9 @@ class Datagrams:
             except OSError as error:
                 if error.errno in _LATER:
                     return done
-                if end - done > 1 and error.errno in _NO_SEGMENTATION:
-                    self.segments = False
-                    log.info(
-                        "batches of datagrams cannot be sent on this path (%s); sending one by one",
-                        error.strerror,
-                    )
-                    continue
-                if refused is None:
-                    raise
-                refused(error)
-            done = end
+                done += self._insist(records[done:end], error, refused)
+            else:
+                done = end
         return done
 
     def receive_into(self, buffer: memoryview) -> tuple[int, int]:
@@ -90,6 +94,48 @@ class Datagrams:
             if level == _SOL_UDP and kind == _UDP_GRO:
                 return length, _GRO_SIZE.unpack_from(data)[0]
         return length, length
+
+    def _insist(
+        self, batch: Sequence[bytes], error: OSError, refused: Callable[[OSError], None] | None
+    ) -> int:
+        """A batch, or one datagram, was refused: find out what can be done. Returns how many are done with."""
+        if error.errno in _TOO_LARGE:
+            again = self._refusal(batch)
+            if again is None:  # it was an earlier one that was meant
+                if refused is not None:
+                    refused(error)
+                return len(batch)
+            error = again
+        if len(batch) > 1 and error.errno in _NO_BATCHES:
+            alone = self._refusal(batch[:1])
+            if alone is None:
+                self._give_up_batches(error)
+                return 1
+            batch, error = batch[:1], alone
+        if error.errno in _LATER:
+            return 0
+        if refused is None:
+            raise error
+        refused(error)
+        return len(batch)
+
+    def _refusal(self, batch: Sequence[bytes]) -> OSError | None:
+        """Send them; returns why not."""
+        size = ((_SOL_UDP, _UDP_SEGMENT, _SIZE.pack(len(batch[0]))),) if len(batch) > 1 else ()
+        try:
+            self.socket.sendmsg(batch, size)
+        except OSError as error:
+            return error
+        return None
+
+    def _give_up_batches(self, error: OSError) -> None:
+        self.segments = False
+        log.log(
+            logging.DEBUG if self._said else logging.INFO,
+            "batches of datagrams cannot be sent on this path (%s); sending one by one",
+            error.strerror,
+        )
+        self._said = True
 
 
 def batch_end(records: Sequence[bytes], start: int) -> int:

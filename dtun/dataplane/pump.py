@@ -37,6 +37,7 @@ _PATH_ERRORS = frozenset(
         errno.ENETDOWN,
         errno.EADDRNOTAVAIL,
         errno.EHOSTDOWN,
+        errno.EMSGSIZE,
     }
 )
 
@@ -74,6 +75,11 @@ class Pump:
         self._rest: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         loop.add_reader(device.fileno(), self._read_device)
+
+    @property
+    def sent(self) -> int:
+        """A number that grows with each packet that was read from the device."""
+        return self._counters.tx_packets
 
     def attach(self, port: Port) -> None:
         """Send through this port from now on; the one before goes on receiving until it is detached."""

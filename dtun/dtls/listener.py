@@ -8,6 +8,8 @@ room, the oldest half-open handshake makes way, since honest ones are over after
 
 import ipaddress
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,11 +49,15 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The client has proven its key. `early`: application data that came together with the proof."""
+    """The client has proven its key. `early`: application data that came together with the proof.
+
+    `note`: what the look-up of the key has left in `HalfOpen.note`.
+    """
 
     path: Path
     association: Association
     early: tuple[bytes, ...] = ()
+    note: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,19 @@ class Failed:
     path: Path
     identity: str | None
     reason: str
+    note: object = None
 
 
-@dataclass(frozen=True, slots=True)
-class _HalfOpen:
+@dataclass(slots=True)
+class HalfOpen:
+    """A handshake under way. `note` belongs to the look-up of keys, which may leave something there for the events."""
+
     path: Path
     source: str
     random: bytes
     association: Association
     expires: float
+    note: object = None
 
 
 class Listener:
@@ -82,6 +92,8 @@ class Listener:
     A path may have a running session and a new handshake at once (a client that restarted on its old port).
     So on a path with a session, a caller hands over ClientHellos, and while `path in listener` everything but
     application data.
+
+    `serving` is the handshake that goes on right now: whose key the engine asks for, in its look-up.
     """
 
     def __init__(
@@ -98,7 +110,7 @@ class Listener:
         self._max_per_source = max_per_source
         self._timeout = timeout
         self._spare = engine.new_buffer()
-        self._half_open: dict[Path, _HalfOpen] = {}  # the oldest first
+        self._half_open: dict[Path, HalfOpen] = {}  # the oldest first
         self._per_source: Counter[str] = Counter()
         # Client randoms of the latest handshakes that succeeded, the oldest first. A late copy of such a hello would
         # open a handshake that nobody wants, and that could swallow what the client sends to its session.
@@ -106,6 +118,12 @@ class Listener:
         self._outgoing: list[tuple[bytes, Path]] = []
         self._events: list[Verified | Failed] = []
         self.drops: Counter[str] = Counter()
+        self.serving: HalfOpen | None = None
+
+    def use(self, engine: ServerEngine) -> None:
+        """Shake hands with this engine from now on. It does not know cookies of the one before, and asks again."""
+        self._engine = engine
+        self._spare = engine.new_buffer()
 
     def __contains__(self, path: Path) -> bool:
         return path in self._half_open
@@ -125,7 +143,8 @@ class Listener:
                 self._hello(datagram, path, now)
             return True
         if half_open is not None:
-            early = half_open.association.receive(datagram, now)
+            with self._serve(half_open):
+                early = half_open.association.receive(datagram, now)
             self._follow(half_open, tuple(early))
             return True
         if datagram[:1] != bytes([HANDSHAKE]):
@@ -141,7 +160,8 @@ class Listener:
                 continue
             timer = half_open.association.next_timer()
             if timer is not None and now >= timer:
-                half_open.association.poll(now)
+                with self._serve(half_open):
+                    half_open.association.poll(now)
                 self._follow(half_open)
 
     def next_timer(self) -> float | None:
@@ -162,6 +182,14 @@ class Listener:
         events, self._events = self._events, []
         return events
 
+    @contextmanager
+    def _serve(self, half_open: HalfOpen) -> Iterator[None]:
+        self.serving = half_open
+        try:
+            yield
+        finally:
+            self.serving = None
+
     def _hello(self, datagram: bytes, path: Path, now: float) -> None:
         """Answer a new ClientHello: with a cookie, or, if it brings a good one, with a handshake."""
         record = datagram[: HEADER_SIZE + int.from_bytes(datagram[11:13])]
@@ -175,7 +203,7 @@ class Listener:
         if status is Status.WAITING and spare.chosen_suite() is not None:
             self._spare = self._engine.new_buffer()
             self._admit(
-                _HalfOpen(
+                HalfOpen(
                     path,
                     path.source,
                     client_random(record),
@@ -192,7 +220,7 @@ class Listener:
         if reply and len(reply) <= len(datagram):
             self._outgoing.append((reply, path))
 
-    def _admit(self, newcomer: _HalfOpen) -> None:
+    def _admit(self, newcomer: HalfOpen) -> None:
         """Keep a handshake whose cookie was good, in place of an older one where there is one too many."""
         previous = self._half_open.get(newcomer.path)
         if previous is not None:
@@ -211,7 +239,7 @@ class Listener:
         # Sends the ServerHello, which is waiting in its output.
         self._follow(newcomer)
 
-    def _follow(self, half_open: _HalfOpen, early: tuple[bytes, ...] = ()) -> None:
+    def _follow(self, half_open: HalfOpen, early: tuple[bytes, ...] = ()) -> None:
         """Pass on what a handshake has to send, and see whether it is over."""
         association, path = half_open.association, half_open.path
         self._outgoing += [(datagram, path) for datagram in association.take_outgoing()]
@@ -221,15 +249,15 @@ class Listener:
                 self._succeeded[half_open.random] = None
                 if len(self._succeeded) > _SUCCEEDED_MAX:
                     del self._succeeded[next(iter(self._succeeded))]
-                self._events.append(Verified(path, association, early))
+                self._events.append(Verified(path, association, early, half_open.note))
             case AssociationState.FAILED | AssociationState.CLOSED:
                 self._end(half_open, association.failure or "the client closed the connection")
 
-    def _end(self, half_open: _HalfOpen, reason: str) -> None:
+    def _end(self, half_open: HalfOpen, reason: str) -> None:
         self._forget(half_open)
-        self._events.append(Failed(half_open.path, half_open.association.identity, reason))
+        self._events.append(Failed(half_open.path, half_open.association.identity, reason, half_open.note))
 
-    def _forget(self, half_open: _HalfOpen) -> None:
+    def _forget(self, half_open: HalfOpen) -> None:
         del self._half_open[half_open.path]
         self._per_source[half_open.source] -= 1
         if not self._per_source[half_open.source]:

@@ -11,7 +11,7 @@ sent. Associated data = epoch and sequence 8, type 1, version 2, length of the p
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -96,6 +96,7 @@ class AeadRecords:
     offloaded = True
 
     def __init__(self, keys: SessionKeys, *, server: bool) -> None:
+        self.keys = keys
         suite = keys.suite
         write_key, write_iv = keys.server if server else keys.client
         read_key, read_iv = keys.client if server else keys.server
@@ -112,9 +113,23 @@ class AeadRecords:
         self._forgeries = 0
         self._sequence = keys.sequence
         self._window = ReplayWindow(keys.highest, keys.missing)
+        self._ledger: MutableSequence[int] = [0, 0]
         self.overhead = suite.overhead
         self.closed = False
         self.drops: Counter[str] = Counter()
+
+    def keep_account(self, ledger: MutableSequence[int]) -> None:
+        """From now on write into `ledger`, before it matters: the next number to seal with, and the next expected.
+
+        Where that is memory which outlives this process, its successor can go on with this session: no number is
+        used twice, and none that came is taken again.
+        """
+        self._ledger = ledger
+        self._enter()
+
+    def _enter(self) -> None:
+        self._ledger[0] = self._sequence
+        self._ledger[1] = self._window.highest + 1
 
     def __repr__(self) -> str:
         return f"AeadRecords(sealed={self._sequence}, highest={self.highest})"
@@ -153,6 +168,7 @@ class AeadRecords:
         self._sequence += len(plaintexts)
         if self._sequence > MAX_SEQUENCE + 1:
             raise OverflowError("the sequence numbers of this session are used up")
+        self._ledger[0] = self._sequence
         encrypt, write_iv, explicit, added = self._encrypt, self._write_iv, self._explicit, self._added
         records = []
         known = -1
@@ -217,6 +233,7 @@ class AeadRecords:
                 continue
             window.highest += 1
             plaintexts.append(plaintext)
+        self._ledger[1] = window.highest + 1
         return plaintexts
 
     def _seal(self, content_type: int, plaintext: bytes) -> bytes:
@@ -226,7 +243,7 @@ class AeadRecords:
         sequence = self._sequence
         if sequence > MAX_SEQUENCE:
             raise OverflowError("the sequence numbers of this session are used up")
-        self._sequence = sequence + 1
+        self._ledger[0] = self._sequence = sequence + 1
         number = _EPOCH_1 | sequence
         nonce = (self._write_iv ^ number).to_bytes(12)
         header = _HEADER.pack(content_type, _VERSION, number, length + self._added)
@@ -264,6 +281,7 @@ class AeadRecords:
             self.drops["unauthenticated"] += 1
             return None
         window.add(sequence)
+        self._ledger[1] = window.highest + 1
         return plaintext
 
     def _open_many(self, datagram: bytes) -> Sequence[bytes]:

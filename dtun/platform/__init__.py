@@ -15,9 +15,13 @@ def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
     Raises:
         UnavailableError: dtun does not know this operating system.
     """
+    # Late, because each imports what only its system has: pyroute2, for example.
     if sys.platform == "linux":
-        # Late, because it imports pyroute2, which only Linux has to have.
         from dtun.platform.linux.kernel import LinuxKernel  # noqa: PLC0415
 
         return LinuxKernel(instance, runtime_directory)
-    raise UnavailableError(f"dtun does not run on {sys.platform}: it needs Linux")
+    elif sys.platform == "darwin":  # noqa: RET505 - two statements would leave mypy one that cannot be reached
+        from dtun.platform.darwin.kernel import DarwinKernel  # noqa: PLC0415
+
+        return DarwinKernel(instance, runtime_directory)
+    raise UnavailableError(f"dtun does not run on {sys.platform}: it needs Linux or macOS")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change
@@ -68,7 +68,10 @@ class Kernel(Protocol):
     """The host's network configuration, as far as one dtun process changes or reads it."""
 
     async def open(self) -> None:
-        """Get ready, and remove what a killed process of the same instance left behind.
+        """Get ready, and take over what a killed process of the same instance left behind.
+
+        What is really there counts as applied: the first `apply` removes what it does not ask for, and the rest stays
+        without a gap, such as the routes of a kill switch. `close` without any `apply` removes all of it.
 
         Raises:
             PermissionDeniedError: the process lacks CAP_NET_ADMIN (or root), or may not write its runtime
@@ -79,15 +82,23 @@ class Kernel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Remove everything that `apply` put in place. May be called twice. The caller closes its devices.
+        """Remove everything that `apply` put in place, and what `open` took over.
+
+        May be called twice. The caller closes its devices.
 
         Raises:
             ChangesRefusedError: something could not be removed; everything else has been, and all is closed.
         """
         ...
 
-    def create_tun(self, name: str) -> Tun:
-        """A new TUN device, not yet up.
+    async def leave(self) -> None:
+        """Go, and leave everything as it is: a successor will take it over. The caller does not close its devices."""
+        ...
+
+    def create_tun(self, name: str, descriptor: int | None = None) -> Tun:
+        """A new TUN device, not yet up; or with `descriptor`, which it takes over, one that a predecessor has made.
+
+        What a predecessor's device has counts as applied, as in `open`.
 
         Raises:
             UnavailableError: there is no TUN driver, or the name is taken.
@@ -99,13 +110,16 @@ class Kernel(Protocol):
         """Make the kernel look like `desired` (the whole of it); returns what was changed, in order.
 
         What belongs to a device of ours that has been closed is left out of `desired`: it went with the
-        device. A call after the host's network changed puts back what the kernel dropped. Calls wait for each
-        other.
+        device. Calls wait for each other.
+
+        What others remove afterwards, or the kernel drops with a link, is put back without another call: at once, and
+        more and more patiently while that keeps happening.
 
         Raises:
             ChangesRefusedError: the kernel refuses some of it, such as a route that somebody else has; the
                 rest is in place, and the next call tries again.
             PermissionDeniedError: CAP_NET_ADMIN is missing.
+            UnavailableError: the kernel does not answer, or the runtime directory is of no use any more.
         """
         ...
 
@@ -114,11 +128,29 @@ class Kernel(Protocol):
 
         The routes of this and other dtun processes are left out, so that a host route which keeps a server
         reachable outside the tunnel does not hide that the host has a better way by now.
+
+        Raises:
+            UnavailableError: the kernel does not say.
+        """
+        ...
+
+    async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
+        """The host's own default route of this IP version, of the smallest metric; None if there is none.
+
+        Routes through TUN devices are left out, dtun's and others', and so are the halves (0.0.0.0/1 with
+        128.0.0.0/1) that a VPN puts in front of the default route.
+
+        Raises:
+            UnavailableError: the kernel does not say.
         """
         ...
 
     async def local_networks(self) -> list[LocalNetwork]:
-        """The networks of the host's own interfaces, dtun's and loopback's left out."""
+        """The networks of the host's own interfaces, dtun's and loopback's left out.
+
+        Raises:
+            UnavailableError: the kernel does not say.
+        """
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:

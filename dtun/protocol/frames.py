@@ -13,6 +13,7 @@ dropped, so that later versions may add some.
     ECHO        06 | token 8                                  the answer
     NOTICE      07 | payload                                  a control message, sent once: nobody waits
                                                               for the end of a session that has ended
+    PIECE       08 | frame 2 | index 1 | count 1 | payload    of a frame that is too large for the path
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Kind(IntEnum):
     PROBE = 5
     ECHO = 6
     NOTICE = 7
+    PIECE = 8
 
 
 FRAGMENT_SIZE = 1024
@@ -42,6 +44,10 @@ _PARTS = (bytes([SEGMENT]), bytes([PARTIAL]))
 _CONTROL = Struct("!BHBB")
 _ACK = Struct("!BHB")
 _PROBE = Struct("!BQ")
+
+
+PIECE_HEADER = _CONTROL.size
+"""Bytes in front of a piece's payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,20 @@ class Notice:
         return bytes([Kind.NOTICE]) + self.payload
 
 
-Frame = Control | Ack | Probe | Echo | Notice
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Piece `index` (from 0) of `count` of frame number `number` (modulo 65,536)."""
+
+    number: int
+    index: int
+    count: int
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return _CONTROL.pack(Kind.PIECE, self.number, self.index, self.count) + self.payload
+
+
+Frame = Control | Ack | Probe | Echo | Notice | Piece
 
 
 def is_packet(plaintext: bytes) -> bool:
@@ -110,19 +129,32 @@ def is_packet(plaintext: bytes) -> bool:
 def decode(plaintext: bytes) -> Frame | None:
     """The frame in a record's plaintext; None if it is not one, whatever the bytes are."""
     kind = plaintext[0] if plaintext else None
-    if kind == Kind.CONTROL and _CONTROL.size <= len(plaintext) <= _CONTROL.size + FRAGMENT_SIZE:
-        _, message, index, count = _CONTROL.unpack_from(plaintext)
-        if index < count <= MAX_FRAGMENTS:
-            return Control(message, index, count, plaintext[_CONTROL.size :])
-    elif kind == Kind.ACK and len(plaintext) == _ACK.size:
+    if kind in (Kind.CONTROL, Kind.PIECE):
+        return _decode_part(plaintext)
+    if kind == Kind.ACK and len(plaintext) == _ACK.size:
         _, message, index = _ACK.unpack(plaintext)
         return Ack(message, index)
-    elif kind == Kind.PROBE and len(plaintext) >= _PROBE.size:
+    if kind == Kind.PROBE and len(plaintext) >= _PROBE.size:
         _, token = _PROBE.unpack_from(plaintext)
         return Probe(token, len(plaintext) - _PROBE.size)
-    elif kind == Kind.ECHO and len(plaintext) == _PROBE.size:
+    if kind == Kind.ECHO and len(plaintext) == _PROBE.size:
         _, token = _PROBE.unpack(plaintext)
         return Echo(token)
-    elif kind == Kind.NOTICE and len(plaintext) <= 1 + FRAGMENT_SIZE:
+    if kind == Kind.NOTICE and len(plaintext) <= 1 + FRAGMENT_SIZE:
         return Notice(plaintext[1:])
     return None
+
+
+def _decode_part(plaintext: bytes) -> Control | Piece | None:
+    """What is one of several: both kinds have the same layout."""
+    if len(plaintext) < _CONTROL.size:
+        return None
+    kind, number, index, count = _CONTROL.unpack_from(plaintext)
+    payload = plaintext[_CONTROL.size :]
+    if index >= count:
+        return None
+    if kind == Kind.PIECE:
+        return Piece(number, index, count, payload) if payload else None
+    if count > MAX_FRAGMENTS or len(payload) > FRAGMENT_SIZE:
+        return None
+    return Control(number, index, count, payload)

@@ -2,7 +2,7 @@
 
     client                                    server
       | -- Hello: subnets behind me, MTU -------> |
-      | <- Welcome: addresses, MTU, timers ------ |
+      | <- Welcome: addresses, routes, timers --- |
       | <- Renew: please make a new session ----- |
       | -- Goodbye: I am leaving ---------------- |   (either way)
 
@@ -20,6 +20,12 @@ MAX_SUBNETS = 1024
 
 MAX_REFUSALS = 128
 """Refused networks that a server names: with their reasons they fit into one control message."""
+
+MAX_ROUTES = 256
+"""Networks that a server pushes. With everything else that it may say they fit into one control message, too."""
+
+MAX_DNS_SERVERS = 8
+MAX_DNS_DOMAINS = 32
 
 Text = Annotated[str, Field(max_length=256)]
 """Words for the other side's log; whoever writes them there makes them harmless first."""
@@ -45,6 +51,9 @@ def _without_zone(value: _Zoned) -> _Zoned:
 
 AnyNetwork = Annotated[IPv4Network | IPv6Network, AfterValidator(_without_zone)]
 AnyIPv6Address = Annotated[IPv6Address, AfterValidator(_without_zone)]
+
+Domain = Annotated[str, Field(max_length=254, pattern=r"^~?[A-Za-z0-9._-]+$")]
+"""A name (RFC 1123, section 2.1), or with a leading "~" one that only says which questions go where; "~." is all."""
 
 
 class _Message(BaseModel):
@@ -73,7 +82,10 @@ class Refusal(BaseModel):
 
 
 class Welcome(_Message):
-    """From the server, in answer. `address` is the client's, `peer` the server's end of the pair."""
+    """From the server, in answer. `address` is the client's, `peer` the server's end of the pair.
+
+    `routes`, `dns` and `domains` are what the server suggests to send and ask through the tunnel; the client decides.
+    """
 
     type: Literal["welcome"] = "welcome"
     address: IPv4Address
@@ -84,10 +96,13 @@ class Welcome(_Message):
     keepalive: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     timeout: Annotated[float, Field(ge=0.2, le=86400)] = 30.0
     refused: Annotated[tuple[Refusal, ...], Field(max_length=MAX_SUBNETS)] = ()
+    routes: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_ROUTES)] = ()
+    dns: Annotated[tuple[IPv4Address | AnyIPv6Address, ...], Field(max_length=MAX_DNS_SERVERS)] = ()
+    domains: Annotated[tuple[Domain, ...], Field(max_length=MAX_DNS_DOMAINS)] = ()
 
 
 class Renew(_Message):
-    """From the server: its key has nearly done its work; make a new session before this one ends."""
+    """From the server: make a new session before this one ends. Its key is worn out, or its terms have changed."""
 
     type: Literal["renew"] = "renew"
 

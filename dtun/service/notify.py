@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -24,6 +25,11 @@ def notify(*assignments: str, environment: Mapping[str, str] = os.environ) -> bo
 
 def ready(status: str) -> bool:
     return notify("READY=1", f"STATUS={status}")
+
+
+def reloading() -> bool:
+    """A reload has begun, as Type=notify-reload wants to hear it (sd_notify(3)); `ready` says that it is over."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def status(text: str) -> bool:

@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import dtun
 from dtun.config import Config
@@ -16,9 +16,15 @@ from dtun.config.common import Hook
 from dtun.platform import kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import notify
+from dtun.service.commands import commands
 from dtun.service.control import ControlServer
+from dtun.service.fdstore import FdStore
 from dtun.service.hooks import run_hook
+from dtun.service.job import restarts
+from dtun.service.reload import Reloader
+from dtun.service.role import Role
 from dtun.tunnel.status import iso
+from dtun.tunnel.vault import Vault
 
 log = logging.getLogger("dtun")
 
@@ -26,24 +32,7 @@ STATUS_INTERVAL = 10.0
 """Seconds between two status lines for the service manager."""
 
 
-class Role(Protocol):
-    """What a server and a client have in common."""
-
-    async def start(self) -> None:
-        """Take what is needed of the host. Raises DtunError; `stop` is called in any case."""
-
-    async def run(self) -> None:
-        """Work until cancelled."""
-
-    async def stop(self) -> None:
-        """Say goodbye and remove what was made."""
-
-    def status(self) -> dict[str, object]: ...
-
-    def summary(self) -> str: ...
-
-
-Make = Callable[[Kernel, asyncio.AbstractEventLoop], Role]
+Make = Callable[[Kernel, asyncio.AbstractEventLoop, Vault], Role]
 
 
 def run_server(config: Config) -> int:
@@ -57,7 +46,12 @@ def run_server(config: Config) -> int:
     section = config.server
     assert section is not None  # noqa: S101 - the command line has seen to it
     return asyncio.run(
-        _run("server", "server", config, lambda kernel, loop: Server(section, kernel, _run_hook, loop))
+        _run(
+            "server",
+            "server",
+            config,
+            lambda kernel, loop, vault: Server(section, kernel, _run_hook, loop, vault),
+        )
     )
 
 
@@ -72,7 +66,12 @@ def run_client(config: Config) -> int:
     section = config.client
     assert section is not None  # noqa: S101 - the command line has seen to it
     return asyncio.run(
-        _run("client", section.tun, config, lambda kernel, loop: Client(section, kernel, _run_hook, loop))
+        _run(
+            "client",
+            section.tun,
+            config,
+            lambda kernel, loop, vault: Client(section, kernel, _run_hook, loop, vault),
+        )
     )
 
 
@@ -90,38 +89,40 @@ async def _run(role: str, instance: str, config: Config, make: Make) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
     # Of a terminal it means that the person has gone; to a service it says "reload", as is the custom.
-    hang_up = told_to_stop.set if sys.stdin.isatty() else _no_reload
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    told_to_reload = asyncio.Event()
+    hang_up = told_to_stop if sys.stdin.isatty() else told_to_reload
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
     kernel = platform_kernel(instance, config.section.runtime_directory)
     await kernel.open()
+    goes_on = False
     try:
-        service = make(kernel, loop)
-        control = ControlServer(config.control_socket, _status(role, service))
+        service = make(kernel, loop, FdStore())
+        reloader = Reloader(config, service, told_to_reload)
+        answers = commands(service, reloader, _status(role, service), told_to_stop.set)
+        control = ControlServer(config.control_socket, answers)
         try:
             await service.start()
             await control.start()
             log.info("dtun %s: the %s has started", dtun.__version__, role)
             notify.ready(service.summary())
-            await _work(service, told_to_stop)
+            await _work(service, reloader, told_to_stop)
+            goes_on = await restarts()
         finally:
             notify.stopping()
             await control.stop()
-            await service.stop()
+            await (service.suspend() if goes_on else service.stop())
     finally:
-        await kernel.close()
-    log.info("stopped; nothing is left behind")
+        await (kernel.leave() if goes_on else kernel.close())
+    log.info("stopped; %s", "the next start goes on here" if goes_on else "nothing is left behind")
     return 0
 
 
-def _no_reload() -> None:
-    log.warning("SIGHUP: the configuration is read at the start only; restart dtun to use another")
-
-
-async def _work(service: Role, told_to_stop: asyncio.Event) -> None:
+async def _work(service: Role, reloader: Reloader, told_to_stop: asyncio.Event) -> None:
     """Let it work until we are told to stop, or until it fails, which would be a bug and must be seen."""
     workers: list[asyncio.Task[Any]] = [
         asyncio.create_task(told_to_stop.wait()),
         asyncio.create_task(service.run()),
+        asyncio.create_task(reloader.run()),
         asyncio.create_task(_report(service)),
     ]
     try:

@@ -12,6 +12,7 @@ place once it is welcome. The TUN device and its addresses stay throughout.
 import asyncio
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import random
@@ -19,35 +20,29 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from dtun.config import ClientConfig, ServerName
-from dtun.dtls.association import Association
-from dtun.dtls.engine import ClientEngine
-from dtun.dtls.suites import LEGACY_SUITE, by_name
-from dtun.errors import DtunError, UnavailableError
+from dtun.config import ClientConfig, Config
+from dtun.errors import ConfigError, DtunError
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.protocol.record import is_hello_request
-from dtun.tunnel import sockets
 from dtun.tunnel.backoff import Backoff
-from dtun.tunnel.dialect import Count, Dialect, GoClientDialect, NativeDialect
+from dtun.tunnel.client_reload import difference, usable
+from dtun.tunnel.dialect import NativeDialect
+from dtun.tunnel.dialing import Dialer, Outcome, words_for
 from dtun.tunnel.hooks import RunHook
+from dtun.tunnel.keeper import numbers_of
+from dtun.tunnel.keepsake import Keepsake
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.liveness import Silence
 from dtun.tunnel.near_end import NearEnd
-from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
-from dtun.tunnel.sockets import SockAddr
+from dtun.tunnel.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.tunnel.status import iso, link_status
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
+from dtun.tunnel.vault import NoVault, Vault
 
 log = logging.getLogger("dtun.client")
-
-ATTEMPT_TIME = 5.0
-"""Seconds for one address of one server, until the handshake is over."""
-
-RESOLVE_TIME = 10.0
-"""Seconds for the name of a server."""
 
 GRACE = 1.0
 """Seconds for which the session before still receives what is under way."""
@@ -65,9 +60,6 @@ SILENCE_CHECK = 5.0
 GO_TIMEOUT = 60.0
 """Seconds of sending without hearing anything from an original Go dtun, which answers no keepalive."""
 
-KEEPALIVE, TIMEOUT = 10.0, 30.0
-"""Until the server has pushed its own."""
-
 # ICMP says that nobody listens, or that there is no way: a hint, since anybody could have sent it.
 _HINTS = frozenset(
     {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
@@ -78,14 +70,20 @@ class Client:
     """One configured client. `run` works until it is cancelled; `stop` then cleans up."""
 
     def __init__(
-        self, config: ClientConfig, kernel: Kernel, run_hook: RunHook, loop: asyncio.AbstractEventLoop
+        self,
+        config: ClientConfig,
+        kernel: Kernel,
+        run_hook: RunHook,
+        loop: asyncio.AbstractEventLoop,
+        vault: Vault | None = None,
     ) -> None:
-        suites = [LEGACY_SUITE] if config.go else [by_name(name) for name in config.suites]
+        """`vault` has what a process before this one has kept, and gets what a successor will need."""
+        self._vault = vault or NoVault()
         self._config = config
         self._kernel = kernel
         self._loop = loop
-        self._end = NearEnd(config, kernel, run_hook, loop)
-        self._engine = ClientEngine(config.id, config.psk.secret(), suites, native=not config.go)
+        self._end = NearEnd(config, kernel, run_hook, loop, self._vault)
+        self._dialer = Dialer(config, self._end, self._make_link, self._is_in_service, loop)
         self._instance = secrets.token_hex(8)
         self._backoff = Backoff()
         self._complaint = ""
@@ -103,14 +101,26 @@ class Client:
         self._stopping = False
 
     async def start(self) -> None:
-        """Make the device.
+        """Make the device, and close the ways past the tunnel if that is wanted.
 
         Raises:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
-        self._end.open()
+        taken = self._end.keeper.take_session() if self._vault.names() else None
+        welcome = taken[0].description.greeting if taken else None
+        if taken is None or not isinstance(welcome, Welcome) or taken[0].description.notes != self._notes():
+            if taken is not None:
+                # Without a word: the server finds out when the new session comes.
+                taken[0].close()
+                taken[1].close()
+            self._vault.give_up_rest()
+            await self._end.open()
+            self._wanted.set()
+        else:
+            await self._end.open(welcome, taken[1].getpeername())
+            self._vault.give_up_rest()
+            await self._resume(*taken, welcome)
         self._kernel.watch(self._host_changed)
-        self._wanted.set()
 
     async def run(self) -> None:
         """Keep a session in service."""
@@ -118,8 +128,10 @@ class Client:
             await self._wanted.wait()
             self._wanted.clear()
             self._hurry.clear()
-            if await self._try_servers():
+            failures = await self._dialer.connect()
+            if failures is None:
                 continue
+            self._complain(failures)
             self._wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._backoff.next()):
@@ -139,14 +151,15 @@ class Client:
     def status(self) -> dict[str, object]:
         """How the tunnel is doing."""
         end, welcome = self._end, self._end.welcome
-        warnings = [end.hook_error] if end.hook_error else []
         refused = welcome.refused if welcome else ()
-        warnings += [f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused]
+        warnings = end.warnings + [
+            f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused
+        ]
         tunnel = {
             "id": self._config.id,
             "state": "connected" if self._link else "connecting",
             "since": self._since,
-            "device": self._config.tun,
+            "device": end.device,
             "address": str(welcome.address) if welcome else None,
             "peer_address": str(welcome.peer) if welcome else None,
             "subnets": [str(subnet) for subnet in self._config.subnets],
@@ -161,65 +174,74 @@ class Client:
         """One line for the service manager."""
         if self._link is None or self._end.welcome is None:
             return f"connecting to {', '.join(map(str, self._config.servers))}"
-        return f"connected to {self._link.endpoint}, {self._end.welcome.address} on {self._config.tun}"
+        return f"connected to {self._link.endpoint}, {self._end.welcome.address} on {self._end.device}"
+
+    async def suspend(self) -> None:
+        """Go, and leave device and session as they are, for the successor that the vault hands them to."""
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        await self._tasks.cancel()
+        self._end.suspend()
+
+    async def _resume(self, keepsake: Keepsake, sock: socket.socket, welcome: Welcome) -> None:
+        """Go on with the session of a process before this one."""
+        numbers = numbers_of(keepsake)
+        session = Session.resumed(
+            keepsake.association(),
+            lambda _, count, now: NativeDialect(count, welcome.keepalive, welcome.timeout, now, numbers),
+            self._loop.time(),
+        )
+        outcome: Outcome = self._loop.create_future()
+        link = self._make_link(sock, session, outcome)
+        await self._serve(link, welcome, outcome, keepsake)
+        if link is self._link:
+            link.flush()
+            log.info("goes on with the session with %s after the restart", link.endpoint)
+        else:
+            self._want("start")
+
+    def _notes(self) -> dict[str, str]:
+        """What has to be the same after a restart, for the session to go on."""
+        config = self._config
+        told = f"{config.id} {config.subnets} {config.mtu} {config.servers} {config.routing} {config.mark}"
+        return {"told": hashlib.sha256(told.encode() + config.psk.secret()).hexdigest()}
+
+    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
+        """Go on with another configuration, or only tell what that would mean.
+
+        Raises:
+            ConfigError: it is a server's.
+            DtunError: the kernel refuses what it wants.
+        """
+        if config.client is None:
+            raise ConfigError("this is a client, but the file has a server section now; nothing was changed")
+        steps = difference(self._config, config.client)
+        if dry_run or not steps:
+            return [str(step) for step in steps]
+        before, self._config = self._config, usable(self._config, config.client)
+        self._dialer.go_on_with(self._config)
+        await self._end.go_on_with(self._config)
+        if self._link is not None and before.rekey != self._config.rekey:
+            self._schedule_rekey()
+        if any(step.effect == "reconnect" for step in steps):
+            self._want("configuration")
+            self._hurry.set()
+        return [str(step) for step in steps]
 
     # Making a session
 
-    async def _try_servers(self) -> bool:
-        """Try every address of every server, in order, until one welcomes us."""
-        reasons: list[str] = []
-        for server in self._config.servers:
-            try:
-                addresses = await self._resolve(server)
-            except (OSError, TimeoutError) as error:
-                reasons.append(f"{server.host}: cannot resolve the name: {_words(error)}")
-                continue
-            for address in addresses:
-                failure = await self._attempt(address)
-                if failure is None:
-                    return True
-                reasons.append(f"{sockets.show(address)}: {failure}")
-        self._complain("; ".join(reasons))
-        return False
-
-    async def _resolve(self, server: ServerName) -> list[SockAddr]:
-        async with asyncio.timeout(RESOLVE_TIME):
-            found = await self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
-        return list(dict.fromkeys(sockaddr for _, _, _, _, sockaddr in found))
-
-    async def _attempt(self, address: SockAddr) -> str | None:
-        """Make a session with the server at this address; returns why not, or None if it is in service now."""
-        try:
-            if not await self._end.make_way(address):
-                return "no route to host"
-            sock = sockets.connect(address)
-        except UnavailableError as error:
-            return str(error)
-        except OSError as error:
-            return _words(error)
-        outcome: asyncio.Future[str | None] = self._loop.create_future()
-        now = self._loop.time()
-        link = Link(
+    def _make_link(self, sock: socket.socket, session: Session, outcome: Outcome) -> Link:
+        return Link(
             sock,
-            Session(self._engine.associate(now), self._dialect, now, handshake_deadline=now + ATTEMPT_TIME),
+            session,
             on_event=lambda link, event: self._on_event(link, event, outcome),
             on_handshake=self._on_handshake,
             on_path=lambda link, number: self._on_path(link, number, outcome),
             loop=self._loop,
         )
-        link.start()
-        try:
-            return await outcome
-        finally:
-            if link is not self._link:
-                link.close("other", "the attempt was given up")
 
-    def _dialect(self, association: Association, count: Count, now: float) -> Dialect:
-        if association.native or not self._config.go:
-            return NativeDialect(count, KEEPALIVE, TIMEOUT, now)
-        return GoClientDialect(count)
-
-    def _on_event(self, link: Link, event: Event, outcome: "asyncio.Future[str | None]") -> None:
+    def _on_event(self, link: Link, event: Event, outcome: Outcome) -> None:
         match event:
             case Established():
                 self._introduce(link)
@@ -227,16 +249,20 @@ class Client:
                 self._tasks.spawn(self._serve(link, welcome, outcome))
             case Received(Hello()):
                 link.close("other", "it talks like a client")
-            case Received(Renew()) | WornOut():
-                if link is self._link:
-                    self._want("renewal")
+            case (Received(Renew()) | WornOut()) if link is self._link:
+                self._want("renewal")
+            case PathMtuChanged() if link is self._link:
+                self._tasks.spawn(self._resize(link))
             case Closed():
-                if not outcome.done():
-                    outcome.set_result(self._explained(link, event))
-                if link is self._link:
-                    self._lost(event)
+                self._ended(link, event, outcome)
             case _:
                 pass
+
+    def _ended(self, link: Link, closed: Closed, outcome: Outcome) -> None:
+        if not outcome.done():
+            outcome.set_result(self._dialer.explain(link, closed))
+        if link is self._link:
+            self._lost(closed)
 
     def _introduce(self, link: Link) -> None:
         if link.ended():
@@ -253,10 +279,12 @@ class Client:
             )
         )
 
-    async def _serve(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
-        """Let the tunnel move over to a new session."""
+    async def _serve(
+        self, link: Link, welcome: Welcome, outcome: Outcome, keepsake: Keepsake | None = None
+    ) -> None:
+        """Let the tunnel move over to a new session; with `keepsake`, to one from before a restart."""
         try:
-            await self._move_over(link, welcome, outcome)
+            await self._move_over(link, welcome, outcome, keepsake)
         except DtunError as error:
             link.close("other", str(error))
         except Exception:
@@ -264,20 +292,26 @@ class Client:
             link.close("other", "the client has failed")
             raise
 
-    async def _move_over(self, link: Link, welcome: Welcome, outcome: "asyncio.Future[str | None]") -> None:
-        renewed = welcome == self._end.welcome and self._reason == "renewal"
+    async def _move_over(
+        self, link: Link, welcome: Welcome, outcome: Outcome, keepsake: Keepsake | None
+    ) -> None:
+        renewed = keepsake is not None or (welcome == self._end.welcome and self._reason == "renewal")
         if link.ended() or not await self._end.take_up(link, welcome):
             return
         liveness = link.session.dialect.liveness if link.session.dialect else None
         if liveness is not None:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
         before, self._link = self._link, link
+        if keepsake is None:
+            self._end.keeper.keep_session(link, welcome, server=False, **self._notes())
+        else:
+            self._end.keeper.resume(keepsake, link)
         if before is not None and before is not link:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
         if before is None:
             self._since = iso()
-        if before is None or not renewed:
+        if not renewed or (before is None and keepsake is None):
             self._announce(link, welcome)
         else:
             log.debug("the session with %s has been renewed", link.endpoint)
@@ -292,13 +326,8 @@ class Client:
         if link is self._link:  # else it was lost meanwhile, and `down` has its turn
             self._tasks.spawn(self._end.up())
 
-    def _explained(self, link: Link, closed: Closed) -> str:
-        """Why an attempt has failed, and what to do where that can be guessed."""
-        text = harmless(closed.text)
-        # An original Go dtun has one suite, which is none of ours, so that it does not even say hello.
-        if closed.reason == "handshake" and not link.session.association.answered and not self._config.go:
-            return f"{text} (if that is an original Go dtun, set `compat: go`)"
-        return text
+    def _is_in_service(self, link: Link) -> bool:
+        return link is self._link
 
     def _retire(self, link: Link) -> None:
         self._retiring.discard(link)
@@ -313,7 +342,7 @@ class Client:
             self._config.id,
             welcome.address,
             welcome.peer,
-            self._config.tun,
+            self._end.device,
             self._end.mtu,
             suite.label if suite else "",
         )
@@ -325,12 +354,16 @@ class Client:
     def _schedule(self, link: Link) -> None:
         """When this session is to be replaced, and when it has proven itself."""
         self._timer("stable", STABLE_TIME, self._backoff.reset)
-        if self._config.rekey and not self._config.go:
-            delay = self._config.rekey * random.uniform(0.95, 1.0)  # noqa: S311 - spreads load, hides nothing
-            self._timer("rekey", delay, lambda: self._want("renewal"))
+        self._schedule_rekey()
         if self._config.go:
             silence = Silence(GO_TIMEOUT)
             self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
+
+    def _schedule_rekey(self) -> None:
+        self._cancel("rekey")
+        if self._config.rekey and not self._config.go:
+            delay = self._config.rekey * random.uniform(0.95, 1.0)  # noqa: S311 - spreads load, hides nothing
+            self._timer("rekey", delay, lambda: self._want("renewal"))
 
     def _check_silence(self, link: Link, silence: Silence) -> None:
         if link is not self._link:
@@ -357,6 +390,7 @@ class Client:
 
     def _lost(self, closed: Closed) -> None:
         self._link = None
+        self._end.keeper.forget_session()
         self._since = iso()
         self._last_error = harmless(closed.text)
         self._cancel("stable", "rekey", "silence")
@@ -366,20 +400,38 @@ class Client:
             log.error("another host uses the id %s: %s", self._config.id, harmless(closed.text))
         else:
             log.warning("disconnected: %s", harmless(closed.text))
-        self._tasks.spawn(self._end.down(closed.reason))
+        self._tasks.spawn(self._let_go(closed.reason))
         # The first try waits a little, too: a server that refuses us after the welcome must not be hammered.
         self._timer("again", self._backoff.next(), lambda: self._want("lost"))
+
+    async def _let_go(self, reason: str) -> None:
+        """Adjust the host's network to there being no session, and run `down`."""
+        try:
+            await self._end.lost()
+        except DtunError as error:
+            log.error("cannot adjust the host's network: %s", error)  # noqa: TRY400 - a line for a person
+        await self._end.down(reason)
+
+    async def _resize(self, link: Link) -> None:
+        before = self._end.mtu
+        try:
+            await self._end.resize(link)
+        except DtunError as error:
+            log.error("cannot change the MTU of %s: %s", self._end.device, error)  # noqa: TRY400 - the same
+        else:
+            if self._end.mtu != before:
+                log.info("the path to %s takes packets of %d bytes now", link.endpoint, self._end.mtu)
 
     def _on_handshake(self, link: Link, datagram: bytes) -> None:
         if is_hello_request(datagram):
             self._hint(link)
 
-    def _on_path(self, link: Link, number: int, outcome: "asyncio.Future[str | None]") -> None:
+    def _on_path(self, link: Link, number: int, outcome: Outcome) -> None:
         if link is self._link:
             if number in _HINTS:
                 self._hint(link)
         elif not outcome.done():
-            link.close("no answer", _words(OSError(number, os.strerror(number))))
+            link.close("no answer", words_for(OSError(number, os.strerror(number))))
 
     def _hint(self, link: Link) -> None:
         """Somebody, perhaps not the server, says that this session is gone: make another, keep this one till then."""
@@ -392,7 +444,11 @@ class Client:
         self._timer("host", SETTLE_TIME, lambda: self._tasks.spawn(self._follow_host()))
 
     async def _follow_host(self) -> None:
-        """Make a new session if the host reaches the server another way than before."""
+        """Move what goes around the tunnel; a new session if the host reaches the server another way than before."""
+        try:
+            await self._end.follow()
+        except DtunError as error:
+            log.error("cannot follow the change of the host's network: %s", error)  # noqa: TRY400 - the same
         link = self._link
         if link is None:
             self._hurry.set()
@@ -421,14 +477,3 @@ class Client:
 def _complaints() -> Limiter:
     """The same reason is worth a line every five minutes; a new one a line at once."""
     return Limiter(burst=1, per_seconds=300)
-
-
-def _words(error: BaseException) -> str:
-    match error:
-        case TimeoutError():
-            return "no answer in time"
-        case OSError(errno=errno.ECONNREFUSED):
-            return "nobody listens there"
-        case OSError(strerror=str(text)):
-            return text.lower()
-    return str(error)

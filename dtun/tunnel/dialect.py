@@ -4,7 +4,7 @@ Both give and take the same messages, so that neither the server nor the client 
 one it is. A dialect is pure: plaintexts and `now` in, plaintexts and messages out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence, Sequence
 from ipaddress import IPv4Network
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from dtun.protocol.channel import Channel
 from dtun.protocol.frames import Ack, Control, Echo, Notice, Probe
 from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
 from dtun.tunnel.liveness import Liveness
+from dtun.tunnel.pathmtu import FIRST_TOKEN, PathMtu
 
 Count = Callable[[str], None]
 """Counts a drop by its reason."""
@@ -22,7 +23,12 @@ GREETING_RESEND = 2.0
 
 
 class Dialect(Protocol):
-    """One side of a conversation, from the end of the handshake on."""
+    """One side of a conversation, from the end of the handshake on.
+
+    `path` gets the echoes of the probes that look for the path's MTU; None while nobody looks.
+    """
+
+    path: PathMtu | None
 
     @property
     def opening(self) -> bool:
@@ -31,7 +37,7 @@ class Dialect(Protocol):
 
     @property
     def liveness(self) -> Liveness | None:
-        """Keepalive and dead-peer detection, where the peer answers."""
+        """Keepalive and dead-peer detection, where the peer answers probes."""
         ...
 
     def send(self, message: Message, now: float) -> None:
@@ -56,11 +62,19 @@ class NativeDialect:
 
     opening = False
 
-    def __init__(self, count: Count, keepalive: float, timeout: float, now: float) -> None:
+    def __init__(
+        self, count: Count, keepalive: float, timeout: float, now: float, numbers: Sequence[int] = (0, 0)
+    ) -> None:
+        """`numbers` are those of a conversation that was there before, see `Channel`."""
         self._count = count
-        self._channel = Channel()
+        self._channel = Channel(*numbers)
         self._outgoing: list[bytes] = []
         self.liveness = Liveness(keepalive, timeout, now)
+        self.path: PathMtu | None = None
+
+    def keep_account(self, account: MutableSequence[int]) -> None:
+        """See `Channel.keep_account`."""
+        self._channel.keep_account(account)
 
     def send(self, message: Message, now: float) -> None:
         data = messages.encode(message)
@@ -79,9 +93,12 @@ class NativeDialect:
                 self._channel.acknowledged(ack, now)
             case Probe(token):
                 self._outgoing.append(Echo(token).encode())
-            case Echo(token):
+            case Echo(token) if token < FIRST_TOKEN:
                 self.liveness.echo(token, now)
-            case None:
+            case Echo(token):
+                if self.path is not None:
+                    self.path.echo(token, now)
+            case _:
                 self._count("unknown frame")
         return None
 
@@ -116,6 +133,7 @@ class GoServerDialect:
     """
 
     liveness = None
+    path: PathMtu | None = None
 
     def __init__(self, count: Count) -> None:
         self._count = count
@@ -162,6 +180,7 @@ class GoClientDialect:
     """
 
     liveness = None
+    path: PathMtu | None = None
 
     def __init__(self, count: Count) -> None:
         self._count = count

@@ -13,13 +13,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from dtun.dtls.association import Association
+from dtun.config import Endpoint
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.protocol.record import hello_request, is_client_hello, sequence_of
 from dtun.tunnel import sockets
 from dtun.tunnel.link import Link
 from dtun.tunnel.roaming import Trials
 from dtun.tunnel.sockets import Arrival
+from dtun.tunnel.vault import Vault, listener_name
 
 BATCH = 64
 """Datagrams taken from a listening socket in one turn."""
@@ -33,7 +34,7 @@ _HINT = hello_request(0)
 class FrontDoor:
     """The listening sockets of a server and what comes in there.
 
-    `welcome` makes a link of an association whose client has proven its key. `failed` hears of handshakes
+    `welcome` makes a link for a client that has proven its key. `failed` hears of handshakes
     with a valid cookie that came to nothing. `drops` counts what was for nobody, by reason.
     """
 
@@ -41,16 +42,21 @@ class FrontDoor:
         self,
         listener: Listener,
         *,
-        welcome: Callable[[Association, socket.socket], Link],
+        welcome: Callable[[Verified, socket.socket], Link],
         failed: Callable[[Failed], None],
         loop: asyncio.AbstractEventLoop,
+        vault: Vault,
     ) -> None:
+        self._vault = vault
         self.drops: Counter[str] = Counter()
         self._listener = listener
         self._welcome = welcome
         self._failed = failed
         self._loop = loop
+        # By a number that is never used again, unlike a descriptor: paths of sessions have it in them.
         self._sockets: dict[int, socket.socket] = {}
+        self._numbers: dict[Endpoint, int] = {}
+        self._opened = 0
         self._links: dict[Path, Link] = {}
         self._paths: dict[Link, Path] = {}
         self._trials = Trials(loop.time())
@@ -72,10 +78,38 @@ class FrontDoor:
     def links(self) -> Iterable[Link]:
         return self._paths.keys()
 
-    def open(self, listener: socket.socket) -> None:
+    def open(self, endpoint: Endpoint, listener: socket.socket) -> None:
         """Take datagrams from this listening socket, which is closed with the front door."""
-        self._sockets[listener.fileno()] = listener
-        self._loop.add_reader(listener, self._readable, listener)
+        self._opened += 1
+        self._numbers[endpoint] = self._opened
+        self._sockets[self._opened] = listener
+        self._vault.keep(listener_name(endpoint), listener.fileno())
+        self._loop.add_reader(listener, self._readable, self._opened, listener)
+
+    def adopt(self, link: Link) -> bool:
+        """A session that a process before this one has made. False if the address that it was made at is not ours now."""
+        host, port = link.local_address, link.local_port
+        for endpoint, number in self._numbers.items():
+            if endpoint.port == port and (endpoint.address.is_unspecified or str(endpoint.address) == host):
+                path = Path(number, link.peer, host)
+                self._links[path] = link
+                self._paths[link] = path
+                return True
+        return False
+
+    def shut(self, endpoint: Endpoint) -> list[Link]:
+        """Take no more datagrams there. Returns the sessions that were made there, which go on."""
+        number = self._numbers.pop(endpoint)
+        listener = self._sockets.pop(number)
+        self._loop.remove_reader(listener)
+        self._vault.forget(listener_name(endpoint))
+        listener.close()
+        return [link for link, path in self._paths.items() if path.socket == number]
+
+    def is_open_for(self, link: Link) -> bool:
+        """Whether the address that this session was made at is still listened on."""
+        path = self._paths.get(link)
+        return path is not None and path.socket in self._sockets
 
     def close(self) -> None:
         """Take no more datagrams. Sessions go on until they are closed."""
@@ -85,6 +119,7 @@ class FrontDoor:
             self._loop.remove_reader(listener)
             listener.close()
         self._sockets.clear()
+        self._numbers.clear()
 
     def forget(self, link: Link) -> None:
         """A session is over."""
@@ -95,19 +130,21 @@ class FrontDoor:
     def handshake(self, link: Link, datagram: bytes) -> None:
         """A handshake record on the path of a session: perhaps the client has started anew (RFC 6347, 4.2.8)."""
         path = self._paths.get(link)
-        if path is not None and (is_client_hello(datagram) or path in self._listener):
+        if path is None or path.socket not in self._sockets:
+            return
+        if is_client_hello(datagram) or path in self._listener:
             self._listener.receive(datagram, path, self._loop.time())
             self._flush()
 
-    def _readable(self, listener: socket.socket) -> None:
+    def _readable(self, number: int, listener: socket.socket) -> None:
         for _ in range(BATCH):
             arrival = sockets.receive(listener)
             if arrival is None:
                 return
-            self._arrived(listener.fileno(), arrival)
+            self._arrived(number, arrival)
 
-    def _arrived(self, listener: int, arrival: Arrival) -> None:
-        path = Path(listener, arrival.peer, arrival.local)
+    def _arrived(self, number: int, arrival: Arrival) -> None:
+        path = Path(number, arrival.peer, arrival.local)
         now = self._loop.time()
         link = self._links.get(path)
         if link is not None:
@@ -152,7 +189,7 @@ class FrontDoor:
         except OSError:
             self.drops["no socket for a session"] += 1
             return
-        link = self._welcome(event.association, connected)
+        link = self._welcome(event, connected)
         self._links[path] = link
         self._paths[link] = path
         link.start(event.early)

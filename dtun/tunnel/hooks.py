@@ -22,6 +22,15 @@ class UpDown:
         self._lock = asyncio.Lock()
         self.error: str | None = None
 
+    def resume(self) -> None:
+        """A process before this one has run `up`, and not `down`."""
+        self._is_up = self._begun = True
+
+    def change(self, up: Hook | None, down: Hook | None) -> None:
+        """Run these from now on. What is up stays up: nothing is run because of the change."""
+        self._up = up
+        self._down = down
+
     async def up(self, variables: Mapping[str, str]) -> None:
         """Run `up` unless it has already worked since the last `down`."""
         async with self._lock:

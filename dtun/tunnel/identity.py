@@ -7,18 +7,23 @@ serves it at a time; one that was just replaced still receives for a moment.
 import asyncio
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
+from typing import Literal
 
-from dtun.config import ClientEntry
+from dtun.config import ClientEntry, Key
+from dtun.config.pushed import Pushed
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter
-from dtun.network.state import Link as Device, Network, NetworkState, PointToPoint, Route
+from dtun.network.state import Clamp, Link as Device, Network, NetworkState, PointToPoint, Route
 from dtun.platform.interface import Tun
+from dtun.protocol.messages import Hello
 from dtun.tunnel.hooks import UpDown
+from dtun.tunnel.keeper import Keeper
 from dtun.tunnel.leases import Pair
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
+from dtun.tunnel.refusals import Refusals
 from dtun.tunnel.rivalry import Rivalry
 from dtun.tunnel.status import iso, link_status
 
@@ -29,7 +34,9 @@ AWAY_MTU = 1400
 class Identity:
     """One client of a server. `name` is the PSK identity, `link` the session that serves it now.
 
-    `retiring` is the session before, which still receives for a moment; `remarks` bounds what the log says of it.
+    `hello` is what the client said for that session, `key` the key that it has proven, `pushed` what it was told to
+    send and ask through the tunnel. `retiring` is the session before, which still receives for a moment; `remarks`
+    bounds what the log says of it; `refusals` is what the kernel does not take but for routes.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class Identity:
         entry: ClientEntry,
         pair: Pair,
         tun: Tun,
+        keeper: Keeper,
         hooks: UpDown,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -45,9 +53,14 @@ class Identity:
         self.entry = entry
         self.pair = pair
         self.tun = tun
+        self.keeper = keeper
         self.hooks = hooks
         self.counters = Counters()
         self.granted: tuple[Network, ...] = ()
+        self.hello: Hello | None = None
+        self.key: Key | None = None
+        self.pushed: Pushed | None = None
+        self.refusals = Refusals(name)
         self.mtu = AWAY_MTU
         self.link: Link | None = None
         self._latest: Link | None = None
@@ -68,14 +81,30 @@ class Identity:
         """Whose things these are in the desired state of the network."""
         return f"client {self.name}"
 
+    @property
+    def key_in_use(self) -> Literal["present", "next", "former"] | None:
+        """Which of its keys the client has used for its session."""
+        if self.link is None or self.key is None:
+            return None
+        if self.key == self.entry.psk:
+            return "present"
+        return "next" if self.key == self.entry.next_psk else "former"
+
+    @property
+    def changes_key(self) -> bool:
+        """Whether a session is left that was not made with the latest key."""
+        return self.key_in_use == "former" or (
+            self.key_in_use == "present" and self.entry.next_psk is not None
+        )
+
     def grant(self, subnets: tuple[Network, ...]) -> None:
         """From now on packets from these subnets, and from the client's own address, may come in."""
         self.granted = subnets
         own = (self.pair.peer, self.pair.peer6)
         self._sources.allow([*(ip_network(address) for address in own if address is not None), *subnets])
 
-    def network_state(self, mtu: int, subnets: tuple[Network, ...]) -> NetworkState:
-        """What the kernel should have for this client."""
+    def network_state(self, mtu: int, subnets: tuple[Network, ...], *, forwards: bool) -> NetworkState:
+        """What the kernel should have for this client; `forwards` if it is a router for it."""
         pair, name = self.pair, self.tun.name
         addresses = {PointToPoint(name, pair.local, pair.peer)}
         if pair.local6 is not None and pair.peer6 is not None:
@@ -84,6 +113,7 @@ class Identity:
             frozenset({Device(name, mtu)}),
             frozenset(addresses),
             frozenset(Route(subnet, name) for subnet in subnets),
+            filters=frozenset({Clamp(name, mtu)}) if forwards else frozenset(),
         )
 
     def serve(self, link: Link, instance: str, features: Iterable[str]) -> Link | None:
@@ -126,6 +156,7 @@ class Identity:
         pair = self.pair
         warnings = [self.rivalry.describe()] if self.rivalry.evident(now) else []
         warnings += [self.hooks.error] if self.hooks.error else []
+        warnings += self.refusals.lines
         return {
             "id": self.name,
             "state": "connected" if self.link else "away",
@@ -135,6 +166,7 @@ class Identity:
             "peer_address": str(pair.peer),
             "subnets": [str(subnet) for subnet in self.granted],
             "mtu": self.mtu,
+            "key": self.key_in_use,
             "last_error": self.last_error,
             "warnings": warnings,
             **link_status(self.link, self.counters),
@@ -143,4 +175,5 @@ class Identity:
     def close(self) -> None:
         """Stop the data plane and remove the device; the sessions are closed before."""
         self.pump.close()
+        self.keeper.forget_device()
         self.tun.close()

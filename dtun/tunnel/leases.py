@@ -45,7 +45,9 @@ class Leases:
         fixed: Mapping[str, IPv4Address],
         fixed6: Mapping[str, IPv6Address],
         path: Path | None,
+        read_only: bool = False,
     ) -> None:
+        self._read_only = read_only
         self._pool = pool
         self._pool6 = pool6
         self._fixed = dict(fixed)
@@ -75,6 +77,30 @@ class Leases:
         if changed:
             self._save()
         return self._complete(identity, address)
+
+    def current(self, identity: str) -> Pair | None:
+        """The address pair that this identity has, if it has one. That it was asked for does not make it used."""
+        address = self._fixed.get(identity) or self._leased.get(identity)
+        return None if address is None else self._complete(identity, address)
+
+    def fix(self, fixed: Mapping[str, IPv4Address], fixed6: Mapping[str, IPv6Address]) -> None:
+        """These are the fixed addresses from now on. A lease that is in the way of one ends."""
+        self._fixed = dict(fixed)
+        self._fixed6 = dict(fixed6)
+        taken = set(self._fixed.values())
+        before = dict(self._leased)
+        self._leased = {
+            identity: address
+            for identity, address in before.items()
+            if identity not in fixed and address not in taken and not self._clashes6(address)
+        }
+        if self._leased != before:
+            self._save()
+
+    def forget(self, identity: str) -> None:
+        """This identity is no more; its address is free."""
+        if self._leased.pop(identity, None) is not None:
+            self._save()
 
     def used(self, identity: str) -> None:
         """Note that this identity was connected until now."""
@@ -124,7 +150,9 @@ class Leases:
             return
         try:
             stored = json.loads(self._path.read_bytes())
-            leases = {str(identity): IPv4Address(address) for identity, address in stored["leases"].items()}
+            leases = {
+                str(identity): IPv4Address(str(address)) for identity, address in stored["leases"].items()
+            }
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,7 +168,7 @@ class Leases:
 
     def _save(self) -> None:
         """Write the leases so that a crash leaves the old file or the new one."""
-        if self._path is None:
+        if self._path is None or self._read_only:
             return
         temporary = self._path.with_suffix(".new")
         text = json.dumps(

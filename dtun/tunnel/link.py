@@ -4,7 +4,7 @@ import asyncio
 import errno
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from dtun import tuning
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
@@ -12,7 +12,8 @@ from dtun.dataplane.pump import Port, Pump
 from dtun.protocol.messages import MIN_IPV6_MTU, MIN_MTU, Message
 from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.tunnel import sockets
-from dtun.tunnel.session import Event, Reason, Session
+from dtun.tunnel.pathsocket import PathSocket
+from dtun.tunnel.session import Event, PathMtuChanged, Reason, Session
 from dtun.tunnel.sockets import SockAddr
 
 SEGMENT_HEADER = 4
@@ -27,6 +28,7 @@ class Link:
 
     `on_event` gets the session's events in order, `on_handshake` a handshake record that came on an
     established session (a ClientHello to a server, a HelloRequest to a client), `on_path` an errno about the path.
+    `known_mtu` is the MTU that a session before has found on the same path.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class Link:
         on_handshake: Callable[["Link", bytes], None],
         on_path: Callable[["Link", int], None],
         loop: asyncio.AbstractEventLoop,
+        known_mtu: int | None = None,
     ) -> None:
         self.session = session
         self.peer: SockAddr = sock.getpeername()
         self.local_address = str(sock.getsockname()[0])
+        self.local_port: int = sock.getsockname()[1]
         self.drops: Counter[str] = session.drops
         self._socket = sock
         self._on_event = on_event
@@ -51,6 +55,8 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._port: Port | None = None
         self._pump: Pump | None = None
+        self._path = PathSocket(sock, session, known_mtu)
+        self._agreed = 0
         loop.add_reader(sock, self._readable)
 
     @property
@@ -61,6 +67,10 @@ class Link:
     def ended(self) -> bool:
         """Whether the session is over and the socket closed."""
         return self._socket.fileno() < 0
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 after the end."""
+        return self._socket.fileno()
 
     @property
     def attached(self) -> bool:
@@ -73,19 +83,25 @@ class Link:
         return self.session.association.records.highest
 
     @property
+    def path_mtu(self) -> int:
+        """Bytes of the largest packet that the path takes, with all its headers, as far as is known."""
+        return self._path.mtu
+
+    @property
     def inner_mtu(self) -> int:
         """Bytes of the largest packet that fits into one record, and with it into one packet outside."""
-        around = sockets.outer_headers(self._socket) + self.session.association.records.overhead
-        room = min(sockets.path_mtu(self._socket) - around, MAX_PLAINTEXT)
-        return max(room - SEGMENT_HEADER, MIN_MTU)
+        return max(min(self._path.room, MAX_PLAINTEXT) - SEGMENT_HEADER, MIN_MTU)
 
     def agreed_mtu(self, configured: int | None, peers: int | None, *, ipv6: bool) -> int:
-        """The MTU of the tunnel: as configured, or what both ends can do without fragments outside.
+        """The MTU of the tunnel from now on: as configured, or what both ends can do with whole packets.
 
-        IPv6 inside needs more than a path of 1,280 bytes leaves: there the records are fragmented.
+        Where it is more than the path carries, what is too large goes in pieces: when it is configured so, and with
+        IPv6 inside, which needs more than a path of 1,280 bytes leaves.
         """
         mtu = configured or min(self.inner_mtu, peers or MAX_PLAINTEXT)
-        return max(mtu, MIN_IPV6_MTU) if ipv6 else mtu
+        self._agreed = max(mtu, MIN_IPV6_MTU) if ipv6 else mtu
+        self._fit()
+        return self._agreed
 
     def start(self, early: Iterable[bytes] = ()) -> None:
         """Send what the session has to say already. `early` are plaintexts that came with the last flight."""
@@ -115,6 +131,7 @@ class Link:
             on_nothing=self._nothing,
             on_error=self._path_error,
         )
+        self._fit()
         pump.attach(self._port)
         pump.deliver(self.session.take_early_packets())
 
@@ -126,6 +143,9 @@ class Link:
         """
         self._socket.connect(peer)
         self.peer = peer
+        if self.session.path is not None:
+            self.session.path.restart(self._path.ask_kernel(), self._loop.time())
+            self.flush()
 
     def take(self, datagram: bytes) -> None:
         """A datagram for this session that came by another way (the listening socket)."""
@@ -141,12 +161,16 @@ class Link:
         """Send what is to be sent, tell what has happened, set the timer; close the socket after the end."""
         if self.ended():
             return
+        now = self._loop.time()
+        self._path.discover(now)
         for datagram in self.session.take_outgoing():
-            try:
-                self._socket.send(datagram)
-            except OSError as error:
+            error = self._path.send(datagram)
+            if error is not None:
                 self.drops[f"udp send: {errno.errorcode.get(error.errno or 0, 'error')}"] += 1
+        self._path.send_probes(now)
         events = self.session.take_events()
+        if PathMtuChanged() in events:
+            self._fit()
         if self.session.closed is not None:
             self._release()
         else:
@@ -170,6 +194,8 @@ class Link:
 
     def _control(self, plaintext: bytes) -> None:
         self.session.receive_plaintext(plaintext, self._loop.time())
+        if self._pump is not None:
+            self._pump.deliver(self.session.take_early_packets())
         self.flush()
 
     def _nothing(self, datagram: bytes) -> None:
@@ -180,8 +206,25 @@ class Link:
             self.flush()
 
     def _path_error(self, number: int) -> None:
-        if not self.ended():
+        if self.ended():
+            return
+        if number == errno.EMSGSIZE:
+            self.session.doubt(self._path.ask_kernel(), self._loop.time())
+            self.flush()
+        else:
             self._on_path(self, number)
+
+    def _fit(self) -> None:
+        """Cut what the data plane sends, if packets of the tunnel's MTU are too large for the path; else not."""
+        if self._port is None:
+            return
+        seal = self.session.association.records.seal_batch
+        cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
+        self._port.seal = self._seal_pieces if cuts else seal
+        self._port.datagrams.renew()
+
+    def _seal_pieces(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        return self.session.association.records.seal_batch(self.session.cut(plaintexts))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -190,7 +233,8 @@ class Link:
         self._timer = None if when is None else self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        self.session.poll(self._loop.time())
+        sent = self._pump.sent if self._pump is not None else 0
+        self.session.poll(self._loop.time(), sent=sent, kernel_mtu=self._path.ask_kernel())
         self.flush()
 
     def _release(self) -> None:

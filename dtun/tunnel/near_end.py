@@ -7,63 +7,101 @@ receives through its pump.
 import asyncio
 import logging
 from collections.abc import Mapping
-from ipaddress import ip_address
 
 from dtun.config import ClientConfig
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
-from dtun.network.state import Address, Link as Device, NetworkState, PointToPoint, Route
+from dtun.errors import DtunError
+from dtun.network.difference import describe
+from dtun.network.plan import Tunnel, desired, released
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
 from dtun.tunnel.hooks import RunHook, UpDown
+from dtun.tunnel.keeper import Keeper
 from dtun.tunnel.link import Link
-from dtun.tunnel.pins import Pins, halves
+from dtun.tunnel.routing import dns_of, routing_of, tunnel_of
 from dtun.tunnel.sockets import SockAddr
-from dtun.tunnel.wishes import Wishes
+from dtun.tunnel.surroundings import Surroundings, host_of
+from dtun.tunnel.vault import NoVault, Vault
+from dtun.tunnel.wishes import Refused, Wishes
 
 log = logging.getLogger("dtun.client")
 
 OWNER = "client"
+
+RESUMED_MTU = 1280
+"""Bytes, for the moment until the session that goes on says what its path takes."""
 
 
 class NearEnd:
     """One client's device and what belongs to it. `welcome` is what the server said last, None before that."""
 
     def __init__(
-        self, config: ClientConfig, kernel: Kernel, run_hook: RunHook, loop: asyncio.AbstractEventLoop
+        self,
+        config: ClientConfig,
+        kernel: Kernel,
+        run_hook: RunHook,
+        loop: asyncio.AbstractEventLoop,
+        vault: Vault | None = None,
     ) -> None:
         self.counters = Counters()
         self.welcome: Welcome | None = None
         self.mtu = 0
+        self.device = config.tun
+        self.refused: Refused = []
         self._config = config
         self._kernel = kernel
         self._loop = loop
         self._wishes = Wishes(kernel)
-        self._pins = Pins(config.routes, kernel, self._wishes)
+        self._routing = routing_of(config, config.tun)
+        self._surroundings = Surroundings(kernel)
+        self._tunnel: Tunnel | None = None
+        self._connected = False
+        self._basis: object = None
+        self.keeper = Keeper(vault or NoVault(), config.tun)
         self._hooks = UpDown(run_hook, config.hook("up"), config.hook("down"), config.tun)
         self._tun: Tun | None = None
         self._pump: Pump | None = None
         self._latest: Link | None = None
         self._hop: NextHop | None = None
 
-    def open(self) -> None:
-        """Make the device.
+    async def open(self, resumed: Welcome | None = None, peer: SockAddr | None = None) -> None:
+        """Make the device, and what has to be in place before the first session: the kill switch.
+
+        With `resumed`, what the server has said to a process before this one, all is left in place for the session
+        with `peer` to go on.
 
         Raises:
             DtunError: there is no TUN driver, no right to use it, or the name is taken.
         """
-        self._tun = self._kernel.create_tun(self._config.tun)
+        kept = self.keeper.take_device()
+        self._tun = self._kernel.create_tun(self._config.tun, kept)
+        if kept is None:
+            self.keeper.keep_device(self._tun.fileno())
+        self.device = self._tun.name
+        self._routing = routing_of(self._config, self.device)
         device = device_for(self._tun, self.counters)
         self._pump = Pump(device, self.counters, accepts=_any_packet, loop=self._loop)
+        if resumed is not None and peer is not None:
+            self._hooks.resume()
+            await self._surroundings.hold(peer, self._routing)
+            await self.configure(resumed, self._config.mtu or resumed.mtu or RESUMED_MTU)
+        else:
+            await self.follow()
+
+    def suspend(self) -> None:
+        """Go, and leave all as it is for a successor."""
+        if self._pump is not None:
+            self._pump.close()
 
     async def close(self) -> None:
         """Run `down`, and remove everything."""
         await self.down("stopped")
         await self._wishes.drop(OWNER)
-        await self._pins.drop()
         if self._pump is not None:
             self._pump.close()
+        self.keeper.forget_device()
         if self._tun is not None:
             self._tun.close()
 
@@ -73,8 +111,10 @@ class NearEnd:
         return tuple(sorted(self._tun.offloads)) if self._tun else ()
 
     @property
-    def hook_error(self) -> str | None:
-        return self._hooks.error
+    def warnings(self) -> list[str]:
+        """What does not work as it should, for the status."""
+        refused = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.refused]
+        return ([self._hooks.error] if self._hooks.error else []) + refused
 
     async def make_way(self, server: SockAddr) -> bool:
         """Before a server is tried: keep what goes there out of the tunnel. False if the host has no way to it.
@@ -82,7 +122,10 @@ class NearEnd:
         Raises:
             UnavailableError: the kernel refuses the route.
         """
-        return await self._pins.hold(_host(server))
+        if not await self._surroundings.hold(server, self._routing):
+            return False
+        await self._apply()
+        return True
 
     async def take_up(self, link: Link, welcome: Welcome) -> bool:
         """Serve through this session from now on. False if it has ended meanwhile.
@@ -91,20 +134,74 @@ class NearEnd:
             DtunError: the kernel refuses an address.
         """
         mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
-        refused = await self._wishes.put(OWNER, self._network_state(welcome, mtu))
+        await self.configure(welcome, mtu)
         if link.ended() or self._pump is None or self._tun is None:
             return False
-        for route, reason in refused:
-            log.warning("route %s is not installed: %s", route.destination, reason)
         self._tun.hand_out(self._tun.offloads.intersection(welcome.features))
         link.attach(self._pump)
         self.mtu, self.welcome, self._latest = mtu, welcome, link
         return True
 
+    async def configure(self, welcome: Welcome, mtu: int) -> None:
+        """Have the kernel look as it should with a session like this.
+
+        Raises:
+            DtunError: the kernel refuses an address; all is as it was before.
+        """
+        before = self._routing, self._tunnel, self._connected
+        self._routing = routing_of(self._config, self.device, welcome.routes)
+        self._tunnel = tunnel_of(self._config, self.device, welcome, mtu)
+        self._connected = True
+        try:
+            await self.follow()
+        except DtunError:
+            self._routing, self._tunnel, self._connected = before
+            raise
+
+    async def resize(self, link: Link) -> None:
+        """The path's MTU is another now.
+
+        Raises:
+            DtunError: the kernel refuses the new size.
+        """
+        welcome = self.welcome
+        if welcome is None or self._tunnel is None:
+            return
+        self.mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
+        self._tunnel = tunnel_of(self._config, self.device, welcome, self.mtu)
+        await self._apply()
+
     async def settle(self, link: Link) -> None:
         """After the move to a session: note how the host reaches this server, and forget the ways to the others."""
         self._hop = await self._way_to(link)
-        await self._pins.only(_host(link.peer))
+        self._surroundings.only(link.peer)
+        # The session before may have been lost while this one was taken up.
+        self._connected = True
+        await self._apply()
+
+    async def lost(self) -> None:
+        """The session is over and there is no other yet."""
+        self._connected = False
+        await self._apply()
+
+    async def follow(self) -> None:
+        """The host's network has changed: move what goes around the tunnel to its ways of now."""
+        await self._surroundings.look(self._routing)
+        await self._apply()
+
+    async def go_on_with(self, config: ClientConfig) -> None:
+        """Another configuration of the same device; what it needs of the server comes with the next session.
+
+        Raises:
+            DtunError: the kernel refuses it.
+        """
+        self._config = config
+        self._hooks.change(config.hook("up"), config.hook("down"))
+        welcome = self.welcome
+        self._routing = routing_of(config, self.device, welcome.routes if welcome else ())
+        if welcome is not None and self._tunnel is not None:
+            self._tunnel = tunnel_of(config, self.device, welcome, self._tunnel.mtu)
+        await self.follow()
 
     async def way_has_changed(self, link: Link) -> bool:
         """Whether the host reaches this server another way than when it was asked last, or settled."""
@@ -122,25 +219,32 @@ class NearEnd:
         """Run the `down` hook, if `up` was begun."""
         await self._hooks.down(self._variables(reason))
 
-    async def _way_to(self, link: Link) -> NextHop | None:
-        return await self._kernel.next_hop(_host(link.peer))
+    async def _apply(self) -> None:
+        releases = not self._connected and self._config.on_disconnect == "release"
+        basis = self._routing, self._tunnel, self._surroundings.outside, releases
+        if basis == self._basis:
+            return  # with a long bypass list, the rest takes a while
+        self._basis = None
+        state = desired(self._routing, self._tunnel, self._surroundings.outside)
+        if releases:
+            state = released(state)
+        known, self.refused = self.refused, await self._wishes.put(OWNER, state)
+        if not self.refused:
+            self._basis = basis
+        for thing, reason in self.refused:
+            # It is tried again with each change; once in the log is enough.
+            if (thing, reason) not in known:
+                log.warning("cannot add %s: %s", describe(thing), reason)
 
-    def _network_state(self, welcome: Welcome, mtu: int) -> NetworkState:
-        name = self._config.tun
-        addresses = {PointToPoint(name, welcome.address, welcome.peer)}
-        if welcome.address6 is not None and welcome.peer6 is not None:
-            addresses.add(PointToPoint(name, welcome.address6, welcome.peer6))
-        return NetworkState(
-            frozenset({Device(name, mtu)}),
-            frozenset(addresses),
-            frozenset(Route(network, name) for network in halves(self._config.routes)),
-        )
+    async def _way_to(self, link: Link) -> NextHop | None:
+        return await self._kernel.next_hop(host_of(link.peer))
 
     def _variables(self, reason: str) -> Mapping[str, str]:
         """What the hooks get to know. `down` gets the session's values, too, although that is over."""
         welcome, latest, hop = self.welcome, self._latest, self._hop
+        dns = dns_of(self._config, self.device, welcome)
         variables = {
-            "TUN": self._config.tun,
+            "TUN": self.device,
             "LOCAL_IP": str(welcome.address) if welcome else "",
             "PEER_IP": str(welcome.peer) if welcome else "",
             "ID": self._config.id,
@@ -150,14 +254,12 @@ class NearEnd:
             "SERVER": str(latest.peer[0]) if latest else "",
             "ENDPOINT": latest.endpoint if latest else "",
             "GATEWAY": str(hop.gateway) if hop and hop.gateway else "",
+            "DNS": " ".join(map(str, dns.servers)) if dns else "",
+            "DNS_DOMAINS": " ".join(dns.domains) if dns else "",
         }
         if welcome and welcome.address6 and welcome.peer6:
             variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
         return variables
-
-
-def _host(address: SockAddr) -> Address:
-    return ip_address(str(address[0]).partition("%")[0])
 
 
 def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward for the whole world

@@ -1,85 +1,85 @@
-"""The server: identities that stay, sessions that come and go, and what that means for the network.
+"""The server: sessions that come and go, and what that means for the identities that stay.
 
-A client that has proven its key says hello; then, one client after the other: address pair, device, subnets,
-kernel, data plane, welcome. The session before is given up only then, so that knowing an id disturbs nobody.
+A client that has proven its key says hello, and `admission` lets it in. `reconcile` follows a new configuration.
 """
 
 import asyncio
 import logging
 import socket
-from ipaddress import ip_network
+from collections.abc import Sequence
 
-from dtun.config import ANY_ID, ServerConfig
-from dtun.dtls.association import Association
-from dtun.dtls.engine import ServerEngine
-from dtun.dtls.listener import Failed, Listener
-from dtun.dtls.suites import LEGACY_SUITE, Suite, by_name
-from dtun.errors import DtunError, UnavailableError
-from dtun.network.state import Network
+from dtun.config import ANY_ID, Config, Endpoint, ServerConfig
+from dtun.dtls.listener import Verified
+from dtun.errors import ConfigError, DtunError, UnavailableError
+from dtun.network.difference import describe
 from dtun.platform.interface import Kernel
-from dtun.protocol.messages import MAX_REFUSALS, Hello, Refusal, Renew, Welcome
+from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.tunnel import sockets
+from dtun.tunnel.admission import Admission
 from dtun.tunnel.dialect import Count, Dialect, GoServerDialect, NativeDialect
+from dtun.tunnel.forwarding import follow
 from dtun.tunnel.frontdoor import FrontDoor
-from dtun.tunnel.grants import grant
-from dtun.tunnel.hooks import RunHook, UpDown
+from dtun.tunnel.handshakes import Handshakes
+from dtun.tunnel.hooks import RunHook
 from dtun.tunnel.identity import Identity
-from dtun.tunnel.leases import Leases, PoolFullError
-from dtun.tunnel.limiter import Limiter
+from dtun.tunnel.keeper import Keeper, numbers_of
+from dtun.tunnel.leases import PoolFullError
 from dtun.tunnel.link import Link
-from dtun.tunnel.naming import device_name
-from dtun.tunnel.session import Closed, Established, Event, Received, Session, WornOut
+from dtun.tunnel.reconcile import Reconciler
+from dtun.tunnel.reload import difference, usable
+from dtun.tunnel.remarks import remark
+from dtun.tunnel.roster import Roster
+from dtun.tunnel.session import (
+    AnyAssociation,
+    Closed,
+    Established,
+    Event,
+    PathMtuChanged,
+    Received,
+    Session,
+    WornOut,
+)
 from dtun.tunnel.status import iso
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
-from dtun.tunnel.wishes import Wishes
+from dtun.tunnel.vault import NoVault, Vault, listener_name, sessions
 
 log = logging.getLogger("dtun.server")
 
-SHOWN_REFUSALS = 8
-"""Refused subnets that the log names for one login."""
-
-GRACE = 3.0
-"""Seconds for which a session that its own client has replaced still receives what is under way."""
-
-MAX_NEWCOMERS = 8
-"""Sessions of one id that have proven the key but are not let in yet. Each costs a descriptor that others need, too."""
+SETTLE_TIME = 0.2
+"""Seconds until a burst of changes on the host is over."""
 
 
 class Server:
     """Serves the clients of one configuration until it is stopped."""
 
     def __init__(
-        self, config: ServerConfig, kernel: Kernel, run_hook: RunHook, loop: asyncio.AbstractEventLoop
+        self,
+        config: ServerConfig,
+        kernel: Kernel,
+        run_hook: RunHook,
+        loop: asyncio.AbstractEventLoop,
+        vault: Vault | None = None,
     ) -> None:
-        self._config = config
+        """`vault` has what a process before this one has kept, and gets what a successor will need."""
+        self._vault = vault or NoVault()
         self._kernel = kernel
-        self._run_hook = run_hook
         self._loop = loop
-        self._wishes = Wishes(kernel)
-        self._identities: dict[str, Identity] = {}
-        # One login at a time: it must see which subnets the one before got, and nobody may take away the address
-        # of a client that is just being let in.
-        self._admitting = asyncio.Lock()
         self._tasks = Tasks(loop)
-        self._failures = Limiter(burst=10, per_seconds=60)
-        self._refusals = Limiter(burst=10, per_seconds=60)
-        self._newcomers: dict[Link, None] = {}  # the oldest first
+        self._roster = Roster(config, kernel, run_hook, loop, vault=self._vault)
+        self._admission = Admission(self._roster, self._tasks, loop)
+        self._reloading = asyncio.Lock()
+        self._host_timer: asyncio.TimerHandle | None = None
         self._stopping = False
-        fixed = {name: entry.address for name, entry in config.clients.items() if entry.address}
-        fixed6 = {name: entry.address6 for name, entry in config.clients.items() if entry.address6}
-        self._leases = Leases(
-            config.pool, config.pool6, fixed=fixed, fixed6=fixed6, path=config.state_directory / "leases.json"
-        )
-        suites = [by_name(name) for name in config.suites]
-        if any(entry.go for entry in config.clients.values()):
-            suites.append(LEGACY_SUITE)
+        self._handshakes = Handshakes(self._roster, loop)
         self._door = FrontDoor(
-            Listener(ServerEngine(self._key, suites)),
+            self._handshakes.listener,
             welcome=self._new_link,
-            failed=self._handshake_failed,
+            failed=self._handshakes.failed,
             loop=loop,
+            vault=self._vault,
         )
+        self._reconciler = Reconciler(self._roster, self._admission, self._door, loop)
 
     async def start(self) -> None:
         """Make the devices of the configured clients and listen.
@@ -87,12 +87,26 @@ class Server:
         Raises:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
-        for name in self._config.clients:
-            if name != ANY_ID:
-                await self._create(name)
-        for endpoint in self._config.listen:
-            self._door.open(sockets.listen(str(endpoint.address), endpoint.port))
-            log.info("listening on UDP %s", endpoint)
+        config = self._roster.config
+        self._kernel.watch(self._host_changed)
+        async with self._roster.wishes.at_once() as refused:
+            for name in config.clients:
+                if name != ANY_ID:
+                    await self._roster.create(name)
+            given = self._vault.listeners()
+            for endpoint in config.listen:
+                self._door.open(endpoint, self._listener(endpoint, given))
+                log.info("listening on UDP %s", endpoint)
+            for unused in given:
+                log.warning("the socket unit listens on %s, which `listen` does not name", unused.getsockname())
+                unused.close()
+            async with self._roster.lock:
+                for device in sessions(self._vault):
+                    await self._resume(device)
+            self._vault.give_up_rest()
+            await self._roster.forward()
+        for thing, reason in refused:
+            log.warning("cannot add %s: %s", describe(thing), reason)
 
     async def run(self) -> None:
         """Everything happens in the event loop; there is nothing to do but to be there."""
@@ -101,49 +115,137 @@ class Server:
     async def stop(self) -> None:
         """Say goodbye to everybody and remove what was made."""
         self._stopping = True
+        if self._host_timer is not None:
+            self._host_timer.cancel()
         for link in list(self._door.links):
             link.close("stopped", "the server stops")
         self._door.close()
         await self._tasks.cancel()
+        identities = list(self._roster.identities.values())
         # All at once: the service manager does not wait for one slow hook after the other.
         await asyncio.gather(
-            *(
-                identity.hooks.down(identity.hook_variables("stopped"))
-                for identity in self._identities.values()
-            )
+            *(identity.hooks.down(identity.hook_variables("stopped")) for identity in identities)
         )
-        for identity in self._identities.values():
-            await self._wishes.drop(identity.owner)
-            identity.close()
-        self._identities.clear()
+        for identity in identities:
+            await self._roster.remove(identity)
+        self._roster.identities.clear()
+        await self._roster.forwarding.drop()
+
+    async def suspend(self) -> None:
+        """Go, and leave devices and sessions as they are, for the successor that the vault hands them to."""
+        self._stopping = True
+        if self._host_timer is not None:
+            self._host_timer.cancel()
+        await self._tasks.cancel()
+        for identity in self._roster.identities.values():
+            identity.pump.close()
+
+    def _listener(self, endpoint: Endpoint, given: list[socket.socket]) -> socket.socket:
+        """The socket of a process before this one, that of a socket unit, or a new one."""
+        kept = self._vault.take(listener_name(endpoint))
+        if kept is not None:
+            return sockets.share(socket.socket(fileno=kept))
+        for index, sock in enumerate(given):
+            if sock.getsockname()[:2] == (str(endpoint.address), endpoint.port):
+                return sockets.share(given.pop(index))
+        return sockets.listen(str(endpoint.address), endpoint.port)
+
+    async def _resume(self, device: str) -> None:
+        """Go on with the session that a process before this one had on this device."""
+        keeper = Keeper(self._vault, device)
+        taken = keeper.take_session()
+        if taken is None:
+            return
+        keepsake, sock = taken
+        numbers = numbers_of(keepsake)
+        try:
+            link = Link(
+                sock,
+                Session.resumed(
+                    keepsake.association(),
+                    lambda association, count, now: self._dialect(association, count, now, numbers),
+                    self._loop.time(),
+                ),
+                on_event=self._on_event,
+                on_handshake=self._door.handshake,
+                on_path=lambda link, number: None,  # noqa: ARG005 - as for all others
+                loop=self._loop,
+            )
+        except (OSError, ValueError) as error:
+            log.warning("%s: the session before the restart is of no use: %s", device, error)
+            sock.close()
+            return
+        identity = None
+        try:
+            if self._door.adopt(link):
+                identity = await self._admission.resume(link, keepsake)
+        except (DtunError, PoolFullError) as error:
+            log.warning("%s: cannot go on with the session before the restart: %s", device, error)
+        if identity is None:
+            # Without a word: the client finds out, and comes anew.
+            link.close("other", "it cannot go on after the restart", tell=False)
+        else:
+            link.flush()
+
+    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
+        """Go on with another configuration; nobody notices whom it does not concern. Returns what that means, in lines.
+
+        With `dry_run` nothing is done.
+
+        Raises:
+            ConfigError: it is not one of a server.
+        """
+        if config.server is None:
+            raise ConfigError(f"{config.path}: has no server section any more; nothing was changed")
+        async with self._reloading:
+            old = self._roster.config
+            steps = difference(old, config.server)
+            lines = [str(step) for step in steps]
+            if dry_run or not steps:
+                return lines
+            lines += await self._reconciler.follow(usable(old, config.server))
+            self._handshakes.follow()
+            return lines
+
+    def kick(self, name: str) -> str:
+        """End the session of this client, which may come back. Returns what was done, in words.
+
+        Raises:
+            UnavailableError: there is no such client, or it is away.
+        """
+        identity = self._roster.identities.get(name)
+        if identity is None:
+            raise UnavailableError(f"there is no client '{harmless(name)}'; `dtun status` shows all")
+        if identity.link is None:
+            raise UnavailableError(f"client '{name}' is not connected")
+        endpoint = identity.link.endpoint
+        identity.link.close("other", "ended by the administrator of the server")
+        return f"the session of client '{name}' from {endpoint} was ended"
 
     def status(self) -> dict[str, object]:
         """How every client is doing."""
         now = self._loop.time()
+        identities = self._roster.identities.values()
         return {
-            "tunnels": [identity.status(now) for identity in self._identities.values()],
+            "tunnels": [identity.status(now) for identity in identities],
             "half_open": self._door.half_open,
             "drops": dict(self._door.all_drops),
-            "warnings": [],
+            "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
+            "warnings": self._roster.forwarding.warnings,
         }
 
     def summary(self) -> str:
         """One line for the service manager."""
-        connected = sum(identity.link is not None for identity in self._identities.values())
-        return f"{connected} of {len(self._identities)} clients connected"
+        identities = self._roster.identities.values()
+        connected = sum(identity.link is not None for identity in identities)
+        return f"{connected} of {len(identities)} clients connected"
 
     # Sessions
 
-    def _key(self, name: str, suite: Suite) -> bytes | None:
-        """The key of this id, if it may use this suite; the suite of the original is for its clients alone."""
-        entry = self._config.entry(name)
-        if name == ANY_ID or entry is None or entry.go != (suite is LEGACY_SUITE):
-            return None
-        return entry.psk.secret()
-
-    def _new_link(self, association: Association, sock: socket.socket) -> Link:
+    def _new_link(self, verified: Verified, sock: socket.socket) -> Link:
         now = self._loop.time()
-        return Link(
+        association = verified.association
+        link = Link(
             sock,
             Session(association, self._dialect, now, handshake_deadline=now),
             on_event=self._on_event,
@@ -151,225 +253,84 @@ class Server:
             on_path=lambda link, number: None,  # noqa: ARG005 - ICMP is not authentic; keepalive decides
             loop=self._loop,
         )
+        key = self._handshakes.succeeded(verified)
+        if key is not None:
+            self._admission.proven[link] = key
+        return link
 
-    def _dialect(self, association: Association, count: Count, now: float) -> Dialect:
+    def _dialect(
+        self, association: AnyAssociation, count: Count, now: float, numbers: Sequence[int] = (0, 0)
+    ) -> Dialect:
         if association.native:
-            return NativeDialect(count, self._config.keepalive, self._config.timeout, now)
+            config = self._roster.config
+            return NativeDialect(count, config.keepalive, config.timeout, now, numbers)
         return GoServerDialect(count)
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
             case Established():
-                self._note_newcomer(link)
-                if not link.session.association.native:
-                    self._tasks.spawn(self._admit(link, None))
+                self._admission.established(link)
             case Received(Hello() as hello):
-                self._tasks.spawn(self._admit(link, hello))
+                self._tasks.spawn(self._admission.admit(link, hello))
             case Received(Welcome() | Renew()):
                 link.close("other", "it talks like a server")
             case WornOut():
                 link.send(Renew())
+            case PathMtuChanged():
+                self._tasks.spawn(self._resize(link))
             case Closed():
                 self._gone(link, event)
             case _:
                 pass
 
-    def _note_newcomer(self, link: Link) -> None:
-        """Somebody with a key is there, who may only wait for so long and in such numbers."""
-        self._newcomers[link] = None
-        name = link.session.association.identity
-        waiting = [other for other in self._newcomers if other.session.association.identity == name]
-        if len(waiting) > MAX_NEWCOMERS:
-            waiting[0].close("other", "this id makes too many sessions at once")
-
-    def _handshake_failed(self, failed: Failed) -> None:
-        if failed.identity is not None:
-            reason = self._mismatch(failed.identity, failed.reason) or failed.reason
-            what = f"a handshake with id '{harmless(failed.identity)}' failed"
-            self._say(self._failures, logging.WARNING, f"{sockets.show(failed.path.peer)}: {what}: {reason}")
-
-    def _mismatch(self, name: str, reason: str) -> str | None:
-        """In words for the log, if this id is only unknown for the suite that was used, see `_key`."""
-        entry = self._config.entry(name)
-        if entry is None or reason != "unknown id":
-            return None
-        if entry.go:
-            return "its entry is for an original Go dtun; remove `compat: go` there, or set it on the client"
-        return "it is an original Go dtun, which its entry does not allow; set `compat: go` there"
-
-    def _say(self, limiter: Limiter, level: int, text: str) -> None:
-        """Log what a client has caused, which it must not be able to do without end."""
-        held_back = limiter.allow(self._loop.time())
-        if held_back is not None:
-            log.log(level, "%s%s", text, f" (and {held_back} more like this)" if held_back else "")
-
     def _gone(self, link: Link, closed: Closed) -> None:
         self._door.forget(link)
+        self._admission.gone(link, closed)
         name = link.session.association.identity or ""
-        if link in self._newcomers:
-            del self._newcomers[link]
-            if closed.reason in ("other", "timeout"):
-                text = f"{name}: the session from {link.endpoint} came to nothing: {harmless(closed.text)}"
-                self._say(self._refusals, logging.WARNING, text)
-        identity = self._identities.get(name)
+        identity = self._roster.identities.get(name)
         if identity is None or identity.link is not link:
             return
         identity.link = None
+        identity.keeper.forget_session()
         identity.since = iso()
-        self._leases.used(name)
+        self._roster.leases.used(name)
         text = harmless(closed.text)
         identity.last_error = None if closed.reason == "stopped" else text
         why = f"it said goodbye: {text}" if closed.by_peer else text
-        self._say(identity.remarks, logging.INFO, f"{name}: away, {why}")
+        remark(identity.remarks, logging.INFO, f"{name}: away, {why}", self._loop.time())
         if not self._stopping:
             self._tasks.spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
 
-    # Identities
+    async def _resize(self, link: Link) -> None:
+        """The path to a client has another MTU now, and so has what may go into its device."""
+        async with self._roster.lock:
+            identity = self._serving(link)
+            if identity is None or identity.hello is None:
+                return
+            mtu = self._admission.agreed_mtu(identity, link, identity.hello)
+            if mtu == identity.mtu:
+                return
+            try:
+                await self._roster.put(identity, mtu, identity.granted)
+            except DtunError as error:
+                remark(identity.remarks, logging.ERROR, f"{identity.name}: {error}", self._loop.time())
+                return
+            log.debug("%s: the MTU is %d now, not %d", identity.name, mtu, identity.mtu)
+            identity.mtu = mtu
 
-    async def _create(self, name: str) -> Identity:
-        """The identity of this name, made if there is none yet. Only while starting, or with `_admitting`.
+    def _serving(self, link: Link) -> Identity | None:
+        """The identity that this session serves now."""
+        identity = self._roster.identities.get(link.session.association.identity or "")
+        return identity if identity is not None and identity.link is link else None
 
-        Raises:
-            PoolFullError: there is no address for it.
-            DtunError: its device cannot be made.
-        """
-        existing = self._identities.get(name)
-        if existing is not None:
-            return existing
-        entry = self._config.entry(name)
-        if entry is None:
-            raise UnavailableError(f"{name}: not in the configuration")
-        pair = self._leases.pair(name, self._is_used)
-        await self._evict(pair.peer)
-        taken = {identity.tun.name for identity in self._identities.values()}
-        taken |= {other.tun for other in self._config.clients.values() if other.tun}
-        tun = self._kernel.create_tun(entry.tun or device_name(name, taken))
-        hooks = UpDown(self._run_hook, self._config.hook("up", entry), self._config.hook("down", entry), name)
-        identity = Identity(name, entry, pair, tun, hooks, self._loop)
-        self._identities[name] = identity
-        await self._wishes.put(identity.owner, identity.network_state(self._config.mtu or identity.mtu, ()))
-        return identity
+    # The host
 
-    def _is_used(self, name: str) -> bool:
-        """Whether this id may not lose its address: it is configured by name, or connected."""
-        identity = self._identities.get(name)
-        return name in self._config.clients or (identity is not None and identity.link is not None)
+    def _host_changed(self) -> None:
+        if self._host_timer is not None:
+            self._host_timer.cancel()
+        self._host_timer = self._loop.call_later(SETTLE_TIME, self._follow_host)
 
-    async def _evict(self, address: object) -> None:
-        """Remove the identity, away for long, whose lease has just gone to somebody else."""
-        for name, identity in list(self._identities.items()):
-            if identity.pair.peer == address:
-                del self._identities[name]
-                await self._wishes.drop(identity.owner)
-                identity.close()
-
-    async def _admit(self, link: Link, hello: Hello | None) -> None:
-        """Let a client in, or tell it why not. An original one says hello only after it was told its address."""
-        association = link.session.association
-        if not association.native and association.suite is not LEGACY_SUITE:
-            # With the suite of the original, `_key` has seen to it that the entry allows it.
-            link.close("other", "it does not speak dtun's protocol")
-            return
-        name = association.identity or ""
-        try:
-            async with self._admitting:
-                if link.ended():
-                    return
-                identity = await self._create(name)
-                if hello is None:
-                    link.send(Welcome(address=identity.pair.peer, peer=identity.pair.local))
-                else:
-                    await self._let_in(identity, link, hello)
-        except PoolFullError:
-            text = f"{name}: refused, the address pool {self._config.pool} is full"
-            self._say(self._refusals, logging.WARNING, text)
-            link.close("refused", f"the server's address pool {self._config.pool} is full")
-        except DtunError as error:
-            self._say(self._refusals, logging.ERROR, f"{name}: refused: {error}")
-            link.close("refused", "the server cannot set up its side of the tunnel")
-        except Exception:
-            # A bug, which the log will tell. Nobody would ever serve this session.
-            link.close("refused", "the server has failed")
-            raise
-
-    async def _let_in(self, identity: Identity, link: Link, hello: Hello) -> None:
-        taken = await self._taken(identity)
-        if link.ended():
-            return
-        # With a route to it through the tunnel, the tunnel's own packets would go round in circles.
-        outside = ip_network(str(link.peer[0]).partition("%")[0])
-        taken[outside] = "this client outside the tunnel"
-        granted = grant(hello.subnets, identity.entry.grants, taken)
-        mtu = link.agreed_mtu(self._config.mtu, hello.mtu, ipv6=identity.pair.local6 is not None)
-        refused_routes = await self._wishes.put(identity.owner, identity.network_state(mtu, granted.granted))
-        refusals = list(granted.refused) + [
-            Refusal(subnet=route.destination, reason=reason[:256]) for route, reason in refused_routes
-        ]
-        identity.mtu = mtu
-        identity.grant(
-            tuple(subnet for subnet in granted.granted if subnet not in {r.subnet for r in refusals})
-        )
-        if refusals:
-            shown = "; ".join(f"{refusal.subnet}: {refusal.reason}" for refusal in refusals[:SHOWN_REFUSALS])
-            more = f"; and {len(refusals) - SHOWN_REFUSALS} more" if len(refusals) > SHOWN_REFUSALS else ""
-            self._say(identity.remarks, logging.WARNING, f"{identity.name}: subnets refused: {shown}{more}")
-        if link.ended():
-            return
-        if link.session.open:
-            self._put_to_service(identity, link, hello)
-        pair = identity.pair
-        link.send(
-            Welcome(
-                address=pair.peer,
-                peer=pair.local,
-                address6=pair.peer6,
-                peer6=pair.local6,
-                mtu=mtu,
-                keepalive=self._config.keepalive,
-                timeout=self._config.timeout,
-                refused=tuple(refusals[:MAX_REFUSALS]),
-                features=tuple(sorted(identity.tun.offloads)),
-            )
-        )
-
-    def _put_to_service(self, identity: Identity, link: Link, hello: Hello) -> None:
-        """The moment at which an identity moves over to a new session."""
-        self._newcomers.pop(link, None)
-        instance = hello.instance or str(link.peer[0])
-        if identity.rivalry.login(instance, link.endpoint, self._loop.time()):
-            log.warning("%s: %s; give each host an id of its own", identity.name, identity.rivalry.describe())
-        same_host = instance == identity.instance and hello.instance != ""
-        news = identity.link is None
-        before = identity.serve(link, instance, hello.features)
-        if before is not None and same_host:
-            self._retire(identity, before)
-        elif before is not None:
-            before.close("replaced", f"another host has logged in with this id, from {link.endpoint}")
-        if news or not same_host:
-            subnets = ", ".join(map(str, identity.granted)) or "none"
-            where = f"{identity.pair.peer} on {identity.tun.name}, subnets: {subnets}"
-            text = f"{identity.name}: connected from {link.endpoint}, {where}"
-            self._say(identity.remarks, logging.INFO, text)
-        self._tasks.spawn(identity.hooks.up(identity.hook_variables("connected")))
-
-    def _retire(self, identity: Identity, before: Link) -> None:
-        """Let a session receive for a while. Only one of each client, which might renew without end."""
-        if identity.retiring is not None:
-            identity.retiring.close("renewed", "", tell=False)
-        identity.retiring = before
-        self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
-
-    async def _taken(self, identity: Identity) -> dict[Network, str]:
-        """Networks that this identity may not have, each with its owner in words."""
-        taken: dict[Network, str] = {self._config.pool: "the server's address pool"}
-        if self._config.pool6 is not None:
-            taken[self._config.pool6] = "the server's IPv6 pool"
-        for local in await self._kernel.local_networks():
-            taken[local.network] = f"the server's own interface {local.device}"
-        for name, entry in self._config.clients.items():
-            if name not in (identity.name, ANY_ID) and not entry.any_private:
-                taken |= dict.fromkeys(entry.subnets, f"client {name}")
-        for other in self._identities.values():
-            if other is not identity:
-                taken |= dict.fromkeys(other.granted, f"client {other.name}")
-        return taken
+    def _follow_host(self) -> None:
+        roster = self._roster
+        if roster.config.masquerade is True:
+            self._tasks.spawn(follow(roster.forwarding, roster.config, roster.devices))

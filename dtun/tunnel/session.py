@@ -9,14 +9,18 @@ settled, the data plane takes records past this core and hands over only what is
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dtun.dtls.association import Association, AssociationState
-from dtun.protocol.frames import is_packet
+from dtun.dtls.resumed import ResumedAssociation
+from dtun.protocol.frames import Kind, Piece, Probe, decode, is_packet
 from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
+from dtun.protocol.pieces import Cutter, Joiner
+from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.tunnel.dialect import Dialect
+from dtun.tunnel.pathmtu import PathMtu
 from dtun.tunnel.text import harmless
 
 OPENING_TIME = 10.0
@@ -30,6 +34,11 @@ WEAR_CHECK = 10.0
 
 FAREWELL = 200
 """Characters of a goodbye's text: in whatever script, it fits into one fragment."""
+
+_PIECE = bytes([Kind.PIECE])
+
+AnyAssociation = Association | ResumedAssociation
+"""A session neither knows nor cares who has shaken hands."""
 
 Reason = Literal["handshake", "no answer", "stopped", "replaced", "renewed", "refused", "timeout", "other"]
 
@@ -60,7 +69,12 @@ class WornOut:
     """The key has come near the limits of its cipher; a new session is due."""
 
 
-Event = Established | Received | WornOut | Closed
+@dataclass(frozen=True, slots=True)
+class PathMtuChanged:
+    """The path takes larger or only smaller packets now: the link's `inner_mtu` and `agreed_mtu` have new values."""
+
+
+Event = Established | Received | WornOut | PathMtuChanged | Closed
 
 
 class Session:
@@ -68,8 +82,8 @@ class Session:
 
     def __init__(
         self,
-        association: Association,
-        make_dialect: Callable[[Association, Callable[[str], None], float], Dialect],
+        association: AnyAssociation,
+        make_dialect: Callable[[AnyAssociation, Callable[[str], None], float], Dialect],
         now: float,
         *,
         handshake_deadline: float,
@@ -83,9 +97,27 @@ class Session:
         self._events: deque[Event] = deque()
         self._early: list[bytes] = []
         self._outgoing: list[bytes] = []
+        self._probes: list[bytes] = []
+        self._around = 0
+        self._told_mtu = 0
+        self._cutter = Cutter()
+        self._joiner = Joiner()
         self._worn_out = False
         self._polled_at = now
         self._advance(now)
+
+    @classmethod
+    def resumed(
+        cls,
+        association: ResumedAssociation,
+        make_dialect: Callable[[AnyAssociation, Callable[[str], None], float], Dialect],
+        now: float,
+    ) -> "Session":
+        """One that a process before this one has opened: nothing of the opening is left."""
+        session = cls(association, make_dialect, now, handshake_deadline=now)
+        session.take_events()
+        session._deadline = None
+        return session
 
     @property
     def open(self) -> bool:
@@ -96,6 +128,43 @@ class Session:
             and not self.dialect.opening
             and self.association.settled
         )
+
+    @property
+    def path(self) -> PathMtu | None:
+        """What is known of the path's MTU; None while nobody looks for it."""
+        return self.dialect.path if self.dialect is not None else None
+
+    def discover(self, estimate: int, outer_headers: int, *, smallest: int, now: float) -> None:
+        """Look for the path's MTU from now on, if the peer answers probes. Once the session is open.
+
+        `estimate` is the MTU to begin with, `smallest` the least of interest, with `outer_headers` of IP and UDP.
+        """
+        if self.dialect is None or self.dialect.liveness is None:
+            return
+        self._around = outer_headers + self.association.records.overhead
+        largest = self._around + MAX_PLAINTEXT
+        self.dialect.path = PathMtu(estimate, smallest=smallest, largest=largest, now=now)
+        self._told_mtu = self.dialect.path.current
+
+    @property
+    def room(self) -> int:
+        """Bytes of plaintext in a record that the path takes, as far as is known."""
+        return self.path.current - self._around if self.path is not None else MAX_PLAINTEXT
+
+    def cut(self, plaintexts: Sequence[bytes]) -> Sequence[bytes]:
+        """The same, with those in pieces that the path does not take whole."""
+        return self._cutter.cut(plaintexts, self.room)
+
+    def refused(self, size: int, now: float) -> None:
+        """The host's own interface does not take a probe that makes a packet of `size` bytes."""
+        if self.path is not None:
+            self.path.refused(size, now)
+            self._tell_mtu()
+
+    def doubt(self, kernel_mtu: int, now: float) -> None:
+        """The kernel, or ICMP, says that something was too large for the path."""
+        if self.path is not None:
+            self.path.doubt(kernel_mtu, now)
 
     def send(self, message: Message, now: float) -> None:
         """Say something to the peer; nothing once the session is closed.
@@ -124,6 +193,12 @@ class Session:
         """Take in what a record held: all of them until the data plane has taken over, its left-overs later."""
         if self.closed is not None or self.dialect is None:
             return
+        if plaintext[:1] == _PIECE and self.association.native:
+            piece = decode(plaintext)
+            whole = self._joiner.join(piece) if isinstance(piece, Piece) else b""
+            if whole is None:
+                return
+            plaintext = whole  # a piece of a piece is nothing that the dialect knows
         if not self.dialect.opening and is_packet(plaintext):
             if len(self._early) < EARLY_PACKETS:
                 self._early.append(plaintext)
@@ -142,8 +217,11 @@ class Session:
             self._events.append(Received(message))
         self._collect()
 
-    def poll(self, now: float) -> None:
-        """Do what time demands: resend, keep alive, give up."""
+    def poll(self, now: float, *, sent: int = 0, kernel_mtu: int | None = None) -> None:
+        """Do what time demands: resend, keep alive, look for the path's MTU, give up.
+
+        `sent` grows with each packet of the data plane, `kernel_mtu` is the kernel's estimate of the path's MTU.
+        """
         if self.closed is not None:
             return
         self._polled_at = now
@@ -157,6 +235,8 @@ class Session:
             liveness = self.dialect.liveness
             if liveness is not None and liveness.dead(now):
                 self.close("timeout", f"nothing was heard for {liveness.timeout:g} s", now)
+        if self.closed is None:
+            self._probe(sent, kernel_mtu, now)
         if self.closed is None and self._deadline is not None and now >= self._deadline:
             self._give_up()
         self._collect()
@@ -169,6 +249,8 @@ class Session:
         if self.dialect is not None:
             timers.append(self.dialect.next_timer())
             timers.append(None if self._worn_out else self._polled_at + WEAR_CHECK)
+        if self.path is not None:
+            timers.append(self.path.next_timer())
         return min((timer for timer in timers if timer is not None), default=None)
 
     def close(self, reason: Reason, text: str, now: float, *, tell: bool = True) -> None:
@@ -185,6 +267,11 @@ class Session:
         outgoing, self._outgoing = self.association.take_outgoing() + self._outgoing, []
         return outgoing
 
+    def take_probes(self) -> list[bytes]:
+        """The datagrams that must go out whole, for they look for the path's MTU."""
+        probes, self._probes = self._probes, []
+        return probes
+
     def take_events(self) -> list[Event]:
         events = list(self._events)
         self._events.clear()
@@ -195,7 +282,7 @@ class Session:
         self._advance(now)
 
     def take_early_packets(self) -> list[bytes]:
-        """IP packets that came before the data plane took over."""
+        """IP packets that came before the data plane took over, or in pieces."""
         early, self._early = self._early, []
         return early
 
@@ -230,7 +317,22 @@ class Session:
     def _collect(self) -> None:
         """Seal what the dialect wants to say."""
         if self.dialect is not None and self.closed is None:
-            self._outgoing.extend(self.association.seal(text) for text in self.dialect.take_outgoing())
+            texts = self.cut(self.dialect.take_outgoing())
+            self._outgoing.extend(self.association.seal(text) for text in texts)
+            self._tell_mtu()
+
+    def _probe(self, sent: int, kernel_mtu: int | None, now: float) -> None:
+        path = self.path
+        if path is None:
+            return
+        empty = self._around + len(Probe(0).encode())
+        for token, size in path.poll(sent, kernel_mtu or path.current, now):
+            self._probes.append(self.association.seal(Probe(token, max(size - empty, 0)).encode()))
+
+    def _tell_mtu(self) -> None:
+        if self.path is not None and self.path.current != self._told_mtu:
+            self._told_mtu = self.path.current
+            self._events.append(PathMtuChanged())
 
     def _end(self, closed: Closed, *, tell: bool = True) -> None:
         self.closed = closed

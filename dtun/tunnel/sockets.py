@@ -22,6 +22,9 @@ SockAddr = tuple[Any, ...]
 BUFFER_SIZE = 4 << 20
 """Bytes asked for in each direction; the kernel may give less."""
 
+ETHERNET = 1500
+"""Bytes that most paths take."""
+
 UDP_HEADER = 8
 IPV4_HEADER = 20
 IPV6_HEADER = 40
@@ -31,8 +34,15 @@ _LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
 _IP_MTU = 14
 _IPV6_MTU = 24
+_LINUX_IP_MTU_DISCOVER = 10
+_LINUX_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_PROBE = 3
+# netinet/in.h and netinet6/in6.h of macOS.
+_DARWIN_IP_DONTFRAG = 28
+_DARWIN_IPV6_DONTFRAG = 62
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_SO_MARK = 36
 
 # struct in_pktinfo (ip(7)):   interface index 4 | address to send from 4 | address in the header 4
 _PKTINFO = Struct("=I4s4s")
@@ -62,11 +72,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         listener.bind((host, port))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except OSError as error:
         listener.close()
         match error.errno:
@@ -84,6 +90,17 @@ def listen(host: str, port: int) -> socket.socket:
                 ) from error
             case _:
                 raise UnavailableError(f"listen: cannot listen on {where}: {error.strerror}") from error
+    return share(listener)
+
+
+def share(listener: socket.socket) -> socket.socket:
+    """Prepare a socket that is bound, by `listen` or by others, for what a listening one has to do here."""
+    listener.setblocking(False)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     _enlarge(listener)
     return listener
 
@@ -149,8 +166,8 @@ def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.
     return connected, strays
 
 
-def connect(address: SockAddr) -> socket.socket:
-    """A socket on a new source port, connected to a server.
+def connect(address: SockAddr, mark: int | None = None) -> socket.socket:
+    """A socket on a new source port, connected to a server. `mark` is for the host's policy rules (SO_MARK, Linux).
 
     Raises:
         OSError: there is no route to it.
@@ -158,6 +175,9 @@ def connect(address: SockAddr) -> socket.socket:
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
+        if mark is not None:
+            # Before it is connected: that is when the kernel chooses the source address, by the rules.
+            connected.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
         connected.connect(address)
     except OSError:
         connected.close()
@@ -169,10 +189,26 @@ def connect(address: SockAddr) -> socket.socket:
 def path_mtu(connected: socket.socket) -> int:
     """What the kernel knows of the path's MTU, in bytes with all headers; 1500 where it does not tell."""
     if not _LINUX:
-        return 1500
+        return ETHERNET
     if connected.family == socket.AF_INET6:
         return connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
     return connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+
+def forbid_fragments(connected: socket.socket) -> None:
+    """From now on datagrams go out whole or not at all: EMSGSIZE if the interface does not take one so large.
+
+    What is cut says nothing about the path (RFC 8899, section 3). On Linux it is IP_PMTUDISC_PROBE (ip(7)): with
+    IP_PMTUDISC_DO the kernel would obey every ICMP message, whoever has sent it, and refuse to send probes.
+
+    Raises:
+        OSError: the system cannot promise that.
+    """
+    if connected.family == socket.AF_INET6:
+        option, level = _LINUX_IPV6_MTU_DISCOVER if _LINUX else _DARWIN_IPV6_DONTFRAG, socket.IPPROTO_IPV6
+    else:
+        option, level = _LINUX_IP_MTU_DISCOVER if _LINUX else _DARWIN_IP_DONTFRAG, socket.IPPROTO_IP
+    connected.setsockopt(level, option, _PMTUDISC_PROBE if _LINUX else 1)
 
 
 def outer_headers(connected: socket.socket) -> int:

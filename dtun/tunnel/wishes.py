@@ -2,10 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
+import operator
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import fields
+from typing import Any
 
 from dtun.errors import DtunError
-from dtun.network.state import NetworkState, Route
+from dtun.network.difference import Thing
+from dtun.network.state import Link, NetworkState, PointToPoint
 from dtun.platform.interface import ChangesRefusedError, Kernel
+
+Refused = list[tuple[Thing, str]]
+"""What the kernel does not take, each with its reason in a person's words."""
 
 
 class Wishes:
@@ -15,13 +24,14 @@ class Wishes:
         self._kernel = kernel
         self._states: dict[str, NetworkState] = {}
         self._in_place = False
+        self._noting = False
         self._lock = asyncio.Lock()
 
-    async def put(self, owner: str, state: NetworkState) -> list[tuple[Route, str]]:
+    async def put(self, owner: str, state: NetworkState) -> Refused:
         """Have the kernel look as this owner wants, in addition to what all others want.
 
-        Routes that the kernel refuses (somebody else has that destination) are given up and returned, each
-        with the reason. What it refuses to other owners is not this one's concern.
+        What is refused (a route to where somebody else has one) is given up and returned. What is refused to
+        other owners is not this one's concern.
 
         Raises:
             UnavailableError: the kernel refuses a link or an address; the owner's wishes are as they were before.
@@ -32,23 +42,43 @@ class Wishes:
                 return []
             self._in_place = False
             self._states[owner] = state
+            if self._noting:
+                return []
             try:
-                await self._apply()
+                await self._kernel.apply(self._total())
             except ChangesRefusedError as error:
                 if any(change.what in state.links | state.addresses for change, _ in error.refused):
                     self._states[owner] = before
                     raise
-                mine = [
-                    (change.what, reason)
-                    for change, reason in error.refused
-                    if isinstance(change.what, Route) and change.what in state.routes
-                ]
-                refused = frozenset(route for route, _ in mine)
-                self._states[owner] = NetworkState(state.links, state.addresses, state.routes - refused)
+                wanted = _things(state)
+                mine = [(change.what, reason) for change, reason in error.refused if change.what in wanted]
+                self._states[owner] = _without(state, {thing for thing, _ in mine})
                 self._in_place = len(mine) == len(error.refused)
                 return mine
             self._in_place = True
             return []
+
+    @contextlib.asynccontextmanager
+    async def at_once(self) -> AsyncIterator[Refused]:
+        """Inside, wishes are only noted; all of them are applied together in the end.
+
+        What is refused is in the list then. Raises UnavailableError there if a link or an address is.
+        """
+        refused: Refused = []
+        self._noting = True
+        try:
+            yield refused
+        finally:
+            self._noting = False
+        async with self._lock:
+            try:
+                await self._kernel.apply(self._total())
+            except ChangesRefusedError as error:
+                refused += [(change.what, reason) for change, reason in error.refused]
+                if any(isinstance(change.what, Link | PointToPoint) for change, _ in error.refused):
+                    raise
+                without = {thing for thing, _ in refused}
+                self._states = {owner: _without(state, without) for owner, state in self._states.items()}
 
     async def drop(self, owner: str) -> None:
         """Remove what this owner wanted. Call before its device is closed."""
@@ -56,10 +86,17 @@ class Wishes:
             await self.put(owner, NetworkState())
         self._states.pop(owner, None)
 
-    async def _apply(self) -> None:
-        total = NetworkState(
-            links=frozenset().union(*(state.links for state in self._states.values())),
-            addresses=frozenset().union(*(state.addresses for state in self._states.values())),
-            routes=frozenset().union(*(state.routes for state in self._states.values())),
-        )
-        await self._kernel.apply(total)
+    def _total(self) -> NetworkState:
+        return functools.reduce(operator.or_, self._states.values(), NetworkState())
+
+
+def _kinds(state: NetworkState) -> Mapping[str, frozenset[Any]]:
+    return {field.name: getattr(state, field.name) for field in fields(state)}
+
+
+def _things(state: NetworkState) -> frozenset[Thing]:
+    return frozenset().union(*_kinds(state).values())
+
+
+def _without(state: NetworkState, refused: Collection[Thing]) -> NetworkState:
+    return NetworkState(**{name: things.difference(refused) for name, things in _kinds(state).items()})

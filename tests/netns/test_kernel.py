@@ -6,100 +6,41 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import kernels
 import pytest
-from topology import Host, Topology, wait_for
+from kernels import (
+    GATEWAY,
+    PIN,
+    TUN,
+    into,
+    kill,
+    opened,
+    routes,
+    start_victim,
+    state,
+    tunnel,
+    until,
+)
+from topology import Host, wait_for
 
 from dtun.errors import UnavailableError
+from dtun.network.difference import Action
 from dtun.network.state import Link, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
-from dtun.platform.linux.kernel import LinuxKernel
-from dtun.platform.linux.netlink import Netlink
-from dtun.platform.linux.tun import LinuxTun
+from dtun.platform.linux.bulk import Bulk
 from dtun.protocol import virtio
 
-TUN = "dtun-demo"
-GATEWAY = ip_address("192.0.2.1")
-PIN = Route(ip_network("203.0.113.5/32"), "eth0", GATEWAY)
-
-
-@pytest.fixture
-def host(net: Topology) -> Host:
-    """A host on 192.0.2.0/24 and 2001:db8::/64, with a default route for IPv4 and a second, idle device."""
-    host, router = net.host("host"), net.host("router")
-    net.cable(
-        host, "eth0", router, "eth0", "192.0.2.2/24", "192.0.2.1/24", "2001:db8::2/64", "2001:db8::1/64"
-    )
-    net.cable(host, "eth1", router, "eth1", "198.51.100.2/24", "198.51.100.1/24")
-    host.ip("route add default via 192.0.2.1")
-    return host
-
-
-@pytest.fixture
-def runtime(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-def state(*routes: Route, mtu: int = 1400, peer: str = "10.86.0.2", peer6: str = "fd86::2") -> NetworkState:
-    """A tunnel with both address pairs and these routes."""
-    return NetworkState(
-        frozenset({Link(TUN, mtu)}),
-        frozenset(
-            {
-                PointToPoint(TUN, ip_address("10.86.0.1"), ip_address(peer)),
-                PointToPoint(TUN, ip_address("fd86::1"), ip_address(peer6)),
-            }
-        ),
-        frozenset(routes),
-    )
-
-
-def into(network: str, device: str = TUN) -> Route:
-    return Route(ip_network(network), device)
-
-
-@asynccontextmanager
-async def opened(runtime: Path, instance: str = "demo") -> AsyncIterator[LinuxKernel]:
-    linux = kernel(instance, runtime)
-    assert isinstance(linux, LinuxKernel)
-    await linux.open()
-    try:
-        yield linux
-    finally:
-        await linux.close()
-
-
-@asynccontextmanager
-async def tunnel(runtime: Path) -> AsyncIterator[tuple[LinuxKernel, LinuxTun]]:
-    """An open kernel with one TUN device."""
-    async with opened(runtime) as linux:
-        tun = linux.create_tun(TUN)
-        try:
-            yield linux, tun
-        finally:
-            tun.close()
-
-
-def routes(host: Host) -> set[str]:
-    """The routes of dtun's protocol number, as ip(8) shows them."""
-    lines = (host.ip("-4 route show proto 217") + host.ip("-6 route show proto 217")).splitlines()
-    return {" ".join(line.replace(" metric 1024", "").replace(" pref medium", "").split()) for line in lines}
+host, runtime = kernels.host, kernels.runtime
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        await asyncio.sleep(0.01)
 
 
 def test_a_tunnel_is_set_up_and_gone_after_the_end(host: Host, runtime: Path) -> None:
@@ -298,14 +239,14 @@ def test_a_closed_device_takes_its_part_of_the_state_along(host: Host, runtime: 
 def test_a_device_may_be_closed_while_its_routes_are_added(host: Host, runtime: Path) -> None:
     async def story() -> None:
         async with tunnel(runtime) as (linux, tun):
-            wanted = state(PIN, *(into(f"10.{n}.0.0/16") for n in range(100)))
+            wanted = state(PIN, *(into(f"10.{n >> 8}.{n & 255}.0/24") for n in range(20000)))
             applying = asyncio.create_task(linux.apply(wanted))
-            await until(lambda: len(linux._applied) > 10, "some routes")
+            await until(lambda: len(linux.applied.routes) > 10, "some routes")
             assert not applying.done()
             tun.close()
             await applying
             assert routes(host) == {"203.0.113.5 via 192.0.2.1 dev eth0 onlink"}
-            assert linux._applied == {PIN}
+            assert linux.applied.routes == {PIN}
 
     host.play(story)
 
@@ -353,6 +294,8 @@ def test_a_gateway_outside_every_network_of_the_host_will_do(host: Host, runtime
 
 
 def test_a_pin_that_went_with_its_link_comes_back(host: Host, runtime: Path) -> None:
+    """Nobody has to ask for it; and to ask for it at the same time does no harm."""
+
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):
             changed = asyncio.Event()
@@ -362,49 +305,24 @@ def test_a_pin_that_went_with_its_link_comes_back(host: Host, runtime: Path) -> 
             host.ip("link set eth0 up")
             assert "203.0.113.5 via 192.0.2.1 dev eth0 onlink" not in routes(host)
             await asyncio.wait_for(changed.wait(), 10)
-            assert [str(change) for change in await linux.apply(state(PIN))] == [
-                "add route 203.0.113.5/32 via 192.0.2.1 dev eth0"
-            ]
-            assert "203.0.113.5 via 192.0.2.1 dev eth0 onlink" in routes(host)
+            await until(lambda: "203.0.113.5 via 192.0.2.1 dev eth0 onlink" in routes(host), "the pin")
+            assert await linux.apply(state(PIN)) == []
 
     host.play(story)
 
 
-VICTIM = """
-import asyncio, sys
-from ipaddress import ip_address, ip_network
-from pathlib import Path
-from dtun.network.state import *
-from dtun.platform import kernel
-
-async def main():
-    linux = kernel(sys.argv[2], Path(sys.argv[1]))
-    await linux.open()
-    tun = linux.create_tun("dtun-" + sys.argv[2])
-    pins = {
-        Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1")),
-        Route(ip_network("2001:db8:5::5/128"), "eth0", ip_address("2001:db8::1")),
-    }
-    links = frozenset({Link(tun.name, 1400)})
-    await linux.apply(NetworkState(links, routes=frozenset(pins | {Route(ip_network("10.1.0.0/16"), tun.name)})))
-    print("ready", flush=True)
-    await asyncio.sleep(600)
-
-asyncio.run(main())
-"""
+LEFT_BEHIND = frozenset({PIN, Route(ip_network("2001:db8:5::5/128"), "eth0", ip_address("2001:db8::1"))})
 
 
-def start_victim(host: Host, runtime: Path, instance: str) -> "subprocess.Popen[str]":
-    victim = host.python("-c", VICTIM, str(runtime), instance, stdout=subprocess.PIPE)
-    assert victim.stdout is not None
-    assert victim.stdout.readline() == "ready\n"
-    return victim
+def wanted_by(instance: str) -> NetworkState:
+    """A device that is up, a route through it, and two pins."""
+    device = f"dtun-{instance}"
+    return NetworkState(frozenset({Link(device, 1400)}), routes=LEFT_BEHIND | {into("10.1.0.0/16", device)})
 
 
 def test_what_a_killed_process_left_is_cleaned_up_by_the_next(host: Host, runtime: Path) -> None:
-    victim = start_victim(host, runtime, "demo")
-    victim.kill()
-    victim.wait()
+    victim = start_victim(host, runtime, "demo", wanted_by("demo"))
+    kill(victim)
     wait_for(lambda: "dtun-demo" not in host.ip("link"), "the kernel to remove the device")
     pins = {"203.0.113.5 via 192.0.2.1 dev eth0 onlink", "2001:db8:5::5 via 2001:db8::1 dev eth0 onlink"}
     assert routes(host) == pins, "the test needs something to clean up"
@@ -414,7 +332,12 @@ def test_what_a_killed_process_left_is_cleaned_up_by_the_next(host: Host, runtim
     host.ip("-6 route add 2001:db8:5::5 via 2001:db8::1 dev eth0 proto static")
 
     async def story() -> None:
-        async with opened(runtime):
+        async with opened(runtime) as linux:
+            assert routes(host) == {
+                "203.0.113.5 via 192.0.2.1 dev eth0 onlink",
+                "203.0.113.6 dev eth0 scope link",
+            }
+            await linux.apply(NetworkState())
             assert routes(host) == {"203.0.113.6 dev eth0 scope link"}
             assert "proto static" in host.ip("-6 route show 2001:db8:5::5")
 
@@ -423,9 +346,8 @@ def test_what_a_killed_process_left_is_cleaned_up_by_the_next(host: Host, runtim
 
 
 def test_a_leftover_whose_device_is_gone_is_no_obstacle(host: Host, runtime: Path) -> None:
-    victim = start_victim(host, runtime, "demo")
-    victim.kill()
-    victim.wait()
+    victim = start_victim(host, runtime, "demo", wanted_by("demo"))
+    kill(victim)
     host.ip("link del eth0")
 
     async def story() -> None:
@@ -437,7 +359,7 @@ def test_a_leftover_whose_device_is_gone_is_no_obstacle(host: Host, runtime: Pat
 
 
 def test_living_instances_do_not_disturb_each_other(host: Host, runtime: Path) -> None:
-    start_victim(host, runtime, "one")
+    start_victim(host, runtime, "one", wanted_by("one"))
     before = routes(host)
 
     async def story() -> None:
@@ -490,7 +412,7 @@ def test_the_way_to_the_server_is_not_through_the_tunnel_nor_where_we_pinned_it(
 def test_the_hosts_own_networks_are_those_of_others_devices(host: Host, runtime: Path) -> None:
     host.ip("tuntap add dev vpn0 mode tun")
     host.ip("address add 10.8.0.1/24 dev vpn0")
-    start_victim(host, runtime, "other")
+    start_victim(host, runtime, "other", wanted_by("other"))
     host.ip("address add 10.86.7.1 peer 10.86.7.2 dev dtun-other")
 
     async def story() -> None:
@@ -537,8 +459,9 @@ def test_the_watch_does_not_see_our_own_work_nor_details(host: Host, runtime: Pa
         async with tunnel(runtime) as (linux, tun):
             calls: list[None] = []
             linux.watch(lambda: calls.append(None))
-            assert linux._monitor is not None
-            notifications = linux._monitor._socket
+            assert linux._open is not None
+            assert linux._open.monitor is not None
+            notifications = linux._open.monitor._socket
 
             def all_heard() -> bool:
                 return not select.select([notifications], [], [], 0)[0]
@@ -691,21 +614,21 @@ def test_an_apply_that_was_cut_short_is_completed_by_the_next(host: Host, runtim
 def test_a_pin_is_in_the_journal_before_it_is_in_the_kernel(
     host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install = Netlink.add_route
+    install = Bulk.send
     seen: list[str] = []
 
-    async def look_and_install(self: Netlink, route: Route) -> None:
-        seen.append((runtime / "demo.json").read_text())
-        await install(self, route)
+    def look_and_install(self: Bulk, action: Action, routes: Sequence[Route]) -> list[int]:
+        seen.append((runtime / "demo.json").read_text() if action == "add" else "")
+        return install(self, action, routes)
 
-    monkeypatch.setattr(Netlink, "add_route", look_and_install)
+    monkeypatch.setattr(Bulk, "send", look_and_install)
 
     async def story() -> None:
         async with opened(runtime) as linux:
             await linux.apply(NetworkState(routes=frozenset({PIN})))
 
     host.play(story)
-    assert len(seen) == 1
+    assert len(seen) == 2
     assert "203.0.113.5/32" in seen[0]
 
 

@@ -16,6 +16,7 @@ import gc
 import itertools
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -82,6 +83,7 @@ class Host:
     name: str
     namespace: str
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    sockets: list[socket.socket] = field(default_factory=list)
 
     def run(
         self, *command: str, text: str | None = None, check: bool = True, timeout: float = COMMAND_TIMEOUT
@@ -139,6 +141,20 @@ class Host:
         gc.collect()
         return results[0]
 
+    def open_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """A socket of this host, to be used from anywhere. It is closed with the test at the latest."""
+        made: list[socket.socket] = []
+
+        def enter_and_make() -> None:
+            _enter(NAMESPACES / self.namespace)
+            made.append(socket.socket(family, kind, protocol))
+
+        thread = threading.Thread(target=enter_and_make)
+        thread.start()
+        thread.join()
+        self.sockets += made
+        return made[0]
+
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` here. `ip` executes it in place: the pid is its own."""
         return ["ip", "netns", "exec", self.namespace, *command]
@@ -158,6 +174,9 @@ class Host:
                 if stream is not None:
                     stream.close()
         self.processes.clear()
+        for sock in self.sockets:
+            sock.close()
+        self.sockets.clear()
 
 
 class Topology:

@@ -1,24 +1,25 @@
-"""What a killed process leaves to its successor: a lock, and the routes that do not vanish with its devices.
+"""What a killed process leaves to its successor: a lock, and what does not vanish with its devices.
 
 The files lie in the runtime directory, a tmpfs that is empty after a boot:
 
     INSTANCE.lock    held (flock) by the living process; the kernel drops it with the process
-    INSTANCE.json    routes through other programs' devices, written before they are installed
+    INSTANCE.json    dtun.platform.linux.entries draws it; only ever added to, until what is void outweighs what is not
 """
 
 import fcntl
-import json
 import os
-from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.network.state import Route
+from dtun.platform.linux.entries import HEADER, Entry, Held, UnknownVersionError, decode, encode
 
 DEFAULT_DIRECTORY = Path("/run/dtun")
+
+# Void lines that are not worth a new file.
+_VOID_LINES = 1000
 
 
 def runtime_directory(environment: dict[str, str] | os._Environ[str] = os.environ) -> Path:
@@ -37,10 +38,18 @@ class Journal:
         self._lock_path = directory / f"{name}.lock"
         self._path = directory / f"{name}.json"
         self._lock: int | None = None
-        self._written: frozenset[Route] = frozenset()
+        self._file: int | None = None
+        # With the text of each, so that a new file costs no more than writing it.
+        self._held: dict[Entry, bytes] = {}
+        self._lines = 0
 
-    def open(self) -> frozenset[Route]:
-        """Take the lock; returns the routes that a dead predecessor may have left.
+    @property
+    def entries(self) -> frozenset[Entry]:
+        """What it says now."""
+        return frozenset(self._held)
+
+    def open(self) -> frozenset[Entry]:
+        """Take the lock; returns what a dead predecessor may have left.
 
         Raises:
             UnavailableError: the instance runs already, or the directory cannot be used.
@@ -49,7 +58,8 @@ class Journal:
         try:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._lock = self._take_lock()
-            self._written = self._read()
+            self._held = {entry: encode(entry) for entry in self._read()}
+            self._rewrite()
         except PermissionError:
             raise PermissionDeniedError(
                 f"cannot write in {self.directory}: permission denied; run dtun as root, "
@@ -61,44 +71,112 @@ class Journal:
                 f"cannot use the runtime directory {self.directory}: {reason}; "
                 "make it writable, or set RUNTIME_DIRECTORY to one that is"
             ) from None
-        return self._written
+        return self.entries
 
-    def write(self, routes: Iterable[Route]) -> None:
-        """Remember exactly these routes, before the first of them is installed.
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Remember exactly these, before the first of them is made.
 
         Raises:
             UnavailableError: the file cannot be written.
         """
-        wanted = frozenset(routes)
-        if wanted == self._written:
+        wanted = dict.fromkeys(entries)
+        self.add(entry for entry in wanted if entry not in self._held)
+        self.remove([entry for entry in self._held if entry not in wanted])
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Remember these too, before the first of them is made.
+
+        Raises:
+            UnavailableError: the file cannot be written.
+        """
+        new = {entry: encode(entry) for entry in entries if entry not in self._held}
+        if new:
+            self._append(b"".join([b'["+", ' + text for text in new.values()]))
+            self._held |= new
+            self._lines += len(new)
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """These are there no more.
+
+        Raises:
+            UnavailableError: the file cannot be written.
+        """
+        gone = [text for entry in entries if (text := self._held.pop(entry, None)) is not None]
+        if not gone:
             return
+        self._lines += len(gone)
+        if self._lines > 2 * len(self._held) + _VOID_LINES or not self._held:
+            self._rewrite()
+        else:
+            self._append(b"".join([b'["-", ' + text for text in gone]))
+
+    def held_by_others(self, name: str) -> list[Held]:
+        """What the other instances say of the setting `name`, dead ones too: their successors will mind it."""
+        found = []
+        for path in self.directory.glob("*.json"):
+            if path == self._path:
+                continue
+            try:
+                entries = decode(path.read_bytes())
+            except (OSError, ValueError, TypeError, KeyError, UnknownVersionError):
+                continue  # Gone in the meantime, or for its own instance to complain of.
+            found += [entry for entry in entries if isinstance(entry, Held) and entry.sysctl.name == name]
+        return found
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other instances from looking, for a few system calls: between a look and what it decides."""
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if wanted:
-                # Renamed into place: a reader finds the old list or the new one, never a half.
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(directory)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Drop the lock, and the file unless what it names is still there (`keep`)."""
+        if self._lock is None:
+            return
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if not keep:
+            self._path.unlink(missing_ok=True)
+            self._held = {}
+        self._lock_path.unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
+
+    def _append(self, data: bytes) -> None:
+        try:
+            if self._file is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._file = os.open(self._path, flags, 0o644)
+                data = HEADER + data if os.fstat(self._file).st_size == 0 else data
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _rewrite(self) -> None:
+        """Leave the void lines behind. Renamed into place: a reader finds the old file or the new one."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self._lines = len(self._held)
+        try:
+            if self._held:
                 draft = self._path.with_suffix(".new")
-                draft.write_text(
-                    json.dumps({"routes": [_to_json(route) for route in wanted]}, indent=1) + "\n"
-                )
+                draft.write_bytes(HEADER + b"".join([b'["+", ' + text for text in self._held.values()]))
                 draft.replace(self._path)
             else:
                 self._path.unlink(missing_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UnavailableError(
-                f"cannot write {self._path}: {reason}; make room or make it writable"
-            ) from None
-        self._written = wanted
+            raise self._unwritable(error) from None
 
-    def close(self, *, keep: bool = False) -> None:
-        """Drop the lock, and the file unless its routes are still there (`keep`)."""
-        if self._lock is None:
-            return
-        if not keep:
-            self._path.unlink(missing_ok=True)
-            self._written = frozenset()
-        self._lock_path.unlink(missing_ok=True)
-        os.close(self._lock)
-        self._lock = None
+    def _unwritable(self, error: OSError) -> UnavailableError:
+        reason = (error.strerror or str(error)).lower()
+        return UnavailableError(f"cannot write {self._path}: {reason}; make room or make it writable")
 
     def _take_lock(self) -> int:
         while True:
@@ -127,33 +205,18 @@ class Journal:
         except FileNotFoundError:
             return False
 
-    def _read(self) -> frozenset[Route]:
+    def _read(self) -> set[Entry]:
         try:
-            return frozenset(_from_json(entry) for entry in json.loads(self._path.read_bytes())["routes"])
+            return decode(self._path.read_bytes())
         except FileNotFoundError:
-            return frozenset()
+            return set()
+        except UnknownVersionError:
+            raise UnavailableError(
+                f"{self._path} was written by a later dtun; start that one to clean up, or remove what "
+                "'ip route show table all proto 217' and 'ip rule' show of it, and then this file"
+            ) from None
         except (ValueError, TypeError, KeyError):
             raise UnavailableError(
-                f"{self._path} is damaged; look for left-over routes with 'ip route show proto 217', "
+                f"{self._path} is damaged; look for left-over routes with 'ip route show table all proto 217', "
                 "remove them and then this file"
             ) from None
-
-
-def _to_json(route: Route) -> dict[str, str | int | None]:
-    return {
-        "destination": str(route.destination),
-        "device": route.device,
-        "gateway": str(route.gateway) if route.gateway else None,
-        "source": str(route.source) if route.source else None,
-        "metric": route.metric,
-    }
-
-
-def _from_json(entry: dict[str, Any]) -> Route:
-    return Route(
-        ip_network(entry["destination"]),
-        str(entry["device"]),
-        ip_address(entry["gateway"]) if entry["gateway"] else None,
-        ip_address(entry["source"]) if entry["source"] else None,
-        None if entry["metric"] is None else int(entry["metric"]),
-    )

@@ -1,34 +1,48 @@
-"""What dtun wants to know about the host: the way to an address, the networks it is in."""
+"""What dtun wants to know about the host: the way to an address, its way out, the networks it is in."""
 
-import socket
 from collections.abc import Collection, Iterable
+from typing import Literal
 
-from dtun.network.state import Address
+from dtun.network.state import MAIN_TABLE, Address
 from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.platform.linux import found as now
+from dtun.platform.linux.dump import errors_in_words
+from dtun.platform.linux.found import FoundRoute
 from dtun.platform.linux.monitor import HostView
-from dtun.platform.linux.netlink import ROUTE_PROTOCOL, FoundRoute, Netlink, NetlinkError
-
-IFF_LOOPBACK = 0x8
+from dtun.platform.linux.rtnetlink import IFF_LOOPBACK, ROUTE_PROTOCOL
 
 
-async def next_hop(netlink: Netlink, address: Address, own: Collection[str]) -> NextHop | None:
+async def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
     """See `Kernel.next_hop`; `own` are the names of this process's devices."""
-    entry = await netlink.matching(address)
-    if entry is None:
-        return None
-    if entry.protocol == ROUTE_PROTOCOL or entry.route.device in own:
-        # The kernel cannot be asked to leave some routes out. Policy rules are not followed on this way.
-        found = best_route(await netlink.routes(address.version), address, own)
-    else:
-        found = await netlink.way_to(address)
-    if found is None or not found.route.device:
-        return None
-    route = found.route
-    try:
-        mtu = found.mtu or await netlink.link_mtu(route.device)
-    except NetlinkError:
-        return None  # The device has gone between the two questions.
-    return NextHop(route.device, route.gateway, route.source, mtu)
+    with errors_in_words():
+        found = now.matching(address)
+        if found is None or found.protocol == ROUTE_PROTOCOL or found.route.device in own:
+            # The kernel cannot be asked to leave some routes out, and of one that refuses it does not say whose it
+            # is. Policy rules are not followed on this way.
+            found = best_route(await now.routes(address.version, _others_in_main), address, own)
+        else:
+            found = now.way_to(address)
+        return await _hop(found)
+
+
+async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop | None:
+    """See `Kernel.default_hop`; `own` are the names of this process's devices."""
+
+    def wanted(length: int, protocol: int, table: int) -> bool:
+        return length == 0 and _others_in_main(length, protocol, table)
+
+    with errors_in_words():
+        tunnels = {link.name for link in await now.links() if link.kind == "tun"}
+        candidates = [
+            found
+            for found in await now.routes(version, wanted)
+            if found.unicast
+            and found.alive
+            and found.route.device
+            and found.route.device not in own
+            and found.route.device not in tunnels
+        ]
+        return await _hop(min(candidates, key=lambda found: found.route.metric or 0, default=None))
 
 
 def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[str]) -> FoundRoute | None:
@@ -49,39 +63,44 @@ def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[st
     return best if best is not None and best.unicast else None
 
 
-async def local_networks(netlink: Netlink, own: Collection[str]) -> list[LocalNetwork]:
+async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     """See `Kernel.local_networks`. Link-local networks are left out: every link has them."""
-    names: dict[int, str] = {}
-    tunnels: set[int] = set()
-    async for index, flags, kind in netlink.links():
-        name = _name(index)
-        if name and name not in own and not flags & IFF_LOOPBACK:
-            names[index] = name
-            if kind == "tun":
-                tunnels.add(index)
-    found = {
-        LocalNetwork(names[index], network)
-        async for index, _, network, _ in netlink.addresses()
-        if index in names
-        and not network.is_link_local
-        # The lone peer behind a TUN device: another dtun's, or of its kind.
-        and not (index in tunnels and network.num_addresses == 1)
-    }
+    with errors_in_words():
+        links = {
+            link.index: link
+            for link in await now.links()
+            if link.name not in own and not link.flags & IFF_LOOPBACK
+        }
+        found = {
+            LocalNetwork(links[address.index].name, address.network)
+            for address in await now.addresses()
+            if address.index in links
+            and not address.network.is_link_local
+            # The lone peer behind a TUN device: another dtun's, or of its kind.
+            and not (links[address.index].kind == "tun" and address.network.num_addresses == 1)
+        }
     return sorted(
         found, key=lambda local: (local.device, local.network.version, local.network.network_address.packed)
     )
 
 
-async def look_around(netlink: Netlink, view: HostView) -> None:
+async def look_around(view: HostView) -> None:
     """Tell the view what is there already."""
-    async for index, flags, kind in netlink.links():
-        view.saw_link(index, flags, kind)
-    async for index, address, _, flags in netlink.addresses():
-        view.saw_address(index, address.packed, flags)
+    with errors_in_words():
+        for link in await now.links():
+            view.saw_link(link.index, link.flags, link.kind)
+        for address in await now.addresses():
+            view.saw_address(address.index, address.local.packed, address.flags)
 
 
-def _name(index: int) -> str | None:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
+async def _hop(found: FoundRoute | None) -> NextHop | None:
+    if found is None or not found.route.device:
         return None
+    route = found.route
+    mtu = found.mtu or next((link.mtu for link in await now.links() if link.name == route.device), None)
+    # Without one, the device has gone between the two questions.
+    return None if mtu is None else NextHop(route.device, route.gateway, route.source, mtu)
+
+
+def _others_in_main(_length: int, protocol: int, table: int) -> bool:
+    return protocol != ROUTE_PROTOCOL and table == MAIN_TABLE

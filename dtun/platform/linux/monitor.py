@@ -1,45 +1,50 @@
-"""Notices when the host's own network changes: rtnetlink's multicast groups, read without pyroute2.
+"""Notices when the host's own network changes, and when somebody takes what is ours: rtnetlink's multicast groups.
 
-A socket of pyroute2 is of no use after an overflow (ENOBUFS), and decoding everything would make each of
-thousands of own routes cost as much to hear of as to install. It takes a few fields of three messages.
-
-    struct nlmsghdr   | length u32 | type u16 | flags u16 | sequence u32 | port u32 |
-    struct ifinfomsg  | family u8 | pad u8 | type u16 | index i32 | flags u32 | change u32 |
-    struct ifaddrmsg  | family u8 | prefix u8 | flags u8 | scope u8 | index u32 |
-    struct rtmsg      | family u8 | dst u8 | src u8 | tos u8 |
-                      | table u8 | protocol u8 | scope u8 | type u8 | flags u32 |
-    struct rtattr     | length u16 | type u16 | value |     every part padded to 4 bytes; host byte order
+Read without pyroute2: a socket of its own is of no use after an overflow (ENOBUFS), and decoding everything would make
+each of thousands of own routes cost as much to hear of as to install. It takes a few fields of a few messages, and the
+kernel sorts out before what we did ourselves. dtun.platform.linux.rtnetlink draws the messages.
 """
 
 import asyncio
 import socket
-import struct
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
-from dtun.platform.linux.netlink import ROUTE_PROTOCOL
+from dtun.platform.linux.bulk import force_receive_buffer
+from dtun.platform.linux.losses import LossView
+from dtun.platform.linux.quiet import leave_out
+from dtun.platform.linux.rtnetlink import (
+    IFA_ADDRESS,
+    IFA_F_TENTATIVE,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    IFADDRMSG,
+    IFF_RUNNING,
+    IFINFOMSG,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    NETLINK_ADD_MEMBERSHIP,
+    ROUTE_PROTOCOL,
+    RTA_OIF,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTMSG,
+    SOL_NETLINK,
+    attributes,
+    messages,
+    number,
+    text,
+)
 
 T = TypeVar("T", bound=Hashable)
 
-NLMSGHDR = struct.Struct("=IHHII")
-IFINFOMSG = struct.Struct("=BBHiII")
-IFADDRMSG = struct.Struct("=BBBBI")
-RTMSG = struct.Struct("=BBBBBBBBI")
-RTATTR = struct.Struct("=HH")
-U32 = struct.Struct("=I")
-
-RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 20, 21, 24, 25
-IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-RTA_OIF = 4
-IFF_RUNNING = 0x40
-IFA_F_TENTATIVE = 0x40
-_NESTED_MASK = 0x3FFF
-
-# RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE
-GROUPS = (1, 5, 7, 9, 11)
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
+# RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR,
+# RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE
+GROUPS = (1, 5, 7, 8, 9, 11, 19)
 RECEIVE_BUFFER_BYTES = 1 << 20
 DATAGRAM_BYTES = 1 << 16
 # Datagrams in one turn of the event loop.
@@ -70,7 +75,7 @@ class HostView:
     def learn(self, data: bytes) -> bool:
         """Take in a datagram of notifications; whether the host's own network is different now."""
         news = False
-        for kind, body in _messages(data):
+        for kind, _, _, _, body in messages(data):
             if kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(body) >= RTMSG.size:
                 news |= self._route(body)
             elif kind in (RTM_NEWADDR, RTM_DELADDR) and len(body) >= IFADDRMSG.size:
@@ -103,31 +108,43 @@ class HostView:
         _, prefix_length, _, _, _, protocol, _, _, _ = RTMSG.unpack_from(body)
         if prefix_length > WIDE_PREFIX_LENGTH or protocol == ROUTE_PROTOCOL:
             return False
-        device = _number(_attributes(body[RTMSG.size :]).get(RTA_OIF))
+        device = number(attributes(body, RTMSG.size).get(RTA_OIF))
         return device is None or device not in self.own
 
     def _address(self, body: memoryview, *, present: bool) -> bool:
         _, _, flags, _, index = IFADDRMSG.unpack_from(body)
-        attributes = _attributes(body[IFADDRMSG.size :])
-        address = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS) or b""
-        wide_flags = _number(attributes.get(IFA_FLAGS))
+        found = attributes(body, IFADDRMSG.size)
+        address = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS) or b""
+        wide_flags = number(found.get(IFA_FLAGS))
         return self.saw_address(
             index, bytes(address), flags if wide_flags is None else wide_flags, present=present
         )
 
     def _link(self, body: memoryview, *, present: bool) -> bool:
         _, _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
-        info = _attributes(body[IFINFOMSG.size :]).get(IFLA_LINKINFO, memoryview(b""))
-        kind = bytes(_attributes(info).get(IFLA_INFO_KIND, b"")).rstrip(b"\0").decode(errors="replace")
-        return self.saw_link(index, flags, kind, present=present)
+        info = attributes(body, IFINFOMSG.size).get(IFLA_LINKINFO, memoryview(b""))
+        return self.saw_link(index, flags, text(attributes(info).get(IFLA_INFO_KIND)), present=present)
 
 
 class Monitor:
-    """Reads notifications in the running event loop, from the moment it is made."""
+    """Reads notifications in the running event loop, from the moment it is made.
 
-    def __init__(self, view: HostView, changed: Callable[[], None]) -> None:
+    `changed` is called for news of the host, `lost` when something of ours may be gone; both after an overflow.
+    `ports` are those of the sockets by which this process makes its own changes.
+    """
+
+    def __init__(
+        self,
+        view: HostView,
+        losses: LossView,
+        changed: Callable[[], None],
+        lost: Callable[[], None],
+        ports: Iterable[int] = (),
+    ) -> None:
         self._view = view
+        self._losses = losses
         self._changed = changed
+        self._lost = lost
         self._overflowed = False
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(
@@ -135,7 +152,8 @@ class Monitor:
             socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
             socket.NETLINK_ROUTE,
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        force_receive_buffer(self._socket, RECEIVE_BUFFER_BYTES)
+        leave_out(self._socket, ports)
         self._socket.bind((0, 0))
         for group in GROUPS:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -146,7 +164,7 @@ class Monitor:
         self._socket.close()
 
     def _read(self) -> None:
-        news = False
+        news = loss = False
         for _ in range(BURST):
             try:
                 data = self._socket.recv(DATAGRAM_BYTES)
@@ -154,7 +172,7 @@ class Monitor:
                 if self._overflowed:
                     self._overflowed = False
                     self._view.forget()
-                    news = True
+                    news = loss = True
                 break
             except OSError:
                 # ENOBUFS: what was lost may have mattered. The kernel goes on to lose, and says no more of it,
@@ -162,8 +180,11 @@ class Monitor:
                 self._overflowed = True
             else:
                 news |= self._view.learn(data)
+                loss |= self._losses.learn(data)
         if news:
             self._changed()
+        if loss:
+            self._lost()
 
 
 def _note(known: set[T], key: T, *, present: bool) -> bool:
@@ -180,32 +201,3 @@ def _note(known: set[T], key: T, *, present: bool) -> bool:
 def _is_link_local(address: bytes) -> bool:
     """fe80::/10."""
     return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, memoryview]]:
-    view = memoryview(data)
-    while len(view) >= NLMSGHDR.size:
-        length, kind, _, _, _ = NLMSGHDR.unpack_from(view)
-        if not NLMSGHDR.size <= length <= len(view):
-            return
-        yield kind, view[NLMSGHDR.size : length]
-        view = view[_aligned(length) :]
-
-
-def _attributes(view: memoryview) -> dict[int, memoryview]:
-    found = {}
-    while len(view) >= RTATTR.size:
-        length, kind = RTATTR.unpack_from(view)
-        if not RTATTR.size <= length <= len(view):
-            break
-        found[kind & _NESTED_MASK] = view[RTATTR.size : length]
-        view = view[_aligned(length) :]
-    return found
-
-
-def _number(value: memoryview | None) -> int | None:
-    return int(U32.unpack(value)[0]) if value is not None and len(value) == U32.size else None
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

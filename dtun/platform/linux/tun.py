@@ -19,6 +19,7 @@ IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 
 # What reads may bring that is not finished: checksums, and super-packets of TCP and (from Linux 6.2) of UDP.
+TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUN_F_CSUM = 0x01
 TUN_F_TSO4 = 0x02
@@ -120,6 +121,27 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
                 "stop what made it, or choose another name"
             ) from None
         raise UnavailableError(f"cannot make the TUN device {name}: {_reason(error)}") from None
+    tun = LinuxTun(name, descriptor, closed)
+    if tun.vnet_header:
+        tun.find_offloads()
+    return tun
+
+
+def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) -> LinuxTun:
+    """The TUN device `name`, which a process before this one has made; takes over its descriptor.
+
+    Raises:
+        UnavailableError: the descriptor is not that device, or the device is not made as this process would.
+    """
+    try:
+        found, flags = IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size)))
+    except OSError as error:
+        raise UnavailableError(f"what was kept as {name} is no TUN device: {_reason(error)}") from None
+    if found.rstrip(b"\0") != name.encode():
+        raise UnavailableError(f"what was kept as {name} is the device {found.rstrip(bytes(1)).decode()}")
+    if bool(flags & IFF_VNET_HDR) != tuning.KERNEL_OFFLOADS:
+        raise UnavailableError(f"the device {name} was made with other offloads")
+    os.set_blocking(descriptor, False)
     tun = LinuxTun(name, descriptor, closed)
     if tun.vnet_header:
         tun.find_offloads()

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from dtun.cli import main
 from dtun.cli.status import render
-from dtun.service.control import ControlServer
+from dtun.service.control import Answer, ControlServer, Request
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TUNNEL: dict[str, Any] = {
@@ -147,7 +147,11 @@ def serve() -> Iterator[Callable[[Path, dict[str, object]], None]]:
         cleanup.callback(stop_loop)
 
         def serve(path: Path, answer: dict[str, object]) -> None:
-            server = ControlServer(path, lambda: answer)
+            async def status(request: Request) -> Answer:
+                del request
+                return answer
+
+            server = ControlServer(path, {"status": status})
             asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
             cleanup.callback(lambda: asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10))
 

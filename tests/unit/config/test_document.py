@@ -99,6 +99,9 @@ PIECES = st.sampled_from(
     [
         "server", "client", "clients", "listen", "pool", "pool6", "mtu", "suites", "keepalive", "timeout", "key",
         "key_file", "credential", "subnets", "servers", "id", "routes", "tun", "rekey", "compat", "up", "address",
+        "exclude", "bypass", "bypass_files", "routing", "policy", "table", "mark", "on_disconnect", "block", "ipv6",
+        "accept_routes", "all", "accept_dns", "true", "dns", "dns_domains", "~.", "forwarding", "masquerade",
+        "push_routes", "push_dns", "push_domains", "next_key_file", "next_credential", "everything", "0x6474",
         "private", "go", "10.0.0.0/8", "fd00::/8", "10.86.0.2", "[::]:443", "a.b:1", "1400", "/x", "a",
         ": ", ":", "\n", "\n  ", "\n    ", "\n- ", "{", "}", "[", "]", ", ", "- ", "? ", "*", "&x ", "*x", "!",
         "!!int ", "'", '"', "\\", "\\ud800", "\\0", "|\n", ">\n", "#", "%YAML 1.1\n", "---\n", "...", "<<: ", "~", "\t",

@@ -32,13 +32,16 @@ def switched_on(half: str, *but: str) -> str:
 
 def load_half(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Load it, with keys in the places that it names."""
-    (directory / "office").write_text(keys.generate())
+    for name in ("office", "office-next"):
+        (directory / name).write_text(keys.generate())
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
-    for name in ("home", "shared"):
+    for name in ("home", "home-next", "shared"):
         key = directory / f"{name}.key"
         key.write_text(keys.generate())
         key.chmod(0o600)
         text = text.replace(f"/etc/dtun/{name}.key", str(key))
+    (directory / "bypass.txt").write_text("192.0.2.0/24  # for documentation\n")
+    text = text.replace("/etc/dtun/bypass.txt", "bypass.txt")
     path = directory / "dtun.yaml"
     path.write_text(text)
     path.chmod(0o600)
@@ -69,7 +72,10 @@ def test_what_is_off_is_valid_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [warning for warning in config.warnings if "not executable" not in warning] == []
     config = load_half(switched_on(client, *ALTERNATIVES), tmp_path, monkeypatch)
     assert config.client is not None
-    assert (config.client.mtu, len(config.client.routes)) == (1400, 1)
+    assert (config.client.mtu, len(config.client.routes)) == (1400, 2)
+    assert len(config.client.bypassed) == 4
+    for name in ("table", "mark"):
+        assert getattr(config.client, name) == ClientConfig.model_fields[name].default
 
 
 def test_every_setting_is_in_it() -> None:

@@ -129,8 +129,9 @@ SERVER_VALUES = [
      " at most 107 bytes with its name")),
     ("rekey: 60", "2:4: server: unknown key 'rekey'; it belongs into the client section"),
     ("subnets: []", "2:4: server: unknown key 'subnets'; it belongs into the client section"),
-    ("color: red", ("2:4: server: unknown key 'color'; known are up, down, hook_timeout, listen, pool, pool6, mtu,"
-     " suites, keepalive, timeout, state_directory, runtime_directory, clients")),
+    ("color: red", ("2:4: server: unknown key 'color'; known are push_routes, push_dns, push_domains, up, down,"
+     " hook_timeout, listen, pool, pool6, mtu, suites, keepalive, timeout, state_directory, runtime_directory,"
+     " forwarding, masquerade, clients")),
 ]  # fmt: skip
 
 

@@ -65,11 +65,14 @@ class Pair:
 
 
 @contextmanager
-def first_batch_fails_with(number: int) -> Iterator[list[int]]:
-    """As on a kernel that cannot segment: sends with UDP_SEGMENT fail. Lists the calls."""
+def batches_fail_with(number: int) -> Iterator[list[int]]:
+    """As on a kernel that cannot segment: sends with UDP_SEGMENT fail. Lists them."""
     calls: list[int] = []
+    real = socket.socket.sendmsg
 
-    def sendmsg(_sock: socket.socket, buffers: Any, *_: Any) -> int:
+    def sendmsg(sock: socket.socket, buffers: Any, ancillary: Any) -> int:
+        if not ancillary:
+            return real(sock, buffers)
         calls.append(len(buffers))
         raise OSError(number, "simulated")
 
@@ -179,15 +182,83 @@ def test_where_batches_are_refused_all_go_one_by_one_and_the_log_says_so_once(
     caplog.set_level(logging.INFO)
     sent = mixed(100)
     with Pair() as pair:
-        with first_batch_fails_with(number) as calls:
+        with batches_fail_with(number) as calls:
             assert pair.sender.send(sent) == len(sent)
             assert pair.sender.send(sent) == len(sent)
         assert pair.received() == sent * 2
-        assert len(calls) == 1, "it does not try again"
+        asked_again = number in (errno.EMSGSIZE, errno.EINVAL)
+        assert len(calls) == 1 + asked_again, "it does not try another"
         assert not pair.sender.segments
     assert [record.getMessage() for record in caplog.records] == [
         "batches of datagrams cannot be sent on this path (simulated); sending one by one"
     ]
+
+
+def test_batches_are_tried_again_when_the_path_has_changed() -> None:
+    sent = mixed(100)
+    with Pair() as pair:
+        with batches_fail_with(errno.EMSGSIZE):
+            assert pair.sender.send(sent) == len(sent)
+        assert not pair.sender.segments
+        pair.sender.renew()
+        assert pair.sender.send(sent) == len(sent)
+        assert pair.received() == sent * 2
+        assert pair.sender.segments
+
+
+def test_who_was_told_not_to_batch_never_does() -> None:
+    with Pair(batches=False) as pair:
+        pair.sender.renew()
+        assert not pair.sender.segments
+
+
+def test_what_icmp_says_of_an_earlier_datagram_costs_no_other_and_no_batching() -> None:
+    """The socket hands such an error out once, in place of sending what it is given."""
+    sent = mixed(100)
+    refused: list[OSError] = []
+    with Pair() as pair:
+        real = socket.socket.sendmsg
+        calls = 0
+
+        def sendmsg(sock: socket.socket, *arguments: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise OSError(errno.EMSGSIZE, "of an earlier one")
+            return real(sock, *arguments)
+
+        with mock.patch.object(socket.socket, "sendmsg", sendmsg):
+            assert pair.sender.send(sent, refused.append) == len(sent)
+        assert pair.received() == sent
+        assert pair.sender.segments
+    assert [error.errno for error in refused] == [errno.EMSGSIZE]
+
+
+def test_batches_of_what_is_too_large_for_the_interface_do_not_end_batching() -> None:
+    """Only the kernel that sends them one by one, in fragments, has no use for batches."""
+    small = [bytes(1000)] * 20
+    large = [bytes(40000)] * 10
+    refused: list[OSError] = []
+
+    def refuses_large(real: Any) -> Any:
+        def send(sock: socket.socket, data: Any, *arguments: Any) -> int:
+            if len(data if isinstance(data, bytes) else data[0]) > 30000:
+                raise OSError(errno.EMSGSIZE, "larger than the interface's MTU")
+            sent: int = real(sock, data, *arguments)
+            return sent
+
+        return send
+
+    with (
+        Pair() as pair,
+        mock.patch.object(socket.socket, "sendmsg", refuses_large(socket.socket.sendmsg)),
+        mock.patch.object(socket.socket, "send", refuses_large(socket.socket.send)),
+        mock.patch.object(module, "MAX_SEND", 500_000),
+    ):
+        assert pair.sender.send([*small, *large, *small], refused.append) == 50
+        assert pair.received() == small * 2
+        assert pair.sender.segments
+    assert len(refused) == 10
 
 
 def test_what_is_too_large_is_refused_alone_and_the_rest_goes(caplog: pytest.LogCaptureFixture) -> None:

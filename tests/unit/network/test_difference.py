@@ -1,13 +1,25 @@
 """The difference between two network states, carried out on a model that is as strict as the kernel."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import given, strategies as st
 
 from dtun.network.difference import Change, Thing, difference, slot
-from dtun.network.state import Link, NetworkState, PointToPoint, Route
+from dtun.network.state import (
+    Clamp,
+    Dns,
+    Guard,
+    Link,
+    Masquerade,
+    NetworkState,
+    PointToPoint,
+    Route,
+    Rule,
+    Sysctl,
+)
 
 DEVICES = st.sampled_from(["dtun-a", "dtun-b", "eth0"])
 ADDRESSES = st.sampled_from(
@@ -21,15 +33,45 @@ NETWORKS = st.sampled_from(
 )
 LINKS = st.builds(Link, DEVICES, st.integers(1280, 1500))
 PAIRS = st.builds(PointToPoint, DEVICES, ADDRESSES, ADDRESSES)
-T = TypeVar("T", Link, PointToPoint, Route)
-ROUTES = st.builds(
+T = TypeVar("T", bound=Thing)
+METRICS = st.sampled_from([None, 0, 7, 1024])
+TABLES = st.sampled_from([254, 7217])
+SENDING = st.builds(
     Route,
     NETWORKS,
     DEVICES,
     st.none() | ADDRESSES,
     st.none() | ADDRESSES,
-    st.sampled_from([None, 0, 7, 1024]),
+    METRICS,
+    TABLES,
+    st.just("unicast"),
 )
+REFUSING = st.builds(
+    Route,
+    NETWORKS,
+    metric=METRICS,
+    table=TABLES,
+    kind=st.sampled_from(["unreachable", "throw"]),
+)
+ROUTES = SENDING | REFUSING
+RULES = st.builds(
+    Rule,
+    st.sampled_from([4, 6]),
+    st.integers(1, 3),
+    TABLES,
+    st.none() | st.integers(1, 2),
+    st.none() | st.just(0),
+)
+SYSCTLS = st.builds(
+    Sysctl, st.sampled_from(["net.ipv4.ip_forward", "net.a", "net.b"]), st.sampled_from("012")
+)
+FILTERS = (
+    st.builds(Masquerade, DEVICES, DEVICES)
+    | st.builds(Clamp, DEVICES, st.integers(1280, 1283))
+    | st.builds(Guard, ADDRESSES, st.integers(1, 3))
+)
+SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
+DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
 
 
 def one_per_slot(elements: st.SearchStrategy[T]) -> st.SearchStrategy[frozenset[T]]:
@@ -37,13 +79,43 @@ def one_per_slot(elements: st.SearchStrategy[T]) -> st.SearchStrategy[frozenset[
     return st.lists(elements, unique_by=slot, max_size=8).map(frozenset)
 
 
-STATES = st.builds(NetworkState, one_per_slot(LINKS), one_per_slot(PAIRS), one_per_slot(ROUTES))
+STATES = st.builds(
+    NetworkState,
+    one_per_slot(LINKS),
+    one_per_slot(PAIRS),
+    one_per_slot(ROUTES),
+    one_per_slot(RULES),
+    one_per_slot(SYSCTLS),
+    one_per_slot(FILTERS),
+    one_per_slot(DNS),
+)
+KINDS = [field.name for field in fields(NetworkState)]
+
+
+def everything(state: NetworkState) -> set[Thing]:
+    return {thing for kind in KINDS for thing in getattr(state, kind)}
+
+
+def as_state(things: Iterable[Thing]) -> NetworkState:
+    found = list(things)
+
+    def those(*kinds: type) -> frozenset[Any]:
+        return frozenset(thing for thing in found if isinstance(thing, kinds))
+
+    return NetworkState(
+        those(Link),
+        those(PointToPoint),
+        those(Route),
+        those(Rule),
+        those(Sysctl),
+        those(Masquerade, Clamp, Guard),
+        those(Dns),
+    )
 
 
 def carry_out(changes: Iterable[Change], state: NetworkState) -> NetworkState:
     """What a kernel does; it refuses to add to a slot that is taken, and to remove what is not there."""
-    everything: list[Thing] = [*state.links, *state.addresses, *state.routes]
-    things = {(type(thing), slot(thing)): thing for thing in everything}
+    things = {(type(thing), slot(thing)): thing for thing in everything(state)}
     for change in changes:
         key = type(change.what), slot(change.what)
         match change.action:
@@ -55,16 +127,7 @@ def carry_out(changes: Iterable[Change], state: NetworkState) -> NetworkState:
                 assert things.pop(key) == change.what
                 continue
         things[key] = change.what
-    links, pairs, routes = set(), set(), set()
-    for thing in things.values():
-        match thing:
-            case Link():
-                links.add(thing)
-            case PointToPoint():
-                pairs.add(thing)
-            case Route():
-                routes.add(thing)
-    return NetworkState(frozenset(links), frozenset(pairs), frozenset(routes))
+    return as_state(things.values())
 
 
 @given(STATES, STATES)
@@ -83,21 +146,12 @@ def test_there_is_no_difference_to_oneself(state: NetworkState) -> None:
 def test_what_stays_is_never_named(desired: NetworkState, actual: NetworkState) -> None:
     named = {change.what for change in difference(desired, actual)}
     named |= {change.previous for change in difference(desired, actual) if change.previous}
-    assert not named & (desired.links & actual.links)
-    assert not named & (desired.addresses & actual.addresses)
-    assert not named & (desired.routes & actual.routes)
+    assert not named & everything(desired) & everything(actual)
 
 
 @given(STATES, STATES)
 def test_what_is_not_ours_is_never_named(desired: NetworkState, actual: NetworkState) -> None:
-    known = {
-        *desired.links,
-        *desired.addresses,
-        *desired.routes,
-        *actual.links,
-        *actual.addresses,
-        *actual.routes,
-    }
+    known = everything(desired) | everything(actual)
     for change in difference(desired, actual):
         assert change.what in known
         assert change.previous is None or change.previous in known
@@ -107,22 +161,26 @@ def test_what_is_not_ours_is_never_named(desired: NetworkState, actual: NetworkS
 def test_nothing_is_removed_before_everything_new_is_there(
     desired: NetworkState, actual: NetworkState
 ) -> None:
-    kinds = [Link, PointToPoint, Route]
+    kinds: list[tuple[type, ...]] = [
+        (Sysctl,),
+        (Link,),
+        (Masquerade, Clamp, Guard),
+        (PointToPoint,),
+        (Route,),
+        (Rule,),
+        (Dns,),
+    ]
     ranks = []
     for change in difference(desired, actual):
-        rank = kinds.index(type(change.what))
-        ranks.append(5 - rank if change.action == "remove" else rank)
+        rank = next(number for number, kind in enumerate(kinds) if isinstance(change.what, kind))
+        ranks.append(2 * len(kinds) - 1 - rank if change.action == "remove" else rank)
     assert ranks == sorted(ranks)
 
 
 @given(STATES, STATES)
 def test_the_order_depends_on_the_states_alone(desired: NetworkState, actual: NetworkState) -> None:
     def shuffled(state: NetworkState) -> NetworkState:
-        return NetworkState(
-            frozenset(reversed(list(state.links))),
-            frozenset(reversed(list(state.addresses))),
-            frozenset(reversed(list(state.routes))),
-        )
+        return NetworkState(**{kind: frozenset(reversed(list(getattr(state, kind)))) for kind in KINDS})
 
     assert difference(shuffled(desired), shuffled(actual)) == difference(desired, actual)
 
@@ -149,6 +207,28 @@ def test_the_way_to_the_server_is_pinned_before_everything_goes_into_the_tunnel(
     assert [change.what for change in difference(NetworkState(), state)] == [everything, pin]
 
 
+def test_the_same_destination_in_two_tables_is_two_routes() -> None:
+    wide = ip_network("0.0.0.0/0")
+    assert slot(Route(wide, "a")) != slot(Route(wide, "a", table=7217))
+    assert slot(Route(wide, "a")) == slot(Route(wide, kind="throw"))
+
+
+def test_a_setting_and_a_resolver_are_replaced() -> None:
+    old = NetworkState(sysctls=frozenset({Sysctl("a", "0")}), dns=frozenset({Dns("tun0", ())}))
+    new = NetworkState(sysctls=frozenset({Sysctl("a", "1")}), dns=frozenset({Dns("tun0", (), ("~.",))}))
+    assert [str(change) for change in difference(new, old)] == [
+        "replace sysctl a=1",
+        "replace dns domain ~. dev tun0",
+    ]
+
+
+def test_a_rule_shows_the_way_when_the_table_is_full_and_hides_it_first() -> None:
+    route, rule = Route(ip_network("0.0.0.0/0"), "dtun-a", table=7217), Rule(4, 7217, 7217)
+    state = NetworkState(routes=frozenset({route}), rules=frozenset({rule}))
+    assert [change.what for change in difference(state, NetworkState())] == [route, rule]
+    assert [change.what for change in difference(NetworkState(), state)] == [rule, route]
+
+
 def test_changes_read_like_ip() -> None:
     gateway, source = ip_address("192.168.1.1"), ip_address("192.168.1.7")
     local, peer = ip_address("10.86.0.1"), ip_address("10.86.0.2")
@@ -164,5 +244,18 @@ def test_changes_read_like_ip() -> None:
         Change(
             "replace", Link("dtun-demo", 1400), Link("dtun-demo", 1300)
         ): "replace link dtun-demo mtu 1400",
+        Change("add", Route(network, kind="throw", table=7)): "add route throw 10.0.0.0/16 table 7",
+        Change("remove", Route(network, metric=9, kind="unreachable")): (
+            "remove route unreachable 10.0.0.0/16 metric 9"
+        ),
+        Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
+        Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
+        Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
+        Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",
+        Change("add", Clamp("dtun0", 1400)): "add filter forward dtun0 tcp maxseg for mtu 1400",
+        Change("add", Guard(gateway, 4433)): "add filter to 192.168.1.1 only udp dport 4433",
+        Change("add", Dns("dtun0", (local, peer), ("~corp", "a.org"))): (
+            "add dns 10.86.0.1 10.86.0.2 domain ~corp a.org dev dtun0"
+        ),
     }
     assert {change: str(change) for change in wanted} == wanted

@@ -1,5 +1,7 @@
 """The lock and the list of routes that a killed process leaves to its successor."""
 
+import json
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dtun.errors import UnavailableError
-from dtun.network.state import Route
+from dtun.network.state import Route, Rule, Sysctl
+from dtun.platform.linux.entries import Entry, Held, Table, encode
 from dtun.platform.linux.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
 
 PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
@@ -24,9 +27,20 @@ ROUTES = st.builds(
     st.none() | st.integers(0, 2**32 - 1),
 )
 
+KINDS = st.sampled_from(["unicast", "unreachable", "throw"])
+TABLES = st.integers(1, 2**32 - 1)
+ENTRIES = (
+    st.builds(lambda route, table, kind: replace(route, table=table, kind=kind), ROUTES, TABLES, KINDS)
+    | st.builds(
+        Rule, st.sampled_from([4, 6]), TABLES, TABLES, st.none() | TABLES, st.none() | st.integers(0, 128)
+    )
+    | st.builds(Held, st.builds(Sysctl, st.text(), st.text()), st.none() | st.text())
+    | st.builds(Table, st.text())
+)
 
-@given(st.frozensets(ROUTES, max_size=5))
-def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Route]) -> None:
+
+@given(st.frozensets(ENTRIES, max_size=5))
+def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Entry]) -> None:
     with TemporaryDirectory() as directory:
         dead = Journal("demo", Path(directory))
         assert dead.open() == frozenset()
@@ -36,6 +50,77 @@ def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Route]) 
         assert successor.open() == routes
         successor.close()
         assert list(Path(directory).iterdir()) == []
+
+
+@given(st.lists(st.tuples(st.booleans(), ENTRIES), max_size=20), st.integers(0, 50))
+def test_whatever_comes_and_goes_a_crash_loses_nothing(steps: list[tuple[bool, Entry]], torn: int) -> None:
+    """Not even in the middle of a line: what that names was not made yet."""
+    with TemporaryDirectory() as directory:
+        dead = Journal("demo", Path(directory))
+        dead.open()
+        held: set[Entry] = set()
+        for comes, entry in steps:
+            if comes:
+                dead.add([entry])
+                held.add(entry)
+            else:
+                dead.remove([entry])
+                held.discard(entry)
+        file = Path(directory) / "demo.json"
+        if held:
+            with file.open("ab") as end:
+                end.write((b'["+", ' + encode(PIN))[: -1 - torn])
+        dead.close(keep=True)
+        successor = Journal("demo", Path(directory))
+        assert successor.open() == held
+        assert successor.entries == held
+        successor.close()
+
+
+def test_ten_thousand_that_come_and_go_do_not_fill_the_directory(tmp_path: Path) -> None:
+    journal = Journal("demo", tmp_path)
+    journal.open()
+    journal.add([PIN])
+    others = [replace(PIN, metric=metric) for metric in range(1, 10_001)]
+    for first in range(0, len(others), 100):
+        journal.add(others[first : first + 100])
+        journal.remove(others[first : first + 100])
+    assert (tmp_path / "demo.json").read_bytes().count(b"\n") < 3000
+    journal.close(keep=True)
+    assert Journal("demo", tmp_path).open() == {PIN}
+
+
+def test_a_journal_of_the_version_before_is_read_and_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "demo.json"
+    pin = {"destination": "203.0.113.5/32", "device": "eth0", "gateway": "192.0.2.1"}
+    path.write_text(json.dumps({"routes": [pin | {"source": None, "metric": None}]}, indent=1) + "\n")
+    journal = Journal("demo", tmp_path)
+    assert journal.open() == {PIN}
+    assert path.read_text().startswith('{"version": 2}\n')
+    journal.close()
+
+
+def test_a_journal_of_a_later_version_is_said_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "demo.json"
+    path.write_text('{"version": 3}\nwhatever\n')
+    journal = Journal("demo", tmp_path)
+    with pytest.raises(UnavailableError, match=r"demo\.json was written by a later dtun"):
+        journal.open()
+    journal.close(keep=True)
+    assert path.exists()
+
+
+def test_others_notes_of_a_setting_are_found_but_not_ours(tmp_path: Path) -> None:
+    setting = Sysctl("net.ipv4.ip_forward", "1")
+    one, two = Journal("one", tmp_path), Journal("two", tmp_path)
+    one.open()
+    two.open()
+    one.add([Held(setting, "0"), Held(Sysctl("net.other", "1"), None)])
+    (tmp_path / "broken.json").write_text("{")
+    assert one.held_by_others(setting.name) == []
+    assert two.held_by_others(setting.name) == [Held(setting, "0")]
+    one.close()
+    two.close()
 
 
 def test_an_instance_runs_once(tmp_path: Path) -> None:
@@ -98,7 +183,17 @@ def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"routes": [{}]}', '{"routes": [{"destination": "x"}]}', "\udc80"]
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 2}\n["*", "table", "x"]\n',
+        '{"version": 2}\n["+", "chair", "x"]\n',
+        '{"routes": [{}]}',
+        '{"routes": [{"destination": "x"}]}',
+        "\udc80",
+    ],
 )
 def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "demo.json"

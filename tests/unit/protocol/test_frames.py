@@ -13,6 +13,7 @@ from dtun.protocol.frames import (
     Frame,
     Kind,
     Notice,
+    Piece,
     Probe,
     is_packet,
 )
@@ -30,12 +31,19 @@ def controls(draw: st.DrawFn) -> Control:
     )
 
 
+@st.composite
+def pieces(draw: st.DrawFn) -> Piece:
+    count = draw(st.integers(1, 255))
+    return Piece(draw(numbers), draw(st.integers(0, count - 1)), count, draw(st.binary(min_size=1)))
+
+
 any_frame: st.SearchStrategy[Frame] = st.one_of(
     controls(),
     st.builds(Ack, numbers, st.integers(0, 255)),
     st.builds(Probe, tokens, st.integers(0, 1500)),
     st.builds(Echo, tokens),
     st.builds(Notice, st.binary(max_size=FRAGMENT_SIZE)),
+    pieces(),
 )
 
 
@@ -80,6 +88,9 @@ def test_whatever_follows_a_known_first_byte_keeps_its_bounds(kind: Kind, rest: 
         ("a probe cut short", b"\x05" + bytes(7)),
         ("an echo with padding", b"\x06" + bytes(9)),
         ("a notice that is too long", b"\x07" + bytes(FRAGMENT_SIZE + 1)),
+        ("a piece of nothing", b"\x08\x00\x00\x00\x01"),
+        ("a piece beyond its count", b"\x08\x00\x00\x01\x01x"),
+        ("a piece cut short", b"\x08\x00\x00"),
         ("an IP packet", b"\x45" + bytes(19)),
     ],
 )

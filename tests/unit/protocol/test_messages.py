@@ -12,7 +12,10 @@ from dtun.protocol import messages
 from dtun.protocol.channel import MAX_MESSAGE
 from dtun.protocol.frames import FRAGMENT_SIZE
 from dtun.protocol.messages import (
+    MAX_DNS_DOMAINS,
+    MAX_DNS_SERVERS,
     MAX_REFUSALS,
+    MAX_ROUTES,
     MAX_SUBNETS,
     MIN_MTU,
     Goodbye,
@@ -52,6 +55,9 @@ any_message: st.SearchStrategy[Message] = st.one_of(
         keepalive=st.floats(0.1, 3600),
         timeout=st.floats(0.2, 86400),
         refused=st.lists(st.builds(Refusal, subnet=networks, reason=words), max_size=5).map(tuple),
+        routes=st.lists(networks, max_size=20).map(tuple),
+        dns=st.lists(st.ip_addresses(), max_size=8).map(tuple),
+        domains=st.lists(st.sampled_from(["example.org", "~corp.example", "~."]), max_size=8).map(tuple),
     ),
     st.builds(Renew, features=features),
     st.builds(
@@ -85,6 +91,9 @@ field_names = st.sampled_from(
         "address",
         "peer",
         "refused",
+        "routes",
+        "dns",
+        "domains",
         "reason",
         "text",
         "instance",
@@ -127,6 +136,12 @@ def test_no_bytes_raise(data: bytes) -> None:
         {"type": "welcome", "address": "fd00::2", "peer": "10.86.0.1"},
         {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "keepalive": 0},
         {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "timeout": 1e9},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "routes": ["10.0.0.0/8"] * 257},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "dns": ["10.0.0.1"] * 9},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "dns": ["fe80::1%eth0"]},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "domains": ["a.example"] * 33},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "domains": ["$(reboot)"]},
+        {"type": "welcome", "address": "10.86.0.2", "peer": "10.86.0.1", "domains": ["a\nb"]},
         {"type": "goodbye", "reason": "a whim"},
         {"type": "goodbye", "text": "x" * 257},
     ],
@@ -155,11 +170,18 @@ def test_the_longest_hello_fits_into_a_control_message() -> None:
     assert len(messages.encode(Hello(instance="0" * 32, subnets=tuple(subnets), mtu=65535))) <= MAX_MESSAGE
 
 
-def test_as_many_refusals_as_a_server_names_fit_into_a_control_message() -> None:
-    refusals = (
-        Refusal(subnet=IPv6Network((2**128 - 1 - n, 128)), reason="x" * 256) for n in range(MAX_REFUSALS)
+def test_the_longest_welcome_that_a_server_says_fits_into_a_control_message() -> None:
+    hosts = [IPv6Network((2**128 - 1 - number, 128)) for number in range(MAX_ROUTES)]
+    welcome = Welcome(
+        address=ADDRESS,
+        peer=PEER,
+        refused=tuple(Refusal(subnet=host, reason="x" * 256) for host in hosts[:MAX_REFUSALS]),
+        routes=tuple(hosts),
+        dns=tuple(host.network_address for host in hosts[:MAX_DNS_SERVERS]),
+        domains=("x" * 254,) * MAX_DNS_DOMAINS,
     )
-    assert len(messages.encode(Welcome(address=ADDRESS, peer=PEER, refused=tuple(refusals)))) <= MAX_MESSAGE
+    assert messages.decode(messages.encode(welcome)) == welcome
+    assert len(messages.encode(welcome)) <= MAX_MESSAGE
 
 
 def test_a_goodbye_of_200_characters_of_any_script_fits_into_one_fragment() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import grp
 import json
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,16 +15,33 @@ import pytest
 
 from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
 from dtun.service import control
-from dtun.service.control import MAX_CONNECTIONS, MAX_REQUEST_BYTES, ControlServer, ask
+from dtun.service.control import (
+    GROUP,
+    MAX_CONNECTIONS,
+    MAX_REQUEST_BYTES,
+    Answer,
+    Command,
+    ControlServer,
+    Request,
+    ask,
+)
 
 STATUS: dict[str, object] = {"role": "server", "tunnels": [{"id": "ä" * 1000}] * 100}
+
+
+def telling(answer: dict[str, object]) -> dict[str, Command]:
+    async def status(request: Request) -> Answer:
+        assert request["command"] == "status"
+        return answer
+
+    return {"status": status}
 
 
 @pytest.fixture
 async def path(tmp_path: Path) -> AsyncIterator[Path]:
     """The socket of a running server."""
     path = tmp_path / "run" / "server.sock"
-    server = ControlServer(path, lambda: STATUS, timeout=0.3)
+    server = ControlServer(path, telling(STATUS), timeout=0.3)
     await server.start()
     yield path
     await server.stop()
@@ -73,7 +92,7 @@ async def test_who_says_nothing_is_not_waited_for(path: Path) -> None:
 
 async def test_the_silent_hold_a_bounded_number_of_places(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    server = ControlServer(path, lambda: STATUS, timeout=60)
+    server = ControlServer(path, telling(STATUS), timeout=60)
     await server.start()
     silent = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS)]
     await until(lambda: len(server._connections) == MAX_CONNECTIONS)
@@ -106,14 +125,14 @@ async def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    server = ControlServer(path, lambda: STATUS)
+    server = ControlServer(path, telling(STATUS))
     await server.start()
     assert await asyncio.to_thread(ask, path) == STATUS
     await server.stop()
 
 
 async def test_a_living_dtun_is_left_alone(path: Path) -> None:
-    second = ControlServer(path, dict)
+    second = ControlServer(path, {})
     with pytest.raises(UnavailableError, match="another dtun is running"):
         await second.start()
     await second.stop()
@@ -124,16 +143,16 @@ async def test_a_file_in_the_way_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     path.write_text("precious")
     with pytest.raises(UnavailableError, match="in the way"):
-        await ControlServer(path, dict).start()
+        await ControlServer(path, {}).start()
     assert path.read_text() == "precious"
 
 
 async def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    first = ControlServer(path, lambda: {"is": "first"})
+    first = ControlServer(path, telling({"is": "first"}))
     await first.start()
     path.unlink()
-    second = ControlServer(path, lambda: {"is": "second"})
+    second = ControlServer(path, telling({"is": "second"}))
     await second.start()
     await first.stop()
     assert await asyncio.to_thread(ask, path) == {"is": "second"}
@@ -143,14 +162,14 @@ async def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
 async def test_a_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnavailableError, match="cannot make the control socket"):
-        await ControlServer(tmp_path / "file" / "a.sock", dict).start()
+        await ControlServer(tmp_path / "file" / "a.sock", {}).start()
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionDeniedError, match="no right to make the control socket"):
-        await ControlServer(tmp_path / "b.sock", dict).start()
+        await ControlServer(tmp_path / "b.sock", {}).start()
 
 
 def test_who_asks_and_gets_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +190,107 @@ def test_who_asks_and_gets_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(control, "_exchange", lambda *_, answer=answer: answer)
         with pytest.raises(DtunError, match=said):
             ask(path)
+
+
+class Doing:
+    """Commands of which one does what it is told, one refuses and one is broken."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.gate = asyncio.Event()
+
+    async def obey(self, request: Request) -> Answer:
+        self.asked.append(request)
+        await self.gate.wait()
+        return {"lines": ["done"]}
+
+    async def refuse(self, request: Request) -> Answer:
+        raise UnavailableError(f"there is no {request['id']}")
+
+    async def fail(self, request: Request) -> Answer:
+        raise RuntimeError(f"a bug, with {request}")
+
+    @property
+    def commands(self) -> dict[str, Command]:
+        return {"obey": self.obey, "refuse": self.refuse, "fail": self.fail}
+
+
+@pytest.fixture
+async def doing(tmp_path: Path) -> AsyncIterator[tuple[Path, Doing]]:
+    path, doing = tmp_path / "a.sock", Doing()
+    server = ControlServer(path, doing.commands, timeout=0.2)
+    await server.start()
+    yield path, doing
+    await server.stop()
+
+
+async def test_a_command_gets_its_arguments_and_all_the_time_that_it_needs(doing: tuple[Path, Doing]) -> None:
+    path, commands = doing
+    answer = asyncio.create_task(asyncio.to_thread(ask, path, "obey", dry_run=True))
+    await until(lambda: commands.asked == [{"command": "obey", "dry_run": True}])
+    await asyncio.sleep(0.3)  # longer than the time in which a question must have been asked
+    commands.gate.set()
+    assert await answer == {"lines": ["done"]}
+
+
+async def test_what_cannot_be_done_is_said_in_the_words_of_the_other_side(doing: tuple[Path, Doing]) -> None:
+    path, _ = doing
+    with pytest.raises(DtunError, match=r"^there is no x$") as refusal:
+        await asyncio.to_thread(ask, path, "refuse", id="x")
+    assert refusal.value.exit_code == UnavailableError.exit_code
+
+
+async def test_a_bug_in_one_command_is_logged_and_the_next_one_is_answered(
+    doing: tuple[Path, Doing], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, commands = doing
+    with pytest.raises(DtunError, match="internal error; look at the log"):
+        await asyncio.to_thread(ask, path, "fail")
+    assert "a bug" in caplog.text
+    commands.gate.set()
+    assert await asyncio.to_thread(ask, path, "obey") == {"lines": ["done"]}
+
+
+async def test_an_answer_without_end_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_ANSWER_BYTES", 1000)
+    path = tmp_path / "a.sock"
+    server = ControlServer(path, telling(STATUS))
+    await server.start()
+    with pytest.raises(DtunError, match="the answer is too long"):
+        await asyncio.to_thread(ask, path)
+    await server.stop()
+
+
+async def test_the_group_may_use_the_socket_where_it_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may give files away")
+    asked: list[str] = []
+
+    def group(name: str) -> grp.struct_group:
+        asked.append(name)
+        return grp.struct_group((name, "x", 4242, []))
+
+    monkeypatch.setattr("grp.getgrnam", group)
+    path = tmp_path / "a.sock"
+    server = ControlServer(path, {})
+    await server.start()
+    assert asked == [GROUP]
+    assert path.stat().st_gid == 4242
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    await server.stop()
+
+
+async def test_a_thousand_tunnels_are_told_in_a_tenth_of_a_second(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    tunnel = {f"value {number}": "x" * 20 for number in range(30)}
+    server = ControlServer(path, telling({"tunnels": [tunnel] * 1000}))
+    await server.start()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        await asyncio.to_thread(ask, path)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.1
+    await server.stop()

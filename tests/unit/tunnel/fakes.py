@@ -1,7 +1,9 @@
 """A host without a kernel: what it was asked for, and devices that are pairs of sockets."""
 
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import fields
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing, difference
@@ -44,6 +46,7 @@ class FakeKernel:
         self.applied = 0
         self.refuses: dict[Thing, str] = {}
         self.networks: list[LocalNetwork] = []
+        self.gateways: dict[int, NextHop] = {}
         self.hop: NextHop | None = NextHop("eth0", None, None, 1500)
         self.tuns: dict[str, FakeTun] = {}
         self.changed: Callable[[], None] = lambda: None
@@ -52,7 +55,13 @@ class FakeKernel:
 
     async def close(self) -> None: ...
 
-    def create_tun(self, name: str) -> FakeTun:
+    async def leave(self) -> None: ...
+
+    def create_tun(self, name: str, descriptor: int | None = None) -> FakeTun:
+        if descriptor is not None:
+            # The device lives on in the one who asks; what was handed over is only a copy.
+            os.close(descriptor)
+            return self.tuns[name]
         if name in self.tuns and not self.tuns[name].closed:
             raise UnavailableError(f"{name}: the name is taken")
         self.tuns[name] = FakeTun(name)
@@ -64,9 +73,10 @@ class FakeKernel:
         refused = [(change, self.refuses[change.what]) for change in changes if change.what in self.refuses]
         gone = {change.what for change, _ in refused}
         self.state = NetworkState(
-            frozenset(one for one in desired.links if one not in gone),
-            frozenset(one for one in desired.addresses if one not in gone),
-            frozenset(one for one in desired.routes if one not in gone),
+            *(
+                frozenset(one for one in getattr(desired, field.name) if one not in gone)
+                for field in fields(NetworkState)
+            )
         )
         applied = [change for change in changes if change.what not in gone]
         if refused:
@@ -76,6 +86,9 @@ class FakeKernel:
     async def next_hop(self, address: Address) -> NextHop | None:
         del address
         return self.hop
+
+    async def default_hop(self, version: int) -> NextHop | None:
+        return self.gateways.get(version)
 
     async def local_networks(self) -> list[LocalNetwork]:
         return self.networks

@@ -158,7 +158,7 @@ class World:
                 for event in end.session.take_events():
                     end.events.append(event)
                     self._react(end, event, client=to_server)
-                for datagram in end.session.take_outgoing():
+                for datagram in (*end.session.take_outgoing(), *end.session.take_probes()):
                     moved = True
                     self.network.send((to_server, path), datagram, self.now)
         return moved

@@ -188,23 +188,27 @@ async def sees_packet(site: Site, client: RawClient, data: bytes) -> None:
 class Home:
     """A whole client."""
 
-    def __init__(self, site: Site, directory: Path) -> None:
+    def __init__(self, site: Site, directory: Path, **settings: object) -> None:
         self.kernel = FakeKernel()
         self.hooks = HookLog()
-        config = ClientConfig.model_validate(
-            {
-                "servers": f"127.0.0.1:{site.port}",
-                "id": "demo",
-                "key": KEY,
-                "subnets": [str(LAN)],
-                "routes": ["192.0.2.0/24"],
-                "up": "/up",
-                "down": "/down",
-                "runtime_directory": str(directory),
-            }
-        )
-        assert config.read_key(directory, ("client",)) == []
-        self.client = Client(config, self.kernel, self.hooks, asyncio.get_running_loop())
+        self.directory = directory
+        self.settings: dict[str, object] = {
+            "servers": f"127.0.0.1:{site.port}",
+            "id": "demo",
+            "key": KEY,
+            "subnets": [str(LAN)],
+            "routes": ["192.0.2.0/24"],
+            "up": "/up",
+            "down": "/down",
+            "runtime_directory": str(directory),
+        } | settings
+        self.client = Client(self.config(), self.kernel, self.hooks, asyncio.get_running_loop())
+
+    def config(self, **settings: object) -> ClientConfig:
+        """This client's configuration, but for these settings."""
+        config = ClientConfig.model_validate(self.settings | settings)
+        assert config.read_key(self.directory, ("client",)) == []
+        return config
 
     def link(self) -> object:
         return self.client._link

@@ -17,7 +17,7 @@ from dtun.network.difference import Change
 from dtun.network.state import NetworkState
 from dtun.platform.interface import LocalNetwork
 from dtun.protocol.messages import Hello, Renew, Welcome
-from dtun.tunnel import server as server_module
+from dtun.tunnel import admission
 from dtun.tunnel.limiter import Limiter
 from tests.unit.tunnel.sites import KEY, LAN, RawClient, Site, packet, sees_packet, wait_for
 
@@ -119,7 +119,7 @@ async def test_a_client_that_talks_like_a_server_is_sent_away(
 async def test_sessions_that_never_say_hello_are_bounded(
     site: Site, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_NEWCOMERS", 2)
+    monkeypatch.setattr(admission, "MAX_NEWCOMERS", 2)
     silent = [make_client() for _ in range(4)]
     for client in silent:
         client.hello = None
@@ -139,7 +139,7 @@ async def test_sessions_that_were_replaced_are_bounded(site: Site, make_client: 
 async def test_a_client_that_comes_and_goes_does_not_fill_the_log(
     site: Site, make_client: MakeClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.server._identities["demo"].remarks = Limiter(burst=3, per_seconds=3600)
+    site.server._roster.identities["demo"].remarks = Limiter(burst=3, per_seconds=3600)
     with caplog.at_level(logging.INFO, "dtun"):
         for number in range(6):
             client = make_client()
@@ -191,7 +191,7 @@ async def test_two_that_ask_for_overlapping_subnets_at_once_do_not_both_get_them
     with first.socket, second.socket:
         for client in (first, second):
             # Their devices are there already, so that only the subnets are left to be seen to.
-            await shared.server._create("a" if client is first else "b")
+            await shared.server._roster.create("a" if client is first else "b")
         gate = slow_apply(shared)
         await until_waiting(gate, first)
         await second.until(lambda: len(shared.server._tasks._running) >= 2, "the second hello")
@@ -276,6 +276,6 @@ async def test_a_device_name_from_the_configuration_is_kept_for_its_client(tmp_p
     clients = {"demo": {"key": KEY}, "other": {"key": KEY, "tun": "dtun-demo"}}
     site = Site(tmp_path, clients=clients)
     await site.server.start()
-    assert site.server._identities["other"].tun.name == "dtun-demo"
-    assert site.server._identities["demo"].tun.name != "dtun-demo"
+    assert site.server._roster.identities["other"].tun.name == "dtun-demo"
+    assert site.server._roster.identities["demo"].tun.name != "dtun-demo"
     await site.server.stop()

@@ -1,0 +1,200 @@
+"""`dtun plan` and `dtun explain`: what a start would change on this host, and why a destination goes where it goes."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from dtun.cli.output import say
+from dtun.config import ClientConfig, Config, ServerConfig
+from dtun.config.errors import dotted
+from dtun.errors import DtunError, UnavailableError
+from dtun.network import conflicts, explain as words
+from dtun.network.conflicts import Claim, Neighbour
+from dtun.network.difference import difference
+from dtun.network.explain import Found, Served
+from dtun.network.state import Address, Link, Network, NetworkState, PointToPoint, Route
+from dtun.service.control import ask
+from dtun.tunnel import forecast
+
+NOTHING = "nothing: all of it is there already"
+
+
+def plan(config: Config) -> int:
+    """Print what a start would change now, and what is in its way. Returns 1 if something is.
+
+    Raises:
+        DtunError: the host cannot be looked at.
+    """
+    _expect_linux("dtun plan")
+    return asyncio.run(_plan_client(config.client) if config.client else _plan_server(_server_of(config)))
+
+
+def explain(config: Config, address: Address) -> int:
+    """Print where packets to `address` go now, and what in the configuration says so.
+
+    Raises:
+        DtunError: the host cannot be looked at, or a server does not run.
+    """
+    _expect_linux("dtun explain")
+    lines = asyncio.run(_explain(config, address))
+    say("\n".join(lines))
+    return 0
+
+
+async def _plan_client(config: ClientConfig) -> int:
+    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415 - as all that is only on Linux
+
+    found = await forecast.of_client(config, Onlooker())
+    there = await _there(found.after, config.tun)
+    say("At the start:")
+    await _print_changes(found.before, there)
+    say(f"With the first session, of {', '.join(map(str, config.servers))}:")
+    await _print_changes(found.after, found.before | there)
+    own = [pair.local for pair in there.addresses]
+    problems = conflicts.of_client(
+        found.routing, config.subnets, found.servers, own, await _neighbours([config.tun])
+    )
+    return _print_remarks(found.remarks, problems)
+
+
+async def _plan_server(config: ServerConfig) -> int:
+    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415
+
+    found = await forecast.of_server(config, Onlooker())
+    there = await _there(found.state, "server")
+    say("At the start:")
+    await _print_changes(found.state, there)
+    for name, routes in found.later.items():
+        if routes:
+            say(f"When {name} connects, as far as it asks for them:")
+            await _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
+    devices = [link.name for link in found.state.links]
+    claims = [Claim(config.pool, "the address pool")]
+    if config.pool6 is not None:
+        claims.append(Claim(config.pool6, "the IPv6 pool"))
+    for name, routes in found.later.items():
+        claims += [Claim(route.destination, f"behind client {name}") for route in routes]
+    return _print_remarks(found.remarks, conflicts.of_server(claims, await _neighbours(devices)))
+
+
+async def _there(desired: NetworkState, instance: str) -> NetworkState:
+    from dtun.platform.linux.inspect import existing  # noqa: PLC0415
+
+    return await existing(desired, instance)
+
+
+async def _neighbours(own: Iterable[str]) -> list[Neighbour]:
+    from dtun.platform.linux import lookup  # noqa: PLC0415
+    from dtun.platform.linux.inspect import foreign_tunnels  # noqa: PLC0415
+
+    own = list(own)
+    tunnels = await foreign_tunnels(own)
+    others = {one.device for one in tunnels}
+    local = [one for one in await lookup.local_networks(own) if one.device not in others]
+    return [
+        *(Neighbour(one.network, one.device, "local") for one in local),
+        *(Neighbour(one.destination, one.device, "vpn") for one in tunnels),
+    ]
+
+
+async def _print_changes(desired: NetworkState, there: NetworkState) -> None:
+    changes = [change for change in difference(desired, there) if change.action != "remove"]
+    for change in changes:
+        match change.what:
+            case PointToPoint() as pair if forecast.is_assumed(pair):
+                say(f"  {change.action} address (from the server{_family(pair)}) dev {pair.device}")
+            case Link() as link if link.mtu == forecast.ASSUMED_MTU:
+                say(f"  {change.action} link {link.name} mtu (of the path)")
+            case _:
+                say(f"  {change}")
+    if not changes:
+        say(f"  {NOTHING}")
+
+
+def _family(pair: PointToPoint) -> str:
+    return ", if it has IPv6" if pair.local.version == 6 else ""
+
+
+def _print_remarks(remarks: Iterable[str], problems: Iterable[str]) -> int:
+    for remark in remarks:
+        say(f"note: {remark}")
+    problems = list(problems)
+    for problem in problems:
+        say(f"conflict: {problem}")
+    return 1 if problems else 0
+
+
+async def _explain(config: Config, address: Address) -> list[str]:
+    from dtun.platform.linux.inspect import decide  # noqa: PLC0415
+    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415
+    from dtun.platform.linux.rtnetlink import ROUTE_PROTOCOL  # noqa: PLC0415
+
+    decision = await decide(address)
+    found = Found(None)
+    if decision.fate == "unicast" and decision.route is not None:
+        route = Route(
+            decision.route,
+            decision.device,
+            decision.gateway,
+            metric=decision.metric or None,
+            table=decision.table or 254,
+        )
+        found = Found(route, decision.protocol == ROUTE_PROTOCOL)
+    elif decision.fate != "no route":
+        found = Found(Route(ip_network(address), kind="unreachable"))
+    if config.client is None:
+        return words.for_server(address, _served(_server_of(config)), found)
+    foreseen = await forecast.of_client(config.client, Onlooker())
+    return words.for_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
+
+
+def _origin(config: ClientConfig) -> Callable[[Network], str]:
+    """Where in the configuration a network is written. A joined one is where the first of its parts is."""
+
+    def origin(network: Network) -> str:
+        for index, route in enumerate(config.routes):
+            if route == network:
+                return dotted(("client", "routes", index))
+        for written, place in config.around(("client",)):
+            if written.version == network.version and written.overlaps(network):
+                return place if isinstance(place, str) else dotted(place)
+        return "what the server pushes"
+
+    return origin
+
+
+def _served(config: ServerConfig) -> list[Served]:
+    """The clients that a running server has now; those of the configuration if it does not run."""
+    try:
+        status: Mapping[str, Any] = ask(config.control_socket)
+    except DtunError as error:
+        raise UnavailableError(f"{error}; who has which network is known while the server runs") from None
+    return [
+        Served(
+            row["id"],
+            row["device"],
+            row["state"],
+            tuple(ip_network(text) for text in (*row["subnets"], row["peer_address"])),
+        )
+        for row in status["tunnels"]
+    ]
+
+
+def _server_of(config: Config) -> ServerConfig:
+    assert config.server is not None  # noqa: S101 - one of the two is there, as the validation has seen to
+    return config.server
+
+
+def _expect_linux(what: str) -> None:
+    if sys.platform != "linux":
+        raise UnavailableError(f"{what} looks at Linux's routing tables; on this system see `netstat -rn`")
+
+
+def parse_address(text: str) -> Address:
+    """For the command line. Raises ValueError with a person's words."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text} is no IP address; a name has to be resolved first") from None

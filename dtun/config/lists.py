@@ -1,0 +1,78 @@
+"""Lists of networks in files of their own: one network a line, `#` starts a comment."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtun.config.errors import Location, Problem
+from dtun.config.values import parse_network
+from dtun.network.state import Network
+
+MAX_BYTES = 16 << 20
+MAX_SHOWN = 10
+"""Of what is wrong in one file. Who gives the wrong file should not get a thousand lines in answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """What a file holds. `lines` has the line of each network, from 1; `faults` are lines and what is wrong there."""
+
+    path: Path
+    networks: tuple[Network, ...]
+    lines: tuple[int, ...]
+    faults: tuple[tuple[int, str], ...] = ()
+
+    def problems(self, location: Location) -> Iterator[Problem]:
+        """The faults, for the setting at `location` that names the file."""
+        for line, message in self.faults[:MAX_SHOWN]:
+            yield Problem(location, message, elsewhere=f"{self.path}:{line}")
+        more = len(self.faults) - MAX_SHOWN
+        if more > 0:
+            message = f"and {more} more; is it a list of networks, one a line?"
+            yield Problem(location, message, elsewhere=str(self.path))
+
+
+def read(path: Path) -> NetworkList:
+    """Read the list at `path`.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read. Lines that are wrong do not raise.
+    """
+    # Not splitlines(): editors count only line feeds.
+    text = _content(path).decode("utf-8-sig", errors="replace")
+    networks: list[Network] = []
+    lines: list[int] = []
+    faults: list[tuple[int, str]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        written = line.partition("#")[0].strip()
+        if not written:
+            continue
+        try:
+            networks.append(parse_network(written))
+        except ValueError as error:
+            faults.append((number, str(error)))
+        else:
+            lines.append(number)
+    return NetworkList(path, tuple(networks), tuple(lines), tuple(faults))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        # Non-blocking: a FIFO in this place must not hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{path} is not a file; give the path of a list of networks, one a line")
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; correct the path, or write the list") from None
+    except PermissionError:
+        message = f"{path} cannot be read by this user; start dtun as the file's owner or as root"
+        raise ValueError(message) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB; is it a list of networks?")
+    return content

@@ -1,0 +1,48 @@
+"""macOS's utun as the data plane sees it: one packet for each read and write, behind its address family.
+
+| address family u32, big-endian: 2 for IPv4, 30 for IPv6 | packet |          (xnu, bsd/net/if_utun.c)
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import MAX_PACKET, Accepts
+
+HEADER_SIZE: Final = 4
+_HEADERS: Final = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
+
+
+class UtunDevice:
+    """Packets without their headers on the one side, and with them on the other."""
+
+    def __init__(self, descriptor: int, counters: Counters) -> None:
+        self._descriptor = descriptor
+        self._counters = counters
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read(self) -> Sequence[bytes]:
+        packet = os.read(self._descriptor, HEADER_SIZE + MAX_PACKET)[HEADER_SIZE:]
+        counters = self._counters
+        counters.tx_packets += 1
+        counters.tx_bytes += len(packet)
+        return (packet,)
+
+    def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
+        counters, others = self._counters, []
+        for packet in plaintexts:
+            header = _HEADERS.get(packet[0] >> 4) if packet else None
+            if header is None:
+                others.append(packet)
+            elif accepts(packet, 0):
+                try:
+                    os.writev(self._descriptor, (header, packet))
+                except OSError as error:
+                    counters.dropped("tun write", error)
+                else:
+                    counters.rx_packets += 1
+                    counters.rx_bytes += len(packet)
+        return others

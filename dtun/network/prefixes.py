@@ -1,0 +1,137 @@
+"""Arithmetic with networks: join them, take some out of others, look addresses up. Pure, for lists of thousands.
+
+A network is handled as the numbers of its first and its last address. Two CIDR blocks (RFC 4632, section 3.1) either
+lie one inside the other or have nothing in common, so a sorted list needs to be walked only once. Results are in
+order: IPv4 before IPv6, then by address.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from dtun.network.state import Address, Network
+
+_ADDRESSES = (IPv4Address, IPv6Address)  # isinstance() takes its time with a union
+
+
+class Prefixes:
+    """Many networks, made ready for one `in` after the other. It is about the union of them, see `covers`."""
+
+    __slots__ = ("_spans",)
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._spans: dict[int, tuple[list[int], list[int]]] = {4: ([], []), 6: ([], [])}
+        for network in aggregate(networks):
+            first, last = _span(network)
+            firsts, lasts = self._spans[network.version]
+            firsts.append(first)
+            lasts.append(last)
+
+    def __contains__(self, inner: Address | Network) -> bool:
+        first, last = _span(inner)
+        firsts, lasts = self._spans[inner.version]
+        index = bisect_right(firsts, first) - 1
+        return index >= 0 and last <= lasts[index]
+
+
+def covers(networks: Iterable[Network] | Prefixes, inner: Address | Network) -> bool:
+    """Whether every address of `inner` is in one of `networks`: two halves of a network cover it as well.
+
+    A list is walked for each call; for many calls on a long one, make `Prefixes` of it first.
+    """
+    if isinstance(networks, Prefixes):
+        return inner in networks
+    first, last = _span(inner)
+    parts: list[Network] = []
+    for network in networks:
+        if network.version == inner.version:
+            begin, end = _span(network)
+            if begin <= first and last <= end:
+                return True
+            if first < begin <= last or first <= end < last:
+                parts.append(network)
+    joined = aggregate(parts)
+    return len(joined) == 1 and _span(joined[0]) == (first, last)
+
+
+def aggregate(networks: Iterable[Network]) -> list[Network]:
+    """The shortest list of networks with the same addresses in them."""
+    by_version: dict[int, dict[tuple[int, int], Network]] = {4: {}, 6: {}}
+    for network in networks:
+        by_version[network.version][int(network.network_address), network.prefixlen] = network
+    return [network for blocks in by_version.values() for network in _joined(blocks)]
+
+
+def _joined(blocks: dict[tuple[int, int], Network]) -> Iterator[Network]:
+    """Of one IP version: without those inside of others, and the two halves of a network as that network."""
+    if not blocks:
+        return
+    bits = next(iter(blocks.values())).max_prefixlen
+    kept: list[tuple[int, int]] = []
+    end = -1  # the last address of what is kept
+    for first, length in sorted(blocks):
+        if first <= end:
+            continue
+        end = first | _host_mask(bits - length)
+        start, prefix = first, length
+        # The upper half has come: does its lower half wait for it?
+        while kept and kept[-1] == (start ^ (1 << (bits - prefix)), prefix):
+            start, prefix = kept.pop()
+            prefix -= 1
+        kept.append((start, prefix))
+    for block in kept:
+        yield blocks.get(block) or _network(bits, *block)
+
+
+def subtract(included: Iterable[Network], excluded: Iterable[Network]) -> list[Network]:
+    """The shortest list of networks with the addresses of `included` that are in none of `excluded`."""
+    holes: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
+    for network in aggregate(excluded):
+        holes[network.version].append(_span(network))
+    return [left for network in aggregate(included) for left in _without(network, holes[network.version])]
+
+
+def _without(network: Network, holes: list[tuple[int, int]]) -> Iterator[Network]:
+    """What is left of a network. The holes are in order, and none touches half of another."""
+    start, end = _span(network)
+    index = bisect_left(holes, start, key=lambda hole: hole[1])
+    if index == len(holes) or end < holes[index][0]:
+        yield network
+        return
+    while start <= end:
+        first, last = holes[index] if index < len(holes) else (end + 1, end + 1)
+        yield from _cover(network.max_prefixlen, start, min(first - 1, end))
+        start = last + 1
+        index += 1
+
+
+def _cover(bits: int, first: int, last: int) -> Iterator[Network]:
+    """The fewest networks that are the addresses from `first` to `last`; none if there are none."""
+    while first <= last:
+        # As large as the alignment of its start allows, and as what is left to cover.
+        aligned = (first & -first).bit_length() - 1 if first else bits
+        host_bits = min(aligned, (last - first + 1).bit_length() - 1)
+        yield _network(bits, first, bits - host_bits)
+        first += 1 << host_bits
+
+
+def halves(networks: Iterable[Network]) -> list[Network]:
+    """Everything as two halves, so that the default route itself stays as it is; the rest unchanged."""
+    return [
+        part for network in networks for part in (network.subnets() if network.prefixlen == 0 else (network,))
+    ]
+
+
+def _span(of: Address | Network) -> tuple[int, int]:
+    if isinstance(of, _ADDRESSES):
+        return int(of), int(of)
+    first = int(of.network_address)
+    return first, first | _host_mask(of.max_prefixlen - of.prefixlen)
+
+
+def _host_mask(host_bits: int) -> int:
+    return (1 << host_bits) - 1
+
+
+def _network(bits: int, first: int, length: int) -> Network:
+    return IPv4Network((first, length)) if bits == 32 else IPv6Network((first, length))

@@ -1,0 +1,147 @@
+"""The bytes of nfnetlink: attributes, messages, a batch that holds or fails as a whole, and the kernel's answers. Pure.
+
+A message (linux/netlink.h, linux/netfilter/nfnetlink.h), in the host's byte order but for the last field:
+
+     0                   1                   2                   3
+     0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+    +---------------------------------------------------------------+
+    | length in bytes, with this header                             |  struct nlmsghdr
+    +-------------------------------+-------------------------------+
+    | type: subsystem << 8 | kind   | flags (NLM_F_...)             |
+    +-------------------------------+-------------------------------+
+    | sequence number                                               |
+    +---------------------------------------------------------------+
+    | port id: 0, the kernel fills it in                            |
+    +---------------+---------------+-------------------------------+
+    | family        | version: 0    | resource id (big-endian)      |  struct nfgenmsg
+    +---------------+---------------+-------------------------------+
+    | attributes ...                                                |
+    +---------------------------------------------------------------+
+
+An attribute (struct nlattr); its value is padded to four bytes, which `length` does not count. Numbers in the values
+of nf_tables are big-endian:
+
+    +-------------------------------+-------------------------------+
+    | length in bytes, with these 4 | kind, NLA_F_NESTED (bit 15)   |
+    +-------------------------------+-------------------------------+
+    | value ...                                                     |
+    +---------------------------------------------------------------+
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_HEADER: Final = struct.Struct("=IHHII")
+_NFGEN: Final = struct.Struct(">BBH")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_ERROR: Final = struct.Struct("=i")
+_NUMBER: Final = struct.Struct(">I")
+
+_NLA_F_NESTED: Final = 1 << 15
+_NLMSG_ERROR: Final = 2
+_NFNL_SUBSYS_NFTABLES: Final = 10
+_NFNL_MSG_BATCH_BEGIN: Final = 16
+_NFNL_MSG_BATCH_END: Final = 17
+
+NLM_F_REQUEST: Final = 0x1
+NLM_F_ACK: Final = 0x4
+NLM_F_CREATE: Final = 0x400
+NLM_F_APPEND: Final = 0x800
+
+# From linux/netfilter.h and linux/netfilter/nf_tables.h.
+NFPROTO_UNSPEC: Final = 0
+NFPROTO_INET: Final = 1
+NFT_MSG_NEWTABLE: Final = 0
+NFT_MSG_GETTABLE: Final = 1
+NFT_MSG_DELTABLE: Final = 2
+NFT_MSG_NEWCHAIN: Final = 3
+NFT_MSG_NEWRULE: Final = 6
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute with its padding."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+
+
+def number(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits; a negative number in two's complement."""
+    return attribute(kind, _NUMBER.pack(value & 0xFFFFFFFF))
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute that is a name, with the zero byte at its end."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute that is made of others."""
+    return attribute(kind | _NLA_F_NESTED, b"".join(attributes))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request to nf_tables in the family inet. `purpose`: what it is good for, to tell a person if it is refused."""
+
+    kind: int
+    attributes: bytes
+    flags: int = 0
+    purpose: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the kernel says to the message with this sequence number; `error` is an errno, 0 if it is done."""
+
+    sequence: int
+    error: int
+
+
+def request(message: Message) -> bytes:
+    """A single question, outside of a batch; its sequence number is 0."""
+    return _nftables(message, 0, 0)
+
+
+def batch(messages: Sequence[Message]) -> bytes:
+    """One datagram that the kernel carries out as a whole or not at all.
+
+    The first of `messages` has the sequence number 1: 0 is that of the frame around them, to which the kernel answers
+    when it rejects everything (a missing right, for one). The last asks for an answer in any case.
+    """
+    last = len(messages)
+    return b"".join(
+        (
+            _frame(_NFNL_MSG_BATCH_BEGIN, 0),
+            *(
+                _nftables(message, NLM_F_ACK if sequence == last else 0, sequence)
+                for sequence, message in enumerate(messages, 1)
+            ),
+            _frame(_NFNL_MSG_BATCH_END, last + 1),
+        )
+    )
+
+
+def answers(data: bytes) -> Iterator[Answer]:
+    """The answers in one datagram from the kernel. Whatever comes instead of an error is what was asked for."""
+    position = 0
+    while position + _HEADER.size <= len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, position)
+        error = _ERROR.unpack_from(data, position + _HEADER.size)[0] if kind == _NLMSG_ERROR else 0
+        yield Answer(sequence, -error)
+        position += max(length + -length % 4, _HEADER.size)
+
+
+def _nftables(message: Message, more_flags: int, sequence: int) -> bytes:
+    kind = _NFNL_SUBSYS_NFTABLES << 8 | message.kind
+    body = _NFGEN.pack(NFPROTO_INET, 0, 0) + message.attributes
+    return _packed(kind, NLM_F_REQUEST | message.flags | more_flags, sequence, body)
+
+
+def _frame(kind: int, sequence: int) -> bytes:
+    return _packed(kind, NLM_F_REQUEST, sequence, _NFGEN.pack(NFPROTO_UNSPEC, 0, _NFNL_SUBSYS_NFTABLES))
+
+
+def _packed(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body

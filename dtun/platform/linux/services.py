@@ -1,0 +1,36 @@
+"""What is not netlink's routing part: the packet filter and the resolver, each made when it is first needed."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dtun.platform.linux.firewall import Firewall
+
+if TYPE_CHECKING:
+    from dtun.platform.linux.resolved import Resolved
+
+
+class Services:
+    """Those of one instance."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    @cached_property
+    def firewall(self) -> Firewall:
+        return Firewall(self.table)
+
+    @cached_property
+    def resolved(self) -> "Resolved":
+        # Late: it imports a D-Bus library, which only those need who give name servers.
+        from dtun.platform.linux.resolved import Resolved  # noqa: PLC0415
+
+        return Resolved()
+
+    async def close(self) -> None:
+        """Let go of their sockets. What they have put in place stays."""
+        if "firewall" in self.__dict__:
+            self.firewall.close()
+            del self.firewall
+        if "resolved" in self.__dict__:
+            await self.resolved.close()
+            del self.resolved

@@ -1,0 +1,138 @@
+"""A client on a Mac, as far as Linux can be one, and a real server on Linux, with a network between them.
+
+    mac 192.0.2.2 ---- 192.0.2.1 linux
+    utun0 10.86.0.2 ========== 10.86.0.1
+
+The Mac's utun, routes and addresses are the fake kernel's; UDP, the handshake and every packet are real.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from daemon import Daemon, can_ping, make_key
+from topology import Host, Topology, missing, sweep, wait_for
+
+from dtun.errors import DtunError
+from dtun.service.control import ask
+
+SIMULATED = Path(__file__).parent / "simulated.py"
+
+SEND_A_TRAIN = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(17, 103, 1000)   # UDP_SEGMENT: one send, four datagrams
+sock.sendto(bytes(4000), ("10.86.0.2", 9))
+"""
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def net() -> Iterator[Topology]:
+    """An empty topology."""
+    if reason := missing():
+        pytest.skip(f"network namespaces cannot be made here: {reason}")
+    sweep()
+    with Topology() as topology:
+        yield topology
+
+
+class Mac:
+    """A client process that takes this system for macOS."""
+
+    def __init__(self, host: Host, directory: Path, section: dict[str, object]) -> None:
+        self.run = directory / "run"
+        self.log_path = directory / "mac.log"
+        config = directory / "mac.yaml"
+        config.write_text(yaml.safe_dump({"client": {"runtime_directory": str(self.run), **section}}))
+        command = (str(SIMULATED), "client", "-c", str(config))
+        pipe = subprocess.PIPE
+        with self.log_path.open("w") as log:
+            self.process = host.python(*command, stdin=pipe, stdout=pipe, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def row(self) -> dict[str, object]:
+        """Its status; empty while there is none."""
+        assert self.process.poll() is None, self.log
+        try:
+            status = ask(self.run / "dtun0.sock")
+        except DtunError:
+            return {}
+        (row,) = status["tunnels"]
+        return dict(row)
+
+    def tell(self, command: str) -> str:
+        """Say this to the host behind the device; its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def stop(self) -> tuple[int, str]:
+        """End it as launchd does; its exit code and last words."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        last = self.process.stdout.read().strip()
+        return self.process.wait(10), last
+
+
+def test_a_mac_and_a_linux_server(net: Topology, tmp_path: Path) -> None:
+    mac, linux = net.host("mac"), net.host("linux")
+    net.cable(mac, "eth0", linux, "eth0", "192.0.2.2/24", "192.0.2.1/24")
+    key = make_key(tmp_path)
+    server = Daemon(
+        linux,
+        "server",
+        {"listen": ["192.0.2.1"], "clients": {"mac": {"key_file": str(key), "subnets": ["10.0.0.0/16"]}}},
+        tmp_path,
+    )
+    client = Mac(
+        mac,
+        tmp_path,
+        {
+            "servers": ["192.0.2.1"],
+            "id": "mac",
+            "key_file": str(key),
+            "subnets": ["10.0.0.0/16"],
+            "routes": "everything",
+            "on_disconnect": "block",
+        },
+    )
+    row = wait_for(lambda: _connected(client.row()), f"the Mac to be connected\n{client.log}", 20)
+    assert (row["device"], row["address"]) == ("utun0", "10.86.0.2"), "its real name, not the configured one"
+    server.wait_connected("mac")
+
+    # Both ways, through real records.
+    assert can_ping(linux, "10.86.0.2", count=20)
+    assert client.tell("ping 10.86.0.1") == "reply from 10.86.0.1"
+
+    # What the Mac's kernel was told.
+    assert client.tell("way 1.1.1.1") == client.tell("way 129.1.1.1") == "utun0"
+    assert client.tell("way 192.0.2.1") == "en0 192.168.1.1"
+    assert client.tell("way 2606:4700::1") == "refused"
+
+    # It takes no super-packets, and Linux sends it none.
+    linux.python("-c", SEND_A_TRAIN).wait(10)
+    wait_for(lambda: client.tell("heard") == "1000 1000 1000 1000", "four datagrams, each complete")
+
+    assert client.tell("sleep 3600") == "asleep"
+    wait_for(
+        lambda: "the computer has slept for 3600 s" in client.log, f"the sleep to be noticed\n{client.log}"
+    )
+    assert can_ping(linux, "10.86.0.2")
+
+    assert client.stop() == (0, "left behind: 0 routes, 0 devices")
+    assert "Traceback" not in client.log
+    assert server.stop() == 0
+
+
+def _connected(row: dict[str, object]) -> dict[str, object]:
+    return row if row.get("state") == "connected" else {}

@@ -1,0 +1,151 @@
+"""What others take away from us comes back by itself."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import kernels
+import pytest
+from kernels import PIN, TUN, into, opened, state, tunnel, until
+from topology import Host
+
+from dtun.network.state import NetworkState, Route, Rule
+from dtun.platform.linux import repair
+
+host, runtime = kernels.host, kernels.runtime
+
+TABLE = 7217
+WANTED = state(
+    PIN,
+    into("10.1.0.0/16"),
+    into("fd01::/48"),
+    Route(ip_network("0.0.0.0/1"), metric=0xFFFF0000, kind="unreachable"),
+    Route(ip_network("::/0"), table=TABLE, kind="throw"),
+    Route(ip_network("0.0.0.0/0"), TUN, table=TABLE),
+) | NetworkState(rules=frozenset({Rule(4, 7217, TABLE, unless_mark=5), Rule(6, 7217, TABLE)}))
+
+
+def seen(host: Host) -> str:
+    """All that is ours, as ip(8) shows it."""
+    looks = (
+        "-4 route show table all proto 217",
+        "-6 route show table all proto 217",
+        "-4 rule",
+        "-6 rule",
+        f"address show dev {TUN}",
+    )
+    return "\n".join("\n".join(sorted(host.ip(look).splitlines())) for look in looks)
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        "-4 route flush table main proto 217",
+        "-6 route flush table main proto 217",
+        "-4 route flush table all proto 217",
+        "route del 203.0.113.5",
+        "route del unreachable 0.0.0.0/1",
+        "-6 route del throw ::/0 table 7217",
+        f"-6 route del fd01::/48 dev {TUN}",
+        "rule del priority 7217",
+        "-6 rule del priority 7217",
+        f"address del 10.86.0.1 peer 10.86.0.2 dev {TUN}",
+        f"address del fd86::1 peer fd86::2 dev {TUN}",
+        f"link set {TUN} down",
+        "link set eth0 down",
+    ],
+)
+def test_what_is_taken_comes_back(host: Host, runtime: Path, theft: str) -> None:
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, _):
+            await linux.apply(WANTED)
+            before = seen(host)
+            for arguments in (theft, "link set eth0 up"):
+                host.ip(arguments)
+            await until(lambda: seen(host) == before, f"the repair after `ip {theft}`")
+            assert await linux.apply(WANTED) == []
+
+    host.play(story)
+
+
+def test_one_line_in_the_log_says_what_was_put_back(
+    host: Host, runtime: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "FIRST_DELAY", 0.1)
+    caplog.set_level(logging.WARNING, logger="dtun.platform.linux.repair")
+
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, _):
+            await linux.apply(WANTED)
+            before = seen(host)
+            for _ in range(3):
+                host.ip("route del 203.0.113.5")
+                await until(lambda: seen(host) == before, "the pin")
+
+    host.play(story)
+    assert caplog.messages == ["put back what was taken from us: route 203.0.113.5/32 via 192.0.2.1 dev eth0"]
+
+
+def test_our_own_work_is_no_reason_to_look(
+    host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, tun):
+            assert linux._open is not None
+            suspicions: list[bytes] = []
+            learn = linux._losses.learn
+
+            def spy(data: bytes) -> bool:
+                if learn(data):
+                    suspicions.append(data)
+                return False
+
+            monkeypatch.setattr(linux._losses, "learn", spy)
+            await linux.apply(WANTED)
+            await linux.apply(state(into("10.1.0.0/16"), mtu=1300))
+            await linux.apply(WANTED)
+            tun.close()
+            await linux.apply(NetworkState())
+            await hears_something(linux.watch, host)
+            assert len(suspicions) == 0
+
+    host.play(story)
+
+
+async def hears_something(watch: Callable[[Callable[[], None]], None], host: Host) -> None:
+    """Until the monitor has read all that came before."""
+    heard = asyncio.Event()
+    watch(heard.set)
+    host.ip("route add default via 192.0.2.9 metric 77")
+    await asyncio.wait_for(heard.wait(), 10)
+
+
+def test_what_is_wanted_no_more_is_not_put_back(host: Host, runtime: Path) -> None:
+    async def story() -> None:
+        async with opened(runtime) as linux:
+            await linux.apply(NetworkState(routes=frozenset({PIN})))
+            other = Route(ip_network("203.0.113.6/32"), "eth0", ip_address("192.0.2.1"))
+            host.ip("route flush proto 217")
+            await linux.apply(NetworkState(routes=frozenset({other})))
+            await until(lambda: kernels.routes(host) == {"203.0.113.6 via 192.0.2.1 dev eth0 onlink"}, "it")
+            assert linux._journal.entries == {other}
+
+    host.play(story)
+
+
+def test_ten_thousand_routes_that_were_flushed_come_back(host: Host, runtime: Path) -> None:
+    wanted = frozenset(
+        Route(ip_network((0x0B000000 + n * 256, 24)), "eth0", kernels.GATEWAY) for n in range(10_000)
+    )
+
+    async def story() -> None:
+        async with opened(runtime) as linux:
+            await linux.apply(NetworkState(routes=wanted))
+            await asyncio.to_thread(host.ip, "route flush proto 217")
+            await until(
+                lambda: host.ip("route show proto 217").count("\n") == len(wanted), "all of the routes"
+            )
+
+    host.play(story)

@@ -1,0 +1,151 @@
+"""`dtun reload`, `dtun kick` and `dtun status --watch`, with somebody who answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtun.cli import main, running, watch
+from dtun.errors import UnavailableError
+from dtun.service.control import RefusedError
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Answering:
+    """Takes the place of `ask`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.answer: dict[str, Any] | Exception = {"lines": ["one", "two\x1b[2J"], "failed": False}
+
+    def __call__(self, path: Path, command: str, *, timeout: float = 5, **arguments: Any) -> dict[str, Any]:
+        del timeout
+        self.asked.append((path.name, command, arguments))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Answering:
+    made = Answering()
+    monkeypatch.setattr(running, "ask", made)
+    return made
+
+
+def test_reload_prints_what_it_meant(answering: Answering, capsys: Capture) -> None:
+    assert main(["reload", "--socket", "/x/server.sock"]) == 0
+    assert capsys.readouterr().out == "one\ntwo?[2J\n"
+    assert main(["reload", "--dry-run", "--socket", "/x/server.sock"]) == 0
+    assert answering.asked == [
+        ("server.sock", "reload", {"dry_run": False}),
+        ("server.sock", "reload", {"dry_run": True}),
+    ]
+
+
+def test_reload_tells_by_the_exit_code_that_not_all_of_it_worked(
+    answering: Answering, capsys: Capture
+) -> None:
+    answering.answer = {"lines": ["error: no"], "failed": True}
+    assert main(["reload", "--socket", "/x"]) == 1
+    answering.answer = RefusedError("dtun.yaml:1:1: is wrong\nreload: nothing was changed", 78)
+    assert main(["reload", "--socket", "/x"]) == 78
+    assert capsys.readouterr().err == "dtun: dtun.yaml:1:1: is wrong\ndtun: reload: nothing was changed\n"
+
+
+def test_kick_names_the_client(answering: Answering, capsys: Capture) -> None:
+    assert main(["kick", "demo", "--socket", "/x"]) == 0
+    assert answering.asked == [("x", "kick", {"id": "demo"})]
+    capsys.readouterr()
+
+
+@pytest.fixture
+def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a server and two clients run, and none of them is in the default configuration."""
+    monkeypatch.setattr("dtun.cli.status.DEFAULT_CONFIG", tmp_path / "none.yaml")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    for name in ("dtun0.sock", "dtun1.sock", "server.sock"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_of_several_the_server_is_asked_to_kick(several: Path, answering: Answering) -> None:
+    del several
+    assert main(["kick", "demo"]) == 0
+    assert answering.asked[0][0] == "server.sock"
+
+
+def test_of_several_none_is_reloaded_by_guess(several: Path, answering: Answering, capsys: Capture) -> None:
+    assert main(["reload"]) == 69
+    said = capsys.readouterr().err
+    assert "several dtun run here; say which one with --socket: " in said
+    assert str(several / "dtun1.sock") in said
+    assert answering.asked == []
+
+
+@pytest.mark.parametrize("code", [0, 256, "69", None])
+def test_an_exit_code_of_another_version_is_one_all_the_same(code: object) -> None:
+    assert RefusedError("no", code).exit_code == 1
+
+
+class Pictures:
+    """What is to be seen, one picture after the other; then somebody types Ctrl-C."""
+
+    def __init__(self, *pictures: str | Exception) -> None:
+        self._left = list(pictures)
+        self.pauses: list[float] = []
+
+    def __call__(self) -> str:
+        picture = self._left.pop(0)
+        if isinstance(picture, Exception):
+            raise picture
+        return picture
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+def test_watch_shows_one_picture_after_the_other_until_interrupted(capsys: Capture) -> None:
+    pictures = Pictures("one", UnavailableError("no dtun is running"), "two")
+    assert watch.watch(pictures, pictures.pause) == 0
+    assert capsys.readouterr().out == "one\ndtun: no dtun is running\ntwo\n"
+    assert pictures.pauses == [watch.INTERVAL] * 3
+
+
+def test_watch_on_a_terminal_stays_on_its_screen(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("LINES", "4")
+    monkeypatch.setenv("COLUMNS", "5")
+    pictures = Pictures("1234567\nb\nc\nd\ne")
+    assert watch.watch(pictures, pictures.pause) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("\x1b[H12345\x1b[K\nb\x1b[K\n... a\x1b[K\n\x1b[J")
+    assert shown.count("\n") <= 4 + 1
+
+
+def test_watch_ends_when_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "say", lambda _: False)
+    pictures = Pictures("one")
+    assert watch.watch(pictures, pictures.pause) == 0
+    assert pictures.pauses == []
+
+
+def test_status_can_be_watched(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    seen: list[str] = []
+
+    def once(picture: Callable[[], str]) -> int:
+        seen.append(picture())
+        return 0
+
+    monkeypatch.setattr("dtun.cli.watch.watch", once)
+    monkeypatch.setattr("dtun.cli.status.ask", lambda _: {"role": "client", "tunnels": []})
+    assert main(["status", "--watch", "--json", "--socket", "/x"]) == 0
+    assert json.loads(seen[0])["role"] == "client"
+    with pytest.raises(SystemExit):
+        main(["status", "--watch", "--check"])
+    capsys.readouterr()

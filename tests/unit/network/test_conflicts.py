@@ -1,0 +1,60 @@
+"""What the plan warns of before anything is changed."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from dtun.network.conflicts import Claim, Neighbour, of_client, of_server, relation
+from dtun.network.plan import Routing
+from dtun.network.state import Network
+
+LAN = Neighbour(ip_network("192.168.1.0/24"), "eth0", "local")
+VPN = Neighbour(ip_network("10.8.0.0/16"), "wg0", "vpn")
+
+
+def nets(*texts: str) -> tuple[Network, ...]:
+    return tuple(ip_network(text) for text in texts)
+
+
+def client(*included: str, bypassed: str = "", subnets: str = "") -> list[str]:
+    routing = Routing("dtun0", nets(*included), nets(*bypassed.split()))
+    servers, own = [ip_address("198.51.100.7")], [ip_address("10.86.0.2")]
+    return of_client(routing, nets(*subnets.split()), servers, own, [LAN, VPN])
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            client("172.17.0.0/16", bypassed="172.16.0.0/12"),
+            "172.17.0.0/16 is to go through the tunnel, but is inside 172.16.0.0/12",
+        ),
+        (
+            client(bypassed="10.86.0.0/16"),
+            "10.86.0.0/16 is kept out of the tunnel, but contains the tunnel's own address",
+        ),
+        (client(subnets="198.51.100.0/24"), "contains the server 198.51.100.7: a loop"),
+        (client("192.168.1.0/24"), "is this host's own network 192.168.1.0/24 (eth0): the route there stays"),
+        (client("192.168.1.128/25"), "is part of this host's own network 192.168.1.0/24 (eth0)"),
+        (client("10.0.0.0/8"), "contains a network of another VPN, 10.8.0.0/16 (wg0)"),
+    ],
+)
+def test_a_conflict_is_told_in_one_line(found: list[str], words: str) -> None:
+    (line,) = found
+    assert words in line
+
+
+def test_everything_conflicts_with_nothing() -> None:
+    assert client("0.0.0.0/0") == []
+
+
+def test_a_subnet_of_a_client_that_the_server_is_in_itself() -> None:
+    (line,) = of_server([Claim(ip_network("192.168.0.0/16"), "behind client home")], [LAN])
+    assert line.startswith(
+        "192.168.0.0/16, behind client home, contains this host's own network 192.168.1.0/24"
+    )
+
+
+def test_apart() -> None:
+    assert relation(ip_network("10.0.0.0/8"), ip_network("fd00::/8")) is None
+    assert relation(ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9")) is None

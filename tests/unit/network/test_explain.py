@@ -1,0 +1,76 @@
+"""`dtun explain`: what happens to a destination, and why, in words."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from dtun.network.explain import Found, Served, for_client, for_server
+from dtun.network.plan import Routing
+from dtun.network.state import Route
+
+SERVER = ip_address("198.51.100.7")
+ROUTING = Routing("dtun0", (ip_network("0.0.0.0/0"),), (ip_network("203.0.113.0/24"),))
+INTO = Found(Route(ip_network("0.0.0.0/1"), "dtun0"), ours=True)
+OUT = Found(Route(ip_network("0.0.0.0/0"), "eth0", ip_address("192.168.1.1")))
+REFUSED = Found(Route(ip_network("0.0.0.0/1"), metric=9, kind="unreachable"), ours=True)
+
+
+def explained(address: str, found: Found, routing: Routing = ROUTING) -> str:
+    origin = {"203.0.113.0/24": "/etc/list.txt:7"}
+    lines = for_client(
+        ip_address(address),
+        routing,
+        [SERVER],
+        lambda network: origin.get(str(network), "client.routes"),
+        found,
+    )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("address", "found", "words"),
+    [
+        (
+            "8.8.8.8",
+            INTO,
+            ["goes through the tunnel (dtun0)", "client.routes sends 0.0.0.0/0", "dtun has made it"],
+        ),
+        (
+            "203.0.113.9",
+            OUT,
+            ["goes out of eth0 by way of 192.168.1.1", "/etc/list.txt:7 keeps 203.0.113.0/24 out"],
+        ),
+        ("198.51.100.7", OUT, ["it is a server of this tunnel"]),
+        ("8.8.8.8", REFUSED, ["is refused: nothing leaves this host (dtun blocks it)", "is dtun connected"]),
+        ("8.8.8.8", OUT, ["not through the tunnel", "but:   the configuration wants it in the tunnel"]),
+        ("203.0.113.9", INTO, ["but:   the configuration wants it outside"]),
+        ("8.8.8.8", Found(None), ["cannot be reached: the host has no route to it"]),
+        ("2001:db8::1", REFUSED, ["IPv6 may not leave beside it"]),
+    ],
+)
+def test_a_client(address: str, found: Found, words: list[str]) -> None:
+    text = explained(address, found)
+    for part in words:
+        assert part in text
+
+
+def test_what_nobody_has_named() -> None:
+    assert "the host's own routes decide" in explained("8.8.8.8", OUT, Routing("dtun0"))
+
+
+HOME = Served("home", "dtun-home", "connected", (ip_network("10.0.0.0/16"), ip_network("10.86.0.2/32")))
+AWAY = Served("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
+
+
+@pytest.mark.parametrize(
+    ("address", "device", "words"),
+    [
+        ("10.0.3.4", "dtun-home", "10.0.0.0/16 belongs to client home (dtun-home), which is connected"),
+        ("10.0.9.4", "dtun-away", "packets are dropped until that client is back"),
+        ("10.0.3.4", "eth1", "a route of another program comes before that client's"),
+        ("192.0.2.1", "eth0", "no client has it behind it"),
+    ],
+)
+def test_a_server(address: str, device: str, words: str) -> None:
+    found = Found(Route(ip_network("10.0.0.0/16"), device))
+    assert words in "\n".join(for_server(ip_address(address), [HOME, AWAY], found))

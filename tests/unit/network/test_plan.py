@@ -1,0 +1,261 @@
+"""The plan, judged as a kernel would read it: where does a packet to this address go, in each mode and phase?"""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.network.plan import Outside, Policy, Routing, Tunnel, Way, desired, released
+from dtun.network.state import (
+    MAIN_TABLE,
+    Address,
+    Clamp,
+    Dns,
+    Guard,
+    Link,
+    Network,
+    NetworkState,
+    PointToPoint,
+    Route,
+    Sysctl,
+)
+
+TUN, UPLINK = "dtun0", "eth0"
+SERVER = IPv4Address("198.51.100.7")
+SERVER6 = IPv6Address("2001:db8::7")
+GATEWAY, GATEWAY6 = IPv4Address("192.168.1.1"), IPv6Address("fe80::1")
+PAIR = (IPv4Address("10.86.0.2"), IPv4Address("10.86.0.1"))
+PAIR6 = (IPv6Address("fd00:86::2"), IPv6Address("fd00:86::1"))
+ALL4, ALL6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+LAN = ip_network("192.168.1.0/24")
+WITHOUT6 = Tunnel(1400, (PAIR,))
+WITH6 = Tunnel(1400, (PAIR, PAIR6))
+POLICY = Policy(7217, 0x6474)
+
+# What the host has without dtun.
+HOST = (
+    Route(ALL4, UPLINK, GATEWAY),
+    Route(LAN, UPLINK),
+    Route(ALL6, UPLINK, GATEWAY6, metric=1024),
+)
+
+
+def nets(*texts: str) -> tuple[Network, ...]:
+    return tuple(ip_network(text) for text in texts)
+
+
+def around(server: Address = SERVER) -> Outside:
+    return Outside(
+        servers={server: Way(UPLINK, GATEWAY if server.version == 4 else GATEWAY6)},
+        ports=frozenset({(server, 443)}),
+        gateways={4: Way(UPLINK, GATEWAY), 6: Way(UPLINK, GATEWAY6)},
+        local=(LAN,),
+    )
+
+
+OUTSIDE = around()
+
+
+def goes(state: NetworkState, address: Address | str, mark: int = 0) -> str:
+    """The device that the kernel would choose, "unreachable", or "no route"."""
+    address = ip_address(str(address))
+    tables = [
+        rule.table
+        for rule in sorted(state.rules, key=lambda rule: rule.priority)
+        if rule.version == address.version and mark != rule.unless_mark
+    ]
+    for table in (*tables, MAIN_TABLE):
+        routes = [route for route in (*HOST, *state.routes) if route.table == table]
+        matching = [
+            route
+            for route in routes
+            if route.destination.version == address.version and address in route.destination
+        ]
+        if not matching:
+            continue
+        best = min(matching, key=lambda route: (-route.destination.prefixlen, route.metric or 0))
+        if best.kind == "throw":
+            continue
+        return best.device or best.kind
+    return "no route"
+
+
+MODES = [None, POLICY]
+
+
+@pytest.mark.parametrize("policy", MODES)
+class TestConnected:
+    def test_nothing_but_the_peer_by_default(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, policy=policy), WITHOUT6, OUTSIDE)
+        assert state == NetworkState(frozenset({Link(TUN, 1400)}), frozenset({PointToPoint(TUN, *PAIR)}))
+
+    def test_listed_networks(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, nets("10.0.0.0/8"), policy=policy), WITHOUT6, OUTSIDE)
+        assert goes(state, "10.1.2.3") == TUN
+        assert goes(state, "8.8.8.8") == UPLINK
+        assert not any(route.device == UPLINK for route in state.routes)
+
+    def test_everything_but_the_server_and_the_lan(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
+        assert goes(state, "8.8.8.8") == goes(state, "203.0.113.1") == TUN
+        assert goes(state, SERVER) == goes(state, "192.168.1.77") == UPLINK
+
+    def test_the_default_route_itself_stays(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        assert not any(
+            route.destination.prefixlen == 0 for route in state.routes if route.table == MAIN_TABLE
+        )
+
+    def test_a_bypass_list(self, policy: Policy | None) -> None:
+        routing = Routing(TUN, (ALL4,), nets("203.0.113.0/24", "100.64.0.0/10"), policy)
+        state = desired(routing, WITHOUT6, OUTSIDE)
+        assert goes(state, "203.0.113.9") == goes(state, "100.65.0.1") == UPLINK
+        assert goes(state, "203.0.114.9") == TUN
+
+    def test_a_bypassed_network_that_the_host_is_in_stays_on_its_link(self, policy: Policy | None) -> None:
+        routing = Routing(TUN, (ALL4,), nets("192.168.1.0/25"), policy)
+        state = desired(routing, WITHOUT6, OUTSIDE)
+        assert goes(state, "192.168.1.5") == UPLINK
+        assert not any(
+            route.gateway == GATEWAY for route in state.routes if route.destination != ip_network(SERVER)
+        )
+
+    def test_ipv6_does_not_leak_past_a_tunnel_without_it(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
+        assert goes(state, "2001:db8:1::1") == "unreachable"
+
+    def test_unless_that_is_wanted(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4,), policy=policy, ipv6="allow"), WITHOUT6, OUTSIDE)
+        assert goes(state, "2001:db8:1::1") == UPLINK
+
+    def test_ipv6_goes_through_a_tunnel_that_has_it(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        assert goes(state, "2001:db8:1::1") == TUN
+
+    def test_some_of_ipv6_in_the_tunnel_the_rest_blocked(self, policy: Policy | None) -> None:
+        routing = Routing(TUN, (ALL4, ip_network("fd00:10::/48")), policy=policy)
+        state = desired(routing, WITH6, OUTSIDE)
+        assert goes(state, "fd00:10::5") == TUN
+        assert goes(state, "2001:db8:1::1") == "unreachable"
+
+    def test_a_server_on_ipv6_is_reached_though_ipv6_is_blocked(self, policy: Policy | None) -> None:
+        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, around(SERVER6))
+        assert goes(state, SERVER6, mark=POLICY.mark) == UPLINK
+
+
+@pytest.mark.parametrize("policy", MODES)
+class TestKillSwitch:
+    def routing(self, policy: Policy | None) -> Routing:
+        return Routing(TUN, (ALL4,), nets("203.0.113.0/24"), policy, block=True)
+
+    def test_before_there_is_a_tunnel(self, policy: Policy | None) -> None:
+        state = desired(self.routing(policy), None, OUTSIDE)
+        assert goes(state, "8.8.8.8") == goes(state, "2001:db8:1::1") == "unreachable"
+        assert goes(state, SERVER, POLICY.mark) == goes(state, "203.0.113.9") == UPLINK
+        assert state.links == frozenset()
+
+    def test_while_it_is_there(self, policy: Policy | None) -> None:
+        state = desired(self.routing(policy), WITHOUT6, OUTSIDE)
+        assert goes(state, "8.8.8.8") == TUN
+        assert goes(state, "203.0.113.9") == UPLINK
+
+    def test_when_the_process_was_killed_and_the_device_went_with_it(self, policy: Policy | None) -> None:
+        state = desired(self.routing(policy), WITHOUT6, OUTSIDE)
+        left = replace(state, routes=frozenset(route for route in state.routes if route.device != TUN))
+        assert goes(left, "8.8.8.8") == goes(left, "2001:db8:1::1") == "unreachable"
+        assert goes(left, "203.0.113.9") == UPLINK
+
+    def test_the_server_gets_nothing_but_the_tunnel(self, policy: Policy | None) -> None:
+        assert desired(self.routing(policy), None, OUTSIDE).filters == {Guard(SERVER, 443)}
+
+    def test_nothing_is_guarded_without_it(self, policy: Policy | None) -> None:
+        assert desired(replace(self.routing(policy), block=False), WITHOUT6, OUTSIDE).filters == frozenset()
+
+
+class TestFewestRoutes:
+    def test_one_excluded_half_is_left_out(self) -> None:
+        """10.0.0.0/8 without its second half is one route; with a way around it, it would be two."""
+        routing = Routing(TUN, nets("10.0.0.0/8"), nets("10.128.0.0/9"))
+        routes = desired(routing, WITHOUT6, OUTSIDE).routes
+        assert routes == {Route(ip_network("10.0.0.0/9"), TUN)}
+
+    def test_one_host_of_the_world_gets_a_way_around(self) -> None:
+        routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
+        routes = desired(routing, WITHOUT6, OUTSIDE).routes
+        assert Route(ip_network("203.0.113.1/32"), UPLINK, GATEWAY) in routes
+        assert len([route for route in routes if route.destination.version == 4]) == 4
+
+    def test_what_is_not_in_the_tunnel_needs_no_way_around_it(self) -> None:
+        routing = Routing(TUN, nets("10.0.0.0/8"), nets("203.0.113.0/24"))
+        assert desired(routing, WITHOUT6, OUTSIDE).routes == {Route(ip_network("10.0.0.0/8"), TUN)}
+
+    def test_without_a_gateway_there_is_no_way_around(self) -> None:
+        routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
+        state = desired(routing, WITHOUT6, replace(OUTSIDE, gateways={}))
+        assert goes(state, "203.0.113.1") == TUN
+
+
+class TestTheRest:
+    def test_forwarding_lets_packets_pass_and_clamps_their_segments(self) -> None:
+        state = desired(Routing(TUN, forwarding=True), WITHOUT6, OUTSIDE)
+        assert state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
+        assert state.filters == {Clamp(TUN, 1400)}
+
+    def test_forwarding_of_ipv6_with_a_tunnel_that_has_it(self) -> None:
+        state = desired(Routing(TUN, forwarding=True), WITH6, OUTSIDE)
+        assert Sysctl("net.ipv6.conf.all.forwarding", "1") in state.sysctls
+
+    def test_name_servers_come_and_go_with_the_tunnel(self) -> None:
+        dns = Dns(TUN, (IPv4Address("10.86.0.1"),), ("~.",))
+        state = desired(Routing(TUN), replace(WITHOUT6, dns=dns), OUTSIDE)
+        assert state.dns == {dns}
+        assert desired(Routing(TUN), None, OUTSIDE).dns == frozenset()
+
+    def test_released_is_the_device_and_nothing_that_leads_there(self) -> None:
+        state = released(desired(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
+        assert goes(state, "8.8.8.8") == UPLINK
+        assert state.links == {Link(TUN, 1400)}
+
+    def test_no_rules_where_there_is_nothing_to_look_for(self) -> None:
+        assert desired(Routing(TUN, policy=POLICY), WITHOUT6, OUTSIDE).rules == frozenset()
+
+
+networks = st.builds(
+    lambda address, length: ip_network((address, length), strict=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 32),
+)
+
+
+@given(
+    included=st.lists(st.one_of(networks, st.just(ALL4)), max_size=4),
+    bypassed=st.lists(networks, max_size=4),
+    policy=st.sampled_from(MODES),
+    block=st.booleans(),
+    address=st.integers(0x01000000, 0xDFFFFFFF),
+    connected=st.booleans(),
+)
+def test_each_address_goes_where_the_configuration_says(
+    included: list[Network],
+    bypassed: list[Network],
+    policy: Policy | None,
+    block: bool,
+    address: int,
+    connected: bool,
+) -> None:
+    """The server and the local network are spared, then the bypass list, then what is listed; the rest is as it was."""
+    routing = Routing(TUN, tuple(included), tuple(bypassed), policy, block=block)
+    state = desired(routing, WITHOUT6 if connected else None, OUTSIDE)
+    where = IPv4Address(address)
+    wanted = any(where in network for network in included) and not any(
+        where in network for network in bypassed
+    )
+    blocks = block and routing.everything(4)
+    if where == SERVER or where in LAN:
+        # A network listed by its name is stronger than being in it.
+        return
+    if not wanted:
+        assert goes(state, where) == UPLINK
+    else:
+        assert goes(state, where) == (TUN if connected else "unreachable" if blocks else UPLINK)

@@ -1,0 +1,113 @@
+"""Which notifications are a reason to look for something missing; and the filter in front of them, as BPF runs it."""
+
+import socket
+import struct
+
+import pytest
+from hypothesis import given, strategies as st
+
+from dtun.platform.linux.losses import LossView
+from dtun.platform.linux.quiet import SOCK_FILTER, program
+
+NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWRULE, DELRULE = 16, 17, 20, 21, 24, 25, 32, 33
+UP, ETH0, TUN, LOOPBACK = 0x1, 2, 7, 1
+OURS, OTHERS = 4711, 4712
+
+
+def message(kind: int, body: bytes, port: int = OTHERS) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, port) + body
+
+
+def number(kind: int, value: int) -> bytes:
+    return struct.pack("=HHI", 8, kind, value)
+
+
+def route(kind: int = DELROUTE, protocol: int = 217, index: int = ETH0, port: int = OTHERS) -> bytes:
+    header = struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, protocol, 0, 1, 0)
+    return message(kind, header + number(4, index), port)
+
+
+def rule(protocol: int, kind: int = DELRULE) -> bytes:
+    header = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 0, 0, 0, 1, 0)
+    return message(kind, header + struct.pack("=HHB3x", 5, 21, protocol))
+
+
+def address(kind: int, index: int) -> bytes:
+    return message(kind, struct.pack("=BBBBI", 2, 32, 0, 0, index))
+
+
+def link(kind: int, index: int, flags: int) -> bytes:
+    return message(kind, struct.pack("=BBHiII", 0, 0, 1, index, flags, 0))
+
+
+@pytest.fixture
+def view() -> LossView:
+    """With one device of ours, which is up."""
+    view = LossView()
+    view.made(TUN)
+    assert not view.learn(link(NEWLINK, TUN, 0))
+    assert not view.learn(link(NEWLINK, TUN, UP))
+    return view
+
+
+def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: LossView) -> None:
+    assert view.learn(route())
+    assert view.learn(route(index=LOOPBACK))
+    assert view.learn(rule(217))
+    assert not view.learn(route(protocol=3))
+    assert not view.learn(rule(0))
+    assert not view.learn(route(kind=NEWROUTE) + rule(217, NEWRULE))
+
+
+def test_an_address_and_a_link_of_ours_are_missed(view: LossView) -> None:
+    assert view.learn(address(DELADDR, TUN))
+    assert not view.learn(address(DELADDR, ETH0) + address(NEWADDR, TUN))
+    assert not view.learn(link(NEWLINK, ETH0, 0))
+    assert view.learn(link(NEWLINK, TUN, 0))
+    assert not view.learn(link(NEWLINK, TUN, 0)), "once is enough"
+
+
+def test_what_goes_with_a_closed_device_is_not_missed(view: LossView) -> None:
+    view.closed(TUN)
+    gone = address(DELADDR, TUN) + route(index=TUN) + link(NEWLINK, TUN, 0) + link(DELLINK, TUN, 0)
+    assert not view.learn(gone)
+    # The kernel may give the number to another device.
+    view.made(TUN)
+    assert view.learn(address(DELADDR, TUN))
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_do_no_harm(data: bytes) -> None:
+    LossView().learn(data)
+
+
+def kept(packet: bytes, ports: list[int]) -> bool:
+    """Run the filter as the kernel would: loads are big-endian, and one behind the end leaves out."""
+    code = list(SOCK_FILTER.iter_unpack(program(ports)))
+    accumulator = at = 0
+    sizes = {0x20: 4, 0x28: 2, 0x30: 1}
+    while True:
+        operation, then, otherwise, constant = code[at]
+        at += 1
+        if operation in sizes:
+            field = packet[constant : constant + sizes[operation]]
+            if len(field) < sizes[operation]:
+                return False
+            accumulator = int.from_bytes(field, "big")
+        elif operation == 0x15:
+            at += then if accumulator == constant else otherwise
+        else:
+            assert operation == 0x06
+            return bool(constant)
+
+
+@pytest.mark.parametrize("ports", [[], [OURS], [OURS, 1 << 31], [1, 2, OURS]])
+def test_the_filter_leaves_out_what_is_ours_and_nothing_else(ports: list[int]) -> None:
+    assert socket.htons(1) != 1, "the filter's numbers are turned around on a machine like this"
+    assert kept(route(), ports)
+    assert kept(route(protocol=3, kind=NEWROUTE), ports)
+    assert not kept(route(kind=NEWROUTE), ports)
+    assert kept(route(port=OURS), ports) == (OURS not in ports)
+    assert kept(route(kind=NEWROUTE, protocol=3, port=OURS), ports) == (OURS not in ports)
+    assert kept(address(DELADDR, TUN), ports)
+    assert kept(route(port=0), ports)
