@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dtun import __version__
 from dtun.cli.parsers import EXIT_CODES, Commands, add_command, add_config
+from dtun.cli.planning_arguments import add_planning
 from dtun.cli.running_arguments import add_running
 
 
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     _check(commands)
     _genkey(commands)
     add_running(commands)
+    add_planning(commands)
     return top
 
 

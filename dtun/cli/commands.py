@@ -1,6 +1,7 @@
 """What each command does."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
         "status": _status,
         "reload": _reload,
         "kick": _kick,
+        "plan": _plan,
+        "explain": _explain,
+        "down": _down,
+        "schema": _schema,
     }
     return commands[arguments.command](arguments)
 
@@ -179,6 +184,42 @@ def _status(arguments: argparse.Namespace) -> int:
 
         return watch(lambda: picture(arguments.config, arguments.socket, as_json=arguments.json))
     return show(arguments.config, arguments.socket, as_json=arguments.json, check=arguments.check)
+
+
+def _any_section(arguments: argparse.Namespace) -> Config:
+    config = load(arguments.config or DEFAULT_CONFIG)
+    _warn(config.warnings)
+    return config
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from dtun.cli import plan  # noqa: PLC0415
+
+    return plan.plan(_any_section(arguments))
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from dtun.cli import plan  # noqa: PLC0415
+
+    try:
+        address = plan.parse_address(arguments.address)
+    except ValueError as error:
+        arguments.fail(str(error))
+    return plan.explain(_any_section(arguments), address)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from dtun.cli.down import down  # noqa: PLC0415
+
+    return down(_any_section(arguments))
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    del arguments
+    from dtun.config.schema import schema  # noqa: PLC0415
+
+    say(json.dumps(schema(), indent=2))
+    return 0
 
 
 def _reload(arguments: argparse.Namespace) -> int:

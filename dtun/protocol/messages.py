@@ -13,7 +13,15 @@ import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 MAX_SUBNETS = 1024
 """Networks that one client may name."""
@@ -49,7 +57,14 @@ def _without_zone(value: _Zoned) -> _Zoned:
     return value
 
 
-AnyNetwork = Annotated[IPv4Network | IPv6Network, AfterValidator(_without_zone)]
+def _no_number(value: object) -> object:
+    """Refuse what `ipaddress` would take for the number of an address, even `false`."""
+    if isinstance(value, int):
+        raise ValueError("is a number")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+AnyNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_no_number), AfterValidator(_without_zone)]
 AnyIPv6Address = Annotated[IPv6Address, AfterValidator(_without_zone)]
 
 Domain = Annotated[str, Field(max_length=254, pattern=r"^~?[A-Za-z0-9._-]+$")]

@@ -249,7 +249,7 @@ class Client:
                 self._tasks.spawn(self._serve(link, welcome, outcome))
             case Received(Hello()):
                 link.close("other", "it talks like a client")
-            case (Received(Renew()) | WornOut()) if link is self._link:
+            case Received(Renew()) | WornOut() if link is self._link:
                 self._want("renewal")
             case PathMtuChanged() if link is self._link:
                 self._tasks.spawn(self._resize(link))

@@ -87,7 +87,7 @@ class FrontDoor:
         self._loop.add_reader(listener, self._readable, self._opened, listener)
 
     def adopt(self, link: Link) -> bool:
-        """A session that a process before this one has made. False if the address that it was made at is not ours now."""
+        """A session that a process before this one has made. False if nobody listens any more where it was made."""
         host, port = link.local_address, link.local_port
         for endpoint, number in self._numbers.items():
             if endpoint.port == port and (endpoint.address.is_unspecified or str(endpoint.address) == host):

@@ -54,7 +54,7 @@ class Keeper:
         self._vault.keep(socket_name(self._device), link.fileno())
 
     def take_session(self) -> tuple[Keepsake, socket.socket] | None:
-        """The session of a process before this one, with its socket; `resume` puts it to work. None if there is none."""
+        """The session of a process before this one, with its socket, for `resume`. None if there is none."""
         memory = self._vault.take(session_name(self._device))
         descriptor = self._vault.take(socket_name(self._device))
         if memory is None or descriptor is None:

@@ -98,7 +98,9 @@ class Server:
                 self._door.open(endpoint, self._listener(endpoint, given))
                 log.info("listening on UDP %s", endpoint)
             for unused in given:
-                log.warning("the socket unit listens on %s, which `listen` does not name", unused.getsockname())
+                log.warning(
+                    "the socket unit listens on %s, which `listen` does not name", unused.getsockname()
+                )
                 unused.close()
             async with self._roster.lock:
                 for device in sessions(self._vault):

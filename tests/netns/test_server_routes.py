@@ -5,7 +5,6 @@ lan 10.7.0.2 --- right (client) === left (server) --- world 203.0.113.9, which h
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class World:
 
 
 @pytest.fixture
-def world(net: Topology, tmp_path: Path) -> Iterator[World]:
+def world(net: Topology, tmp_path: Path) -> World:
     return World(net, tmp_path)
 
 

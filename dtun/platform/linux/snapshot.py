@@ -11,8 +11,8 @@ from typing import Any
 
 from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import Link, PointToPoint, Route, Rule
-from dtun.platform.linux.dump import collect
 from dtun.platform.linux.bulk import ROUTE_TYPES
+from dtun.platform.linux.dump import collect
 from dtun.platform.linux.rtnetlink import (
     FAMILIES,
     FIB_RULE_HDR,

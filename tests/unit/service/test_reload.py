@@ -24,6 +24,8 @@ class Restarting:
 
     async def run(self) -> None: ...
 
+    async def suspend(self) -> None: ...
+
     async def stop(self) -> None: ...
 
     def status(self) -> dict[str, object]:
@@ -31,6 +33,10 @@ class Restarting:
 
     def summary(self) -> str:
         return "2 clients"
+
+
+def _nothing() -> None:
+    """For what nobody asks for here."""
 
 
 class Live(Restarting):
@@ -171,7 +177,7 @@ async def test_each_hang_up_is_a_reload_whatever_came_of_the_one_before(
 
 
 async def test_what_can_be_asked_at_the_control_socket(world: World) -> None:
-    asked = commands(world.live, world.reloader, lambda: {"role": "server"})
+    asked = commands(world.live, world.reloader, lambda: {"role": "server"}, _nothing)
     assert await asked["status"]({}) == {"role": "server"}
     assert await asked["reload"]({"dry_run": True}) == {"lines": [NO_CHANGE], "failed": False}
     world.live.lines = ["error: no"]
@@ -184,12 +190,12 @@ async def test_what_can_be_asked_at_the_control_socket(world: World) -> None:
 
 @pytest.mark.parametrize("request_", [{}, {"id": 7}, {"id": None}])
 async def test_a_kick_without_an_id_is_refused(world: World, request_: dict[str, object]) -> None:
-    asked = commands(world.live, world.reloader, dict)
+    asked = commands(world.live, world.reloader, dict, _nothing)
     with pytest.raises(Exception, match="give an id"):
         await asked["kick"](request_)
 
 
 async def test_a_client_has_nobody_to_kick(world: World) -> None:
-    asked = commands(Restarting(), world.reloader, dict)
+    asked = commands(Restarting(), world.reloader, dict, _nothing)
     with pytest.raises(Exception, match="only a server"):
         await asked["kick"]({"id": "demo"})
