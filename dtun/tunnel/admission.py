@@ -134,6 +134,18 @@ class Admission:
         ipv6 = identity.pair.local6 is not None
         return link.agreed_mtu(self._roster.config.mtu, hello.mtu, ipv6=ipv6)
 
+    async def resize(self, identity: Identity, link: Link, hello: Hello) -> None:
+        """Have the device fit the path of this client's session.
+
+        Raises:
+            DtunError: the kernel refuses the size.
+        """
+        mtu = self.agreed_mtu(identity, link, hello)
+        if mtu != identity.mtu:
+            await self._roster.put(identity, mtu, identity.granted)
+            log.debug("%s: the MTU is %d now, not %d", identity.name, mtu, identity.mtu)
+            identity.mtu = mtu
+
     async def _let_in(self, identity: Identity, link: Link, hello: Hello) -> None:
         config = self._roster.config
         if link.ended():
@@ -148,6 +160,8 @@ class Admission:
             return
         if link.session.open:
             self._put_to_service(identity, link, hello)
+            # What was found out about the path while the network was set up.
+            await self.resize(identity, link, hello)
         pair, pushed = identity.pair, config.pushed(identity.entry)
         identity.pushed = pushed
         link.send(
@@ -156,7 +170,7 @@ class Admission:
                 peer=pair.local,
                 address6=pair.peer6,
                 peer6=pair.local6,
-                mtu=mtu,
+                mtu=config.mtu,
                 keepalive=config.keepalive,
                 timeout=config.timeout,
                 refused=tuple(refusals[:MAX_REFUSALS]),

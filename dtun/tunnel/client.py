@@ -232,6 +232,8 @@ class Client:
     # Making a session
 
     def _make_link(self, sock: socket.socket, session: Session, outcome: Outcome) -> Link:
+        before = self._link
+        same_path = before is not None and before.peer == sock.getpeername()
         return Link(
             sock,
             session,
@@ -239,6 +241,7 @@ class Client:
             on_handshake=self._on_handshake,
             on_path=lambda link, number: self._on_path(link, number, outcome),
             loop=self._loop,
+            known_mtu=before.path_mtu if before is not None and same_path else None,
         )
 
     def _on_event(self, link: Link, event: Event, outcome: Outcome) -> None:
@@ -274,7 +277,7 @@ class Client:
             Hello(
                 instance=self._instance,
                 subnets=self._config.subnets,
-                mtu=self._config.mtu or link.inner_mtu,
+                mtu=self._config.mtu,
                 features=self._end.offloads,
             )
         )
@@ -320,6 +323,8 @@ class Client:
         # an original Go dtun would give it other addresses.
         self._cancel("again")
         self._schedule(link)
+        # What was found out about the path while the network was set up.
+        await self._resize(link)
         await self._end.settle(link)
         if not outcome.done():
             outcome.set_result(None)

@@ -196,7 +196,9 @@ class Reconciler:
             if endpoint in before.listen:
                 continue
             try:
-                door.open(endpoint, sockets.listen(str(endpoint.address), endpoint.port))
+                # From 0.0.0.0 to one address of the same port, and the reverse: it is ours that is in the way.
+                ours = any(endpoint.port == other.port for other in (*before.listen, *opened))
+                door.open(endpoint, sockets.listen(str(endpoint.address), endpoint.port, shared=ours))
             except DtunError as error:
                 problems.append(f"{error}; the present addresses are kept")
                 continue

@@ -309,16 +309,10 @@ class Server:
             identity = self._serving(link)
             if identity is None or identity.hello is None:
                 return
-            mtu = self._admission.agreed_mtu(identity, link, identity.hello)
-            if mtu == identity.mtu:
-                return
             try:
-                await self._roster.put(identity, mtu, identity.granted)
+                await self._admission.resize(identity, link, identity.hello)
             except DtunError as error:
                 remark(identity.remarks, logging.ERROR, f"{identity.name}: {error}", self._loop.time())
-                return
-            log.debug("%s: the MTU is %d now, not %d", identity.name, mtu, identity.mtu)
-            identity.mtu = mtu
 
     def _serving(self, link: Link) -> Identity | None:
         """The identity that this session serves now."""

@@ -59,8 +59,8 @@ class Arrival:
     local: str
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on one address.
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket on one address. `shared`: beside others of ours on the same port.
 
     Raises:
         UnavailableError: the port is taken, or the address is not one of this host.
@@ -72,6 +72,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
     except OSError as error:
         listener.close()

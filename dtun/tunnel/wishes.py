@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
-import operator
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import fields
 from typing import Any
@@ -87,7 +85,11 @@ class Wishes:
         self._states.pop(owner, None)
 
     def _total(self) -> NetworkState:
-        return functools.reduce(operator.or_, self._states.values(), NetworkState())
+        # Not one by one: of a thousand owners, each `or` would copy what all before it want.
+        kinds = [_kinds(state) for state in self._states.values()]
+        return NetworkState(
+            **{name: frozenset().union(*(kind[name] for kind in kinds)) for name in _kinds(NetworkState())}
+        )
 
 
 def _kinds(state: NetworkState) -> Mapping[str, frozenset[Any]]:

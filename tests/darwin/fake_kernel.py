@@ -137,7 +137,8 @@ class FakeKernel:
         interface = self.interface(name)
         interface.pairs.clear()
         for entry in [entry for entry in self.routes if entry.index == interface.index]:
-            self.remove(str(entry.destination))
+            self.routes.remove(entry)
+            self._tell(DELETE, entry, CONFIGD)
 
     def default(self, name: str, *gateways: str) -> None:
         """The way out is through here now."""

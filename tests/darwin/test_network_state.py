@@ -260,6 +260,27 @@ async def test_what_others_take_comes_back(
     tun.close()
 
 
+async def test_a_device_that_others_switch_off(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    tun = kernel.create_tun("dtun0")
+    await kernel.apply(one_pair(tun.name))
+    mac.interface(tun.name).flags &= ~0x1
+    mac.plug("en1", "10.0.0.5/24")
+    await eventually(lambda: mac.interface(tun.name).flags & 0x1, "the device to be up again")
+    tun.close()
+
+
+async def test_two_that_pin_the_same_server(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
+    pin = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
+    other = DarwinKernel("other", tmp_path / "run", tmp_path / "resolver")
+    await other.open()
+    await kernel.apply(pin)
+    await other.apply(pin)
+    assert kernel._monitor is not None
+    kernel._monitor._process = -1  # Else both would be the same process.
+    await other.close()
+    await eventually(lambda: mac.entry("203.0.113.5/32"), "the one that is left to have its pin")
+
+
 async def test_a_cable_that_was_out_for_a_moment(mac: FakeKernel, kernel: DarwinKernel) -> None:
     await kernel.apply(routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1"))))
     mac.unplug("en0")
@@ -333,7 +354,9 @@ async def test_an_arp_entry_makes_room(mac: FakeKernel, kernel: DarwinKernel) ->
 
 async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     routing = Routing("utun0", ALL, policy=Policy(7217, 0x6474), block=True)
+    thrown = Route(ip_network("192.0.2.0/24"), kind="throw")
     wanted = desired(routing, None, HOME) | NetworkState(
+        routes=frozenset({thrown}),
         filters=frozenset({Masquerade("utun0", "en0"), Clamp("utun0", 1400), Guard(SERVER, 443)}),
         sysctls=frozenset({Sysctl("net.ipv4.conf.all.rp_filter", "0")}),
         dns=frozenset({Dns("utun0", (ip_address("10.86.0.1"),), ("~.",))}),
@@ -348,9 +371,9 @@ async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     assert reasons["Guard"] == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
     assert reasons["Sysctl"] == "macOS has no such setting"
     assert "only for the domains that are named" in reasons["Dns"]
-    assert {change.what for change, _ in refusal.value.refused} <= set(
-        wanted.routes | wanted.rules | wanted.filters | wanted.sysctls | wanted.dns
-    )
+    everything = wanted.routes | wanted.rules | wanted.filters | wanted.sysctls | wanted.dns
+    assert {change.what for change, _ in refusal.value.refused} == everything
+    assert len(refusal.value.refused) == len(everything)
 
 
 async def test_ipv6_needs_a_large_mtu(kernel: DarwinKernel) -> None:
@@ -424,12 +447,14 @@ async def test_the_ways_of_the_host(mac: FakeKernel, kernel: DarwinKernel) -> No
     await kernel.apply(one_pair(tun.name) | routes(Route(ip_network("0.0.0.0/1"), tun.name)))
     mac.add("198.51.100.0/24", "en0", "192.168.1.7")
     mac.add("0.0.0.0/0", "en1", "10.0.0.1", flags=0x1000000)
+    mac.add("1.0.0.0/8", "en1", "10.0.0.1", flags=0x1000000)
     mac.add("203.0.113.9/32", "en0", "192.168.1.7", flags=0x20000 | 0x4)
     mac.add("203.0.113.64/26", "lo0", "127.0.0.1", flags=0x8)
     gateway, source = ip_address("192.168.1.1"), ip_address("192.168.1.10")
     default = NextHop("en0", gateway, source, 1500)
     assert await kernel.default_hop(4) == await kernel.next_hop(ip_address("1.1.1.1")) == default
     assert await kernel.next_hop(ip_address("203.0.113.9")) == default
+    assert await kernel.next_hop(ip_address("10.86.0.1")) == default, "the peer, if there were no tunnel"
     assert await kernel.next_hop(ip_address("203.0.113.70")) is None
     assert await kernel.next_hop(ip_address("192.168.1.20")) == NextHop("en0", None, source, 1500)
     there = await kernel.next_hop(ip_address("198.51.100.1"))
@@ -442,8 +467,39 @@ async def test_the_ways_of_the_host(mac: FakeKernel, kernel: DarwinKernel) -> No
         ("en0", "2001:db8:1::/64"),
     ]
     mac.unplug("en0")
+    mac.plug("en1", "10.0.0.5/24")
+    there = await kernel.default_hop(4)
+    assert there is not None
+    assert there.device == "en1", "which has one of its own, for whoever is bound to it"
+    mac.unplug("en1")
     assert await kernel.default_hop(4) is None
     tun.close()
+
+
+async def test_another_vpn_has_the_default_route(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    vpn = kernel.create_tun("utun9")
+    kernel._own.devices.clear()  # Another program's.
+    mac.default("utun9", "10.200.0.1")
+    assert await kernel.default_hop(4) is None
+    mac.add("0.0.0.0/0", "en0", "192.168.1.1", flags=0x1000000)
+    own = await kernel.default_hop(4)
+    assert own is not None
+    assert own.gateway == ip_address("192.168.1.1")
+    vpn.close()
+
+
+async def test_a_successor_finds_everything(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
+    pin = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
+    await kernel.apply(pin)
+    await kernel.leave()
+    assert mac.entry("203.0.113.5/32") is not None
+    successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
+    await successor.open()
+    assert await successor.apply(pin) == []
+    with pytest.raises(UnavailableError, match="macOS keeps none from one start to the next"):
+        successor.create_tun("dtun0", 5)
+    await successor.close()
+    assert mac.entry("203.0.113.5/32") is None
 
 
 async def test_a_thousand_routes_leave_the_loop_its_turns(mac: FakeKernel, kernel: DarwinKernel) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
@@ -101,8 +101,21 @@ class DarwinKernel:
                 self._resolver.clear()
             await self._release(keep_journal=bool(self._journal.entries))
 
-    def create_tun(self, name: str) -> DarwinTun:
-        """See `Kernel.create_tun`. Only utun with a number is taken by its word; the device tells its real name."""
+    async def leave(self) -> None:
+        """See `Kernel.leave`."""
+        if self._open_changer is not None:
+            async with self._lock:
+                await self._release(keep_journal=True)
+
+    def create_tun(self, name: str, descriptor: int | None = None) -> DarwinTun:
+        """See `Kernel.create_tun`. Only utun with a number is taken by its word; the device tells its real name.
+
+        Nobody keeps a descriptor for us: launchd has no such thing.
+        """
+        if descriptor is not None:
+            raise UnavailableError(
+                f"cannot take over the device {name}: macOS keeps none from one start to the next"
+            )
         tun = open_utun(name, lambda closed: self._own.closed(closed.name))
         self._own.opened(tun.name)
         return tun
@@ -120,12 +133,8 @@ class DarwinKernel:
         """See `Kernel.next_hop`."""
         return _asked(lambda: lookup.next_hop(address, self._own.devices))
 
-    async def default_hop(self, version: int) -> NextHop | None:
-        """The host's own default route of this IP version; None if there is none.
-
-        Raises:
-            UnavailableError: the kernel does not answer.
-        """
+    async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
+        """See `Kernel.default_hop`."""
         return _asked(lambda: lookup.default_hop(version, self._own.devices))
 
     async def local_networks(self) -> list[LocalNetwork]:

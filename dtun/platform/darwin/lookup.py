@@ -24,6 +24,9 @@ from dtun.platform.darwin.constants import (
 from dtun.platform.darwin.routes import FoundRoute
 from dtun.platform.interface import LocalNetwork, NextHop
 
+TUNNELS = ("utun", "ipsec", "ppp", "tun", "tap")
+"""How the names of others' tunnels begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -72,12 +75,20 @@ def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
 
 
 def default_hop(version: int, own: Collection[str]) -> NextHop | None:
-    """See `Kernel.default_hop`."""
-    for found in table(version):
-        plain = not found.ours and not found.scoped and found.route.kind == "unicast"
-        if plain and found.route.destination.prefixlen == 0 and found.route.device not in own:
-            return _hop(found)
-    return None
+    """See `Kernel.default_hop`.
+
+    Where another VPN has taken the default route, the link's own is there still, for sockets bound to the link.
+    """
+    ways = [
+        found
+        for found in table(version)
+        if found.route.destination.prefixlen == 0
+        and found.route.kind == "unicast"
+        and not found.ours
+        and found.route.device not in own
+        and not found.route.device.startswith(TUNNELS)
+    ]
+    return _hop(min(ways, key=lambda found: found.scoped, default=None))
 
 
 def local_networks(own: Collection[str]) -> list[LocalNetwork]:

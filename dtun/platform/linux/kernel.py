@@ -1,6 +1,7 @@
 """The network configuration of a Linux host: TUN devices by ioctl, everything else by netlink."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -14,7 +15,7 @@ from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Route
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
-from dtun.platform.linux import heritage, lookup
+from dtun.platform.linux import heritage, lookup, sysctls
 from dtun.platform.linux.bulk import Bulk
 from dtun.platform.linux.carrier import Carrier, Outcome
 from dtun.platform.linux.changer import NOT_PERMITTED
@@ -25,6 +26,7 @@ from dtun.platform.linux.monitor import HostView, Monitor
 from dtun.platform.linux.netlink import Netlink
 from dtun.platform.linux.repair import Mended, Repairer
 from dtun.platform.linux.services import Services
+from dtun.platform.linux.sysctls import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
 
 # From this many routes on, their difference is worked out beside the event loop.
@@ -121,6 +123,9 @@ class LinuxKernel:
         else:
             tun = adopt_tun(name, descriptor, self._device_closed)
             self._inherited.add(name)
+        # So that an address that takes the place of another, with the same peer, does not go with it.
+        with contextlib.suppress(SysctlError):
+            sysctls.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
         index = socket.if_nametoindex(name)
         self._view.own.add(index)
         self._losses.made(index)

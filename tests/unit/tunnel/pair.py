@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.dtls.suites import DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol.messages import AnyNetwork, Hello, Message, Welcome
 from dtun.tunnel.dialect import Count, Dialect, GoClientDialect, GoServerDialect, NativeDialect
-from dtun.tunnel.session import Closed, Established, Event, Received, Session
+from dtun.tunnel.session import AnyAssociation, Closed, Established, Event, Received, Session
 from tests.unit.protocol.terrible_network import TerribleNetwork
 
 KEY = bytes(range(32))
@@ -178,8 +177,8 @@ class World:
             case Received(Hello()) if self.welcomes:
                 end.session.send(WELCOME, self.now)
 
-    def _client_dialect(self, _association: Association, count: Count, now: float) -> Dialect:
+    def _client_dialect(self, _association: AnyAssociation, count: Count, now: float) -> Dialect:
         return GoClientDialect(count) if self.go else NativeDialect(count, KEEPALIVE, TIMEOUT, now)
 
-    def _server_dialect(self, _association: Association, count: Count, now: float) -> Dialect:
+    def _server_dialect(self, _association: AnyAssociation, count: Count, now: float) -> Dialect:
         return GoServerDialect(count) if self.go else NativeDialect(count, KEEPALIVE, TIMEOUT, now)

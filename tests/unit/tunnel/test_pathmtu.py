@@ -188,10 +188,10 @@ def test_an_interface_that_shrinks_under_the_present_size_is_believed_at_once() 
 
 def test_a_path_that_grows_is_found_at_the_raise_timer() -> None:
     path = Path(1300)
-    path.advance(3600)
+    path.advance(6 * 3600)
     assert_close(path)
     path.mtu = 1500
-    path.advance(RAISE_TIMER + 1)
+    path.advance(601)
     assert path.search.current == 1500
 
 
@@ -267,3 +267,29 @@ def test_a_link_that_takes_not_even_the_smallest_size_does_not_spin() -> None:
     path = Path(1500, interface=500)
     path.advance(30)
     assert len(path.probes) < 100
+
+
+def test_an_echo_of_an_earlier_round_is_no_witness_for_this_one() -> None:
+    search = PathMtu(1500, smallest=SMALLEST, largest=LARGEST, now=0)
+    first = {size: token for token, size in search.poll(0, 1500, 0)}
+    search.poll(0, 1500, search.next_timer())
+    search.echo(first[SMALLEST], 1.5)
+    search.poll(0, 1500, search.next_timer())
+    assert not search._search.misses, "nothing of the second round came back, small or large"
+
+
+def test_a_late_echo_overturns_a_verdict() -> None:
+    search = PathMtu(1500, smallest=SMALLEST, largest=LARGEST, now=0)
+    now, late = 0.0, {}
+    while search._search.ceiling > 1400:
+        for token, size in search.poll(0, 1500, now):
+            if size < 1400:
+                search.echo(token, now)
+            late[size] = token
+        now = search.next_timer()
+    search.echo(late[1420], now)
+    while search._searching:
+        for token, _ in search.poll(0, 1500, now):
+            search.echo(token, now)
+        now = search.next_timer()
+    assert search.current == 1500

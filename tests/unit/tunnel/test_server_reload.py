@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
@@ -15,11 +16,13 @@ from dtun.config import Config
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import by_name
 from dtun.errors import ConfigError, UnavailableError
-from dtun.network.state import Clamp, Masquerade, Route, Sysctl
+from dtun.network.difference import Change
+from dtun.network.state import Clamp, Masquerade, NetworkState, Route, Sysctl
 from dtun.platform.interface import NextHop
 from dtun.protocol.messages import Hello, Renew
 from dtun.tunnel import reconcile
 from dtun.tunnel.session import PathMtuChanged, Received
+from tests.unit.tunnel.fakes import FakeKernel
 from tests.unit.tunnel.sites import KEY, LAN, RawClient, Site, packet, sees_packet, wait_for
 
 NEXT = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
@@ -208,12 +211,25 @@ async def test_a_key_is_changed_over_without_a_break(
     assert Renew not in heard(second)
 
 
+def nobody_shares_an_address(kernel: FakeKernel) -> None:
+    """From now on it is a mistake to want the same address at two devices, even for a moment."""
+    apply = kernel.apply
+
+    async def watched(desired: NetworkState) -> list[Change]:
+        peers = [pair.peer for pair in desired.addresses]
+        assert len(peers) == len(set(peers)), peers
+        return await apply(desired)
+
+    kernel.apply = watched  # type: ignore[method-assign]
+
+
 async def test_two_clients_change_their_addresses_with_each_other(reloading: Reloading, make: Make) -> None:
     fixed = {"demo": DEMO | {"address": "10.86.0.8"}, "other": OTHER | {"address": "10.86.0.9"}}
     await reloading.reload(clients=fixed)
     clients = [make(), make("other", NEXT_SECRET)]
     for client in clients:
         await client.connect()
+    nobody_shares_an_address(reloading.site.kernel)
     swapped = {"demo": DEMO | {"address": "10.86.0.9"}, "other": OTHER | {"address": "10.86.0.8"}}
     said = await reloading.reload(clients=swapped)
     assert not any(line.startswith("error: ") for line in said)
@@ -458,3 +474,17 @@ async def test_a_client_that_shakes_hands_while_it_is_removed_is_not_let_in(
     assert hello is not None
     assert "no more" in await sent_away(client)
     assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.links}
+
+
+async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(
+    reloading: Reloading, make: Make
+) -> None:
+    client = make()
+    hello, client.hello = client.hello, None
+    await client.until(lambda: client.events != [], "the handshake")
+    await wait_for(lambda: list(reloading.site.server._door.links) != [], "it at the server")
+    await reloading.client("demo", key=NEXT)
+    assert hello is not None
+    client.session.send(hello, time.monotonic())
+    assert await sent_away(client) == "the server's configuration has changed meanwhile"
+    assert reloading.row()["state"] == "away"
