@@ -43,7 +43,7 @@ lint: setup ## ruff and mypy, changing nothing
 
 # The helpers in tests/netns are imported by their bare names.
 mypy:
-	MYPYPATH=tests/netns $(VENV)/mypy --explicit-package-bases $(CHECKED)
+	MYPYPATH=tests/netns:tests/darwin $(VENV)/mypy --explicit-package-bases --exclude tests/darwin/conftest.py $(CHECKED)
 
 format: setup ## ruff's formatter and its safe fixes
 	$(VENV)/ruff check --fix .

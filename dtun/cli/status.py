@@ -9,7 +9,7 @@ from typing import Any
 from dtun.cli.output import say
 from dtun.cli.parsers import DEFAULT_CONFIG
 from dtun.config import ConfigErrors, load
-from dtun.config.common import directory_from
+from dtun.config.common import RUNTIME_DIRECTORY, directory_from
 from dtun.errors import UnavailableError
 from dtun.service.control import ask
 
@@ -77,7 +77,7 @@ def sockets(config: Path | None, socket: Path | None) -> list[Path]:
         if config is not None:
             raise
     # Not there, not readable for this user, or just being edited: look for whoever is running.
-    directory = directory_from("RUNTIME_DIRECTORY", "/run/dtun")
+    directory = directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
     found = sorted(directory.glob("*.sock"))
     if not found:
         raise UnavailableError(

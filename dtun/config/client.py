@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from dtun.config.common import Hook, Hooked, Keyed, choose_hook, directory_from
+from dtun.config.common import RUNTIME_DIRECTORY, Hook, Hooked, Keyed, choose_hook, directory_from
 from dtun.config.routed import Routed
 from dtun.config.values import (
     DEFAULT_SUITES,
@@ -49,7 +49,7 @@ class ClientConfig(Keyed, Hooked, Routed):
     suites: Annotated[tuple[SuiteName, ...], OneOrMore, Field(min_length=1)] = DEFAULT_SUITES
     rekey: Annotated[Seconds, Field(ge=0, le=604800), AfterValidator(_never_or_slow)] = 3600.0
     runtime_directory: Directory = Field(
-        default_factory=lambda: directory_from("RUNTIME_DIRECTORY", "/run/dtun")
+        default_factory=lambda: directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
     )
 
     @property

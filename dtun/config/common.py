@@ -1,6 +1,7 @@
 """What the models of the server, of its clients' entries and of the client share."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from dtun.config.keys import KEY_BYTES, WEAK_KEY_BYTES, Key, decode, read_creden
 from dtun.config.values import FilePath, HookCommand, Seconds, parse_directory
 
 DEFAULT_HOOK_TIMEOUT = 30.0
+
+# hier(7), of macOS and of Linux: the one is empty after a boot, the other stays.
+RUNTIME_DIRECTORY = "/var/run/dtun" if sys.platform == "darwin" else "/run/dtun"
+STATE_DIRECTORY = "/var/db/dtun" if sys.platform == "darwin" else "/var/lib/dtun"
 _KEY_SOURCES = ("key_file", "credential", "key")
 
 

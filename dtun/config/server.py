@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator
 
-from dtun.config.common import Hook, Hooked, choose_hook, directory_from
+from dtun.config.common import RUNTIME_DIRECTORY, STATE_DIRECTORY, Hook, Hooked, choose_hook, directory_from
 from dtun.config.next_key import NextKeyed
 from dtun.config.pushed import Pushed, Pushing, choose_pushed
 from dtun.config.values import (
@@ -86,10 +86,10 @@ class ServerConfig(Hooked, Pushing):
     keepalive: Annotated[Seconds, Field(ge=0.1, le=3600)] = 10.0
     timeout: Annotated[Seconds, Field(ge=0.2, le=86400)] = 30.0
     state_directory: Directory = Field(
-        default_factory=lambda: directory_from("STATE_DIRECTORY", "/var/lib/dtun")
+        default_factory=lambda: directory_from("STATE_DIRECTORY", STATE_DIRECTORY)
     )
     runtime_directory: Directory = Field(
-        default_factory=lambda: directory_from("RUNTIME_DIRECTORY", "/run/dtun")
+        default_factory=lambda: directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
     )
     forwarding: Flag = False
     masquerade: Masquerading = False

@@ -5,6 +5,7 @@
 - UDP_GRO: one receive of as many, with their size beside.
 """
 
+import contextlib
 import errno
 import logging
 import socket
@@ -154,10 +155,8 @@ def batch_end(records: Sequence[bytes], start: int) -> int:
 
 
 def _turn_on_gro(sock: socket.socket) -> bool:
-    if sys.platform != "linux":
-        return False
-    try:
-        sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-    except OSError:  # before Linux 5.0
-        return False
-    return True
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # before Linux 5.0
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+            return True
+    return False

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice
+from dtun.dataplane.utun import UtunDevice
 from dtun.protocol import virtio
 from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
 from dtun.protocol.trains import Train
@@ -18,6 +19,7 @@ class TunDevice(Protocol):
     """What is to be known of a TUN device: see `dtun.platform.interface.Tun`."""
 
     vnet_header: bool
+    family_header: bool
     offloads: frozenset[str]
     handed_out: frozenset[str]
 
@@ -28,6 +30,8 @@ def device_for(tun: TunDevice, counters: Counters) -> Device:
     """The data plane's view of a TUN device, by what it can do."""
     if tun.vnet_header:
         return OffloadDevice(tun, counters)
+    if tun.family_header:
+        return UtunDevice(tun.fileno(), counters)
     return PlainDevice(tun.fileno(), counters)
 
 

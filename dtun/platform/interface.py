@@ -42,12 +42,13 @@ class Tun(Protocol):
     """A layer 3 device. Gone when closed.
 
     `offloads` names the super-packets that it can take: "segments" (of TCP, and checksums left to the receiver),
-    "udp-segments". With `vnet_header` each read and write has that header (dtun.protocol.virtio) in front; without, it
-    is one bare IP packet.
+    "udp-segments". With `vnet_header` each read and write has that header (dtun.protocol.virtio) in front, with
+    `family_header` macOS's (dtun.dataplane.utun); without either, it is one bare IP packet.
     """
 
     name: str
     vnet_header: bool
+    family_header: bool
     offloads: frozenset[str]
     handed_out: frozenset[str]
 

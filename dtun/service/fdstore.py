@@ -24,6 +24,7 @@ class FdStore:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
+        self.keeps = self._address is not None
         self._inherited: dict[str, list[int]] = {}
         for name, descriptor in _handed_over(environment):
             os.set_inheritable(descriptor, False)

@@ -37,6 +37,8 @@ class Keeper:
 
     def keep_session(self, link: Link, greeting: Hello | Welcome, *, server: bool, **notes: str) -> None:
         """This session serves now. One that is not ours to take apart (Mbed TLS, a Go dtun) is not kept."""
+        if not self._vault.keeps:
+            return
         association, dialect = link.session.association, link.session.dialect
         records = association.records
         if not isinstance(records, AeadRecords) or not isinstance(dialect, NativeDialect):

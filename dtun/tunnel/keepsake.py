@@ -125,7 +125,7 @@ class Keepsake:
             OSError: there is no memory for it.
         """
         text = description.model_dump_json().encode()
-        descriptor = os.memfd_create("dtun-session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = os.memfd_create("dtun-session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # type: ignore[attr-defined,unused-ignore]
         os.write(descriptor, _MAGIC + bytes(_LENGTH_AT - len(_MAGIC)) + _LENGTH.pack(len(text)) + text)
         fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
         return cls(descriptor)

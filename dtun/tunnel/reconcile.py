@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from dtun.config import ANY_ID, ServerConfig
+from dtun.config import ANY_ID, Endpoint, ServerConfig
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.errors import DtunError
 from dtun.network.state import Network
@@ -191,7 +191,8 @@ class Reconciler:
     def _listen(self, before: ServerConfig, renewing: set[Link]) -> list[str]:
         """Open and close listening sockets. If a new one cannot be had, the old ones stay: better than none."""
         config, door = self._roster.config, self._door
-        problems, opened = [], []
+        problems: list[str] = []
+        opened: list[Endpoint] = []
         for endpoint in config.listen:
             if endpoint in before.listen:
                 continue

@@ -25,13 +25,16 @@ BUFFER_SIZE = 4 << 20
 ETHERNET = 1500
 """Bytes that most paths take."""
 
+SMALLEST_BUFFER = 256 << 10
+"""Bytes below which asking is not worth the trouble."""
+
 UDP_HEADER = 8
 IPV4_HEADER = 20
 IPV6_HEADER = 40
 
 _LINUX = sys.platform == "linux"
 # Not all of these are in the socket module of Python 3.11 (linux/in.h, linux/in6.h, asm-generic/socket.h).
-_IP_PKTINFO = 8
+_IP_PKTINFO = 8 if _LINUX else 26  # macOS: netinet/in.h
 _IP_MTU = 14
 _IPV6_MTU = 24
 _LINUX_IP_MTU_DISCOVER = 10
@@ -68,7 +71,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     where = show((host, port))
-    listener = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    listener = _datagram_socket(family)
     try:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -146,7 +149,7 @@ def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.
     """
     name: SockAddr = listener.getsockname()
     host = local or name[0]
-    connected = socket.socket(listener.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    connected = _datagram_socket(listener.family)
     strays: list[Arrival] = []
     try:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -175,7 +178,7 @@ def connect(address: SockAddr, mark: int | None = None) -> socket.socket:
         OSError: there is no route to it.
     """
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
-    connected = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    connected = _datagram_socket(family)
     try:
         if mark is not None:
             # Before it is connected: that is when the kernel chooses the source address, by the rules.
@@ -186,6 +189,13 @@ def connect(address: SockAddr, mark: int | None = None) -> socket.socket:
         raise
     _enlarge(connected)
     return connected
+
+
+def _datagram_socket(family: int) -> socket.socket:
+    """Not inherited by hooks, as Python sees to; macOS has no flags for it."""
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    return made
 
 
 def path_mtu(connected: socket.socket) -> int:
@@ -226,10 +236,16 @@ def show(address: SockAddr) -> str:
 
 def _enlarge(sock: socket.socket) -> None:
     for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            if not _LINUX:
-                raise PermissionError
-            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER_SIZE)
-        except OSError:  # without CAP_NET_ADMIN the kernel's limit (net.core.rmem_max) holds
+        size = BUFFER_SIZE
+        if _LINUX:
             with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, ordinary, BUFFER_SIZE)
+                sock.setsockopt(socket.SOL_SOCKET, forced, size)
+                continue
+        # Without CAP_NET_ADMIN Linux gives what it allows (net.core.rmem_max); macOS gives all or nothing
+        # (kern.ipc.maxsockbuf).
+        while size >= SMALLEST_BUFFER:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, ordinary, size)
+                break
+            except OSError:
+                size //= 2

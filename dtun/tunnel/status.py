@@ -16,7 +16,13 @@ def iso() -> str:
 def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:
     """The part of a tunnel's status that comes from its session and its data plane."""
     drops = Counter(counters.drops)
-    session: dict[str, object] = {"endpoint": None, "suite": None, "offloaded": None, "rtt_ms": None}
+    session: dict[str, object] = {
+        "endpoint": None,
+        "suite": None,
+        "offloaded": None,
+        "path_mtu": None,
+        "rtt_ms": None,
+    }
     if link is not None:
         association = link.session.association
         drops.update(link.drops)
@@ -26,6 +32,7 @@ def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:
             "endpoint": link.endpoint,
             "suite": association.suite.label if association.suite else None,
             "offloaded": association.records.offloaded,
+            "path_mtu": link.path_mtu,
             "rtt_ms": round(liveness.rtt * 1000, 2) if liveness and liveness.rtt is not None else None,
         }
         if association.fallback_reason:

@@ -6,7 +6,9 @@ from typing import Protocol
 
 
 class Vault(Protocol):
-    """Keeps descriptors by name, under the service manager's care or not at all."""
+    """Keeps descriptors by name, under the service manager's care or not at all: `keeps`."""
+
+    keeps: bool
 
     def keep(self, name: str, descriptor: int) -> None:
         """Have a copy of this descriptor kept until `forget`; in place of what had the name before."""
@@ -35,6 +37,8 @@ class Vault(Protocol):
 
 class NoVault:
     """For where nothing is kept."""
+
+    keeps = False
 
     def keep(self, name: str, descriptor: int) -> None:
         """Nobody keeps it."""

@@ -82,9 +82,9 @@ class Bulk:
         self._sequence = 0
         self._acks = bytearray(_ACK_BYTES)
         self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            socket.NETLINK_ROUTE,
+            socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
+            socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
         )
         force_receive_buffer(self._socket, RECEIVE_BUFFER_BYTES)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)

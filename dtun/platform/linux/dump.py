@@ -108,9 +108,9 @@ class _InterruptedError(Exception):
 
 def _open() -> socket.socket:
     netlink = socket.socket(
-        socket.AF_NETLINK,
-        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        socket.NETLINK_ROUTE,
+        socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
+        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
+        socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
     )
     netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
     # The kernel then heeds what the header of a dump request asks for: a family, a protocol.

@@ -125,7 +125,7 @@ def _no_nftables(answer: Answer) -> bool:
 def _ask(datagram: bytes) -> list[Answer]:
     """What the kernel answers, all of which is there when the datagram is sent."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:  # type: ignore[attr-defined,unused-ignore]
             kernel.setblocking(False)
             # Answers need not repeat the question.
             kernel.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)

@@ -148,9 +148,9 @@ class Monitor:
         self._overflowed = False
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            socket.NETLINK_ROUTE,
+            socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
+            socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
         )
         force_receive_buffer(self._socket, RECEIVE_BUFFER_BYTES)
         leave_out(self._socket, ports)

@@ -16,6 +16,7 @@ class OnlookerTun:
     def __init__(self, name: str) -> None:
         self.name = name
         self.vnet_header = False
+        self.family_header = False
         self.offloads: frozenset[str] = frozenset()
         self.handed_out: frozenset[str] = frozenset()
         self._silence, self._end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

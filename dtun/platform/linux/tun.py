@@ -41,6 +41,8 @@ NAME_MAX_BYTES = 15
 class LinuxTun:
     """An open TUN device with IFF_VNET_HDR: see `dtun.platform.interface.Tun`."""
 
+    family_header = False
+
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()

@@ -34,6 +34,7 @@ class KernelTun:
     """What an OffloadDevice wants to know of its TUN device; one of a Linux that knows all of them."""
 
     vnet_header = True
+    family_header = False
 
     def __init__(self, *, trains: bool = True) -> None:
         self.offloads = frozenset({"segments", "udp-segments"} if trains else {"segments"})

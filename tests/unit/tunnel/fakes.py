@@ -17,6 +17,7 @@ class FakeTun:
     def __init__(self, name: str) -> None:
         self.name = name
         self.vnet_header = False
+        self.family_header = False
         self.offloads: frozenset[str] = frozenset()
         self.handed_out: frozenset[str] = frozenset()
         self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -162,7 +162,9 @@ async def test_an_original_client_is_greeted_and_served(
     client = make_client("old", go=True)
     welcome = await client.connect()
     assert str(welcome.peer) == "10.86.0.1"
-    await wait_for(lambda: site.server._roster.identities["old"].link is not None, "the answer to the greeting")
+    await wait_for(
+        lambda: site.server._roster.identities["old"].link is not None, "the answer to the greeting"
+    )
     client.send(packet("10.9.0.7"))
     host = site.tun("dtun-old").host
     await wait_for(lambda: packet("10.9.0.7") in waiting_at(host), "its packet")
