@@ -1,4 +1,4 @@
-"""Is this stop the first half of a restart? A signal does not say; systemd does, by D-Bus (org.freedesktop.systemd1)."""
+"""Is this stop the first half of a restart? A signal does not say; systemd does, by D-Bus (systemd1(5))."""
 
 import asyncio
 import logging

@@ -120,7 +120,7 @@ class Client:
             await self._end.open(welcome, taken[1].getpeername())
             self._vault.give_up_rest()
             await self._resume(*taken, welcome)
-        self._kernel.watch(self._host_changed)
+        self._kernel.watch(self._host_changed, self._woke)
 
     async def run(self) -> None:
         """Keep a session in service."""
@@ -447,6 +447,12 @@ class Client:
 
     def _host_changed(self) -> None:
         self._timer("host", SETTLE_TIME, lambda: self._tasks.spawn(self._follow_host()))
+
+    def _woke(self, seconds: float) -> None:
+        """The host has slept. The server may have given up the session long ago: no need to wait until that shows."""
+        log.info("the host has slept for %.0f s, making a new session", seconds)
+        self._want("host changed")
+        self._hurry.set()
 
     async def _follow_host(self) -> None:
         """Move what goes around the tunnel; a new session if the host reaches the server another way than before."""

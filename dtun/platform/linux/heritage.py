@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import Link, PointToPoint, Route
-from dtun.platform.linux import found as now
 from dtun.platform.linux.dump import errors_in_words
+from dtun.platform.linux.found import addresses, links as all_links, routes
 from dtun.platform.linux.rtnetlink import IFF_UP, ROUTE_PROTOCOL
 
 
@@ -17,17 +17,17 @@ async def of_devices(names: Collection[str]) -> list[Thing]:
         UnavailableError: the kernel does not answer.
     """
     with errors_in_words():
-        links = {link.index: link for link in await now.links() if link.name in names}
+        links = {link.index: link for link in await all_links() if link.name in names}
         things: list[Thing] = [Link(link.name, link.mtu) for link in links.values() if link.flags & IFF_UP]
         things += [
             PointToPoint(links[found.index].name, found.local, found.network.network_address)
-            for found in await now.addresses()
+            for found in await addresses()
             if found.index in links and found.network.num_addresses == 1
         ]
         for version in (4, 6):
             things += [
                 _as_wanted(found.route)
-                for found in await now.routes(version, _ours)
+                for found in await routes(version, _ours)
                 if found.route.device in names
             ]
     return things

@@ -153,8 +153,9 @@ class LinuxKernel:
         """See `Kernel.local_networks`."""
         return await lookup.local_networks(self._devices.own)
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """See `Kernel.watch`."""
+    def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
+        """See `Kernel.watch`. A sleep is not noticed here: addresses and links tell of it as they come back."""
+        del woke
         self._watchers.append(changed)
 
     @property

@@ -19,7 +19,8 @@ class OnlookerTun:
         self.family_header = False
         self.offloads: frozenset[str] = frozenset()
         self.handed_out: frozenset[str] = frozenset()
-        self._silence, self._end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._silence, self._end = os.pipe()
+        os.set_blocking(self._silence, False)
 
     def fileno(self) -> int:
         return self._silence
@@ -68,5 +69,5 @@ class Onlooker:
     async def local_networks(self) -> list[LocalNetwork]:
         return await lookup.local_networks(self._devices)
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         """Whoever looks once is not interested in what comes after."""

@@ -51,6 +51,7 @@ class FakeKernel:
         self.hop: NextHop | None = NextHop("eth0", None, None, 1500)
         self.tuns: dict[str, FakeTun] = {}
         self.changed: Callable[[], None] = lambda: None
+        self.woke: Callable[[float], None] | None = None
 
     async def open(self) -> None: ...
 
@@ -94,5 +95,6 @@ class FakeKernel:
     async def local_networks(self) -> list[LocalNetwork]:
         return self.networks
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         self.changed = changed
+        self.woke = woke

@@ -215,3 +215,11 @@ async def test_a_servers_file_is_no_file_for_a_client(site: Site, tmp_path: Path
     async with connected(site, tmp_path) as home:
         with pytest.raises(ConfigError, match="this is a client"):
             await home.client.reload(Config(site.config, None, None), dry_run=False)
+
+
+async def test_after_a_sleep_a_new_session_is_made_at_once(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        link = home.link()
+        assert home.kernel.woke is not None
+        home.kernel.woke(3600.0)
+        await in_service(home, other_than=link)
