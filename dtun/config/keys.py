@@ -7,6 +7,7 @@ Around both, white space is trimmed: the newline at the end of a file belongs to
 
 import base64
 import binascii
+import grp
 import hmac
 import os
 import secrets
@@ -18,6 +19,9 @@ from typing import NoReturn
 KEY_BYTES = 32
 WEAK_KEY_BYTES = 16
 _MAX_FILE_BYTES = 4096
+
+GROUP = "dtun"
+"""The group of the service's user, which is not root."""
 
 MAKE_A_KEY = "make a key with `dtun genkey`"
 MAKE_A_GO_KEY = "make a key with `dtun genkey --compat go`"
@@ -120,7 +124,7 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a file; give the path of a key file")
-    if private and status.st_mode & 0o077:
+    if private and shared_with(status):
         mode = stat.S_IMODE(status.st_mode)
         raise ValueError(f"{path} can be used by others (mode {mode:04o}); run `chmod 600 {path}`")
     if private and status.st_uid not in {0, os.geteuid()}:
@@ -131,6 +135,21 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
     if len(content) > _MAX_FILE_BYTES:
         raise ValueError(f"{path} is too big for a key file")
     return content
+
+
+def shared_with(status: os.stat_result) -> int:
+    """The bits of a file's mode that let others use it. That the service's own group reads what is root's is meant so."""
+    bits = stat.S_IMODE(status.st_mode) & 0o077
+    if bits == 0o040 and status.st_uid == 0 and _group_name(status.st_gid) == GROUP:
+        return 0
+    return bits
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return ""
 
 
 def read_credential(name: str, environment: Mapping[str, str]) -> bytes:

@@ -1,7 +1,6 @@
 """From a path to a checked configuration, or to the list of all that is wrong with it."""
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from dtun.config.client_rules import client_warnings
 from dtun.config.common import Hooked, Keyed
 from dtun.config.document import Document, Position
 from dtun.config.errors import ConfigErrors, Location, Place, Problem, dotted, shown
+from dtun.config.keys import shared_with
 from dtun.config.model import Config
 from dtun.config.server import ANY_ID, ServerConfig
 from dtun.config.validation import Sections
@@ -44,11 +44,11 @@ def load(path: Path, *, read_keys: bool = True) -> Config:
 
 
 def _read(path: Path) -> tuple[bytes, bool]:
-    """The file's content, and whether group or others can read it."""
+    """The file's content, and whether others can read it."""
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            return file.read(document.MAX_BYTES + 1), bool(stat.S_IMODE(mode) & 0o044)
+            readers = shared_with(os.fstat(file.fileno())) & 0o044
+            return file.read(document.MAX_BYTES + 1), bool(readers)
     except FileNotFoundError:
         message = f"{path}: does not exist; write it (see etc/dtun.yaml.example), or give -c FILE"
     except PermissionError:

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
@@ -185,3 +186,14 @@ def test_modes_are_of_the_file_that_is_read(key_file: Path, tmp_path: Path) -> N
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o644
     with pytest.raises(ValueError, match="chmod 600"):
         keys.read_file(link)
+
+
+def test_the_services_own_group_may_read_what_is_roots(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if key_file.stat().st_uid != 0:
+        pytest.skip("the file would have to be root's")
+    key_file.chmod(0o640)
+    monkeypatch.setattr(keys.grp, "getgrgid", lambda number: SimpleNamespace(gr_name="dtun", gr_gid=number))
+    assert keys.read_file(key_file)
+    monkeypatch.setattr(keys.grp, "getgrgid", lambda number: SimpleNamespace(gr_name="users", gr_gid=number))
+    with pytest.raises(ValueError, match="chmod 600"):
+        keys.read_file(key_file)
