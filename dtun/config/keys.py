@@ -138,7 +138,7 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
 
 
 def shared_with(status: os.stat_result) -> int:
-    """The bits of a file's mode that let others use it. That the service's own group reads what is root's is meant so."""
+    """The bits of a file's mode that let others use it. The service's own group is meant to read what is root's."""
     bits = stat.S_IMODE(status.st_mode) & 0o077
     if bits == 0o040 and status.st_uid == 0 and _group_name(status.st_gid) == GROUP:
         return 0

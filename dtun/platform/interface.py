@@ -155,7 +155,9 @@ class Kernel(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
-        """Call `woke` with the seconds that the host has slept, where that can be told, and `changed` whenever the host's addresses, default routes or interfaces change (not our own).
+        """Call `changed` whenever the host's addresses, default routes or interfaces change (not our own).
+
+        And `woke` with the seconds that the host has slept, where that can be told.
 
         From the event loop, after `open`; once for a burst that is read at once. A hint to look again: a
         burst that overflows the kernel's queue counts as a change.

@@ -17,7 +17,9 @@ sysctl -a -r '^net\\.ipv[46]\\.(ip_forward|conf)' 2>/dev/null
 _KINDS = ("route", "route -6", "rule", "rule -6", "link", "address", "nft")
 
 # Counts and times, which go on by themselves.
-_VOLATILE = frozenset({"handle", "expires", "valid_life_time", "preferred_life_time", "metainfo", "packets", "bytes"})
+_VOLATILE = frozenset(
+    {"handle", "expires", "valid_life_time", "preferred_life_time", "metainfo", "packets", "bytes"}
+)
 
 
 def snapshot(host: Host, *directories: Path) -> set[str]:

@@ -33,7 +33,7 @@ class World:
         self.net = net
         self.directory = directory
         self.key = str(make_key(directory))
-        self.home, self.far = net.host("home"), net.host("far")
+        self.home, self.far = self._host("home"), self._host("far")
         self.gate = self._gate("gate", 1)
         self.home.ip("route add default via 198.18.1.1 dev eth0 metric 100")
         self.home.ip("-6 route add default via 2001:db8:1::1 dev eth0 metric 100")
@@ -42,9 +42,15 @@ class World:
         for address in WORLD6:
             self.far.ip(f"address add {address}/128 dev lo")
 
+    def _host(self, name: str, *, forwards: bool = False) -> Host:
+        """A host whose addresses are settled at once, so that what is there before can be compared with after."""
+        host = self.net.host(name, forwards=forwards)
+        host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
+        return host
+
     def _gate(self, name: str, number: int) -> Host:
         """One of the two ways between home and far."""
-        gate = self.net.host(name, forwards=True)
+        gate = self._host(name, forwards=True)
         device, far = f"eth{number - 1}", number + 2
         near4, near6 = f"198.18.{number}", f"2001:db8:{number}:"
         self.net.cable(
@@ -60,11 +66,31 @@ class World:
         self.far.ip(f"-6 route add {near6}:/64 via {far6}:2")
         return gate
 
+    def behind(self, host: Host, name: str, network: str, network6: str) -> Host:
+        """Another host behind this one, as .2 (::2) of these networks, like 10.0.0.0/16; its default route is .1 (::1)."""
+        other = self._host(name)
+        first, size = network.split("/")
+        first6, size6 = network6.split("/")
+        near, far = first.removesuffix("0") + "1", first.removesuffix("0") + "2"
+        self.net.cable(
+            host,
+            name,
+            other,
+            "eth0",
+            f"{near}/{size}",
+            f"{far}/{size}",
+            f"{first6}1/{size6}",
+            f"{first6}2/{size6}",
+        )
+        return other
+
     def second_uplink(self) -> Host:
         """Plug eth1 in. It has no default route yet."""
         return self._gate("other", 2)
 
-    def server(self, entry: dict[str, object] | None = None, *, name: str = "home", **settings: object) -> Daemon:
+    def server(
+        self, entry: dict[str, object] | None = None, *, name: str = "home", **settings: object
+    ) -> Daemon:
         """A server on far, which is quick to notice that somebody is gone."""
         clients = {name: {"key_file": self.key, **(entry or {})}}
         section = {"clients": clients, "keepalive": 0.2, "timeout": 1.5, **settings}

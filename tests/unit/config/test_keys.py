@@ -188,7 +188,9 @@ def test_modes_are_of_the_file_that_is_read(key_file: Path, tmp_path: Path) -> N
         keys.read_file(link)
 
 
-def test_the_services_own_group_may_read_what_is_roots(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_services_own_group_may_read_what_is_roots(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if key_file.stat().st_uid != 0:
         pytest.skip("the file would have to be root's")
     key_file.chmod(0o640)
