@@ -52,6 +52,8 @@ DEMO_PACKAGES = [
 ]
 TEST_PACKAGES = [
     *DEMO_PACKAGES,
+    SystemPackage("debootstrap", "debootstrap"),
+    SystemPackage("dbus", "dbus-daemon"),
     SystemPackage("ethtool", "ethtool"),
     SystemPackage("golang-go", "go"),
     SystemPackage("golang-github-pion-dtls.v2-dev", "/usr/share/gocode/src/github.com/pion/dtls/v2"),

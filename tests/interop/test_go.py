@@ -179,7 +179,8 @@ def test_a_go_client_gets_addresses_and_its_subnet_and_carries_packets_both_ways
     assert echoed(world, "10.0.3.1", "10.86.0.1")
 
     assert server.stop() == 0
-    assert "closed by the peer" in client.wait_for("DOWN")["REASON"]
+    # Whichever comes first: the close_notify, or a packet of its kernel's for the tunnel that is gone.
+    assert "closed" in client.wait_for("DOWN")["REASON"]
 
 
 def test_what_a_go_client_may_not_push_is_refused_and_the_tunnel_works_all_the_same(world: World) -> None:

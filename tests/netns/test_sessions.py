@@ -337,7 +337,7 @@ def test_hooks_know_the_tunnel_and_run_in_order(world: World) -> None:
     assert second["REASON"] == "stopped"
     assert int(first["MTU"]) > 1300
     assert set(first) - {"PWD", "SHLVL", "_", "OLDPWD"} == {
-        *expected, "REASON", "MTU", "SUBNETS", "ENDPOINT", "GATEWAY", "PATH",
+        *expected, "REASON", "MTU", "SUBNETS", "ENDPOINT", "GATEWAY", "DNS", "DNS_DOMAINS", "PATH",
     }  # fmt: skip
     assert server.stop() == 0
 

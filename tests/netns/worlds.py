@@ -11,7 +11,7 @@ Every address of the world answers to what comes through the tunnel and to what 
 which way it was.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from daemon import Daemon, can_ping, make_key
@@ -27,12 +27,13 @@ PINGS = 3
 
 
 class World:
-    """The hosts of the drawing, and one key for all clients."""
+    """The hosts of the drawing, and one key for all clients. `own` are the flows of the tunnels themselves."""
 
     def __init__(self, net: Topology, directory: Path) -> None:
         self.net = net
         self.directory = directory
         self.key = str(make_key(directory))
+        self.own = set(TUNNEL)
         self.home, self.far = self._host("home"), self._host("far")
         self.gate = self._gate("gate", 1)
         self.home.ip("route add default via 198.18.1.1 dev eth0 metric 100")
@@ -66,8 +67,8 @@ class World:
         self.far.ip(f"-6 route add {near6}:/64 via {far6}:2")
         return gate
 
-    def behind(self, host: Host, name: str, network: str, network6: str) -> Host:
-        """Another host behind this one, as .2 (::2) of these networks, like 10.0.0.0/16; its default route is .1 (::1)."""
+        """A host behind this one, as .2 (::2) of these networks, like 10.0.0.0/16; its default route is .1 (::1)."""
+        """Another host behind this one: .2 (::2) of these networks, like 10.0.0.0/16, of which this one is .1 (::1)."""
         other = self._host(name)
         first, size = network.split("/")
         first6, size6 = network6.split("/")
@@ -89,7 +90,7 @@ class World:
         return self._gate("other", 2)
 
     def server(
-        self, entry: dict[str, object] | None = None, *, name: str = "home", **settings: object
+        self, entry: Mapping[str, object] | None = None, *, name: str = "home", **settings: object
     ) -> Daemon:
         """A server on far, which is quick to notice that somebody is gone."""
         clients = {name: {"key_file": self.key, **(entry or {})}}
@@ -121,7 +122,7 @@ class World:
             direct = seen.pop(Flow("icmp", address, 0), 0)
             assert direct in ((0, PINGS) if answered[address] else (0,)), f"{address}: {direct} went direct"
             found[address] = "direct" if direct else "tunnel" if answered[address] else "nowhere"
-        assert seen.keys() <= TUNNEL, f"what else home has sent: {seen}"
+        assert seen.keys() <= self.own, f"what else home has sent: {seen}"
         if "tunnel" in found.values():
             assert sum(seen.values()) >= PINGS, f"the tunnel's own packets: {seen}"
         return found

@@ -66,7 +66,8 @@ def test_a_key_that_is_refused_is_not_quoted(text: bytes, go: bool) -> None:
         said = ""
     except ValueError as error:
         said = str(error)
-    assert len(text.strip()) < 4 or repr(text.strip())[2:-1] not in said
+    # What the advice says in any case is not quoted.
+    assert len(text.strip()) < 4 or text.strip() in b"`dtun genkey --compat go`" or repr(text.strip())[2:-1] not in said
 
 
 def test_a_file_that_others_can_read_is_refused(problems: Problems, key_file: Path) -> None:
