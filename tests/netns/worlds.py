@@ -67,7 +67,7 @@ class World:
         self.far.ip(f"-6 route add {near6}:/64 via {far6}:2")
         return gate
 
-        """A host behind this one, as .2 (::2) of these networks, like 10.0.0.0/16; its default route is .1 (::1)."""
+    def behind(self, host: Host, name: str, network: str, network6: str) -> Host:
         """Another host behind this one: .2 (::2) of these networks, like 10.0.0.0/16, of which this one is .1 (::1)."""
         other = self._host(name)
         first, size = network.split("/")
