@@ -1,6 +1,7 @@
 """Keys: which are taken, which are refused and how, and that they stay hidden."""
 
 import base64
+import grp
 import os
 import stat
 from collections.abc import Callable
@@ -67,7 +68,11 @@ def test_a_key_that_is_refused_is_not_quoted(text: bytes, go: bool) -> None:
     except ValueError as error:
         said = str(error)
     # What the advice says in any case is not quoted.
-    assert len(text.strip()) < 4 or text.strip() in b"`dtun genkey --compat go`" or repr(text.strip())[2:-1] not in said
+    assert (
+        len(text.strip()) < 4
+        or text.strip() in b"`dtun genkey --compat go`"
+        or repr(text.strip())[2:-1] not in said
+    )
 
 
 def test_a_file_that_others_can_read_is_refused(problems: Problems, key_file: Path) -> None:
@@ -195,8 +200,8 @@ def test_the_services_own_group_may_read_what_is_roots(
     if key_file.stat().st_uid != 0:
         pytest.skip("the file would have to be root's")
     key_file.chmod(0o640)
-    monkeypatch.setattr(keys.grp, "getgrgid", lambda number: SimpleNamespace(gr_name="dtun", gr_gid=number))
+    monkeypatch.setattr(grp, "getgrgid", lambda number: SimpleNamespace(gr_name="dtun", gr_gid=number))
     assert keys.read_file(key_file)
-    monkeypatch.setattr(keys.grp, "getgrgid", lambda number: SimpleNamespace(gr_name="users", gr_gid=number))
+    monkeypatch.setattr(grp, "getgrgid", lambda number: SimpleNamespace(gr_name="users", gr_gid=number))
     with pytest.raises(ValueError, match="chmod 600"):
         keys.read_file(key_file)
