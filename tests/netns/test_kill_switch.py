@@ -1,0 +1,137 @@
+"""With `on_disconnect: block` nothing leaves the host beside the tunnel, whatever happens, until dtun is stopped."""
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from snapshots import changes, snapshot
+from topology import Topology, wait_for
+from wire import Flow, Sniffer
+from worlds import SERVER, SERVER6, TUNNEL, WORLD, WORLD6, World, wait_reached
+
+ROUNDS = 15
+
+
+class Noise:
+    """Programs on home that try to get out all the time."""
+
+    def __init__(self, world: World) -> None:
+        self._file = world.directory / "rounds"
+        own = ("eth0", "198.18.1.2", "2001:db8:1::2")
+        targets = (SERVER, SERVER6, *own, WORLD[0], WORLD[1], WORLD6[0])
+        self._process = world.home.python(
+            "tests/netns/noise.py", str(self._file), *targets, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    @property
+    def rounds(self) -> int:
+        return int(self._file.read_text() or "0")
+
+    def goes_on(self, rounds: int = ROUNDS) -> None:
+        """Let them try for this many rounds."""
+        end = self.rounds + rounds
+        wait_for(lambda: self.rounds >= end, "the noise to go on")
+
+
+class Watch:
+    """What has left home by both uplinks."""
+
+    def __init__(self, *sniffers: Sniffer) -> None:
+        self._sniffers = sniffers
+        self.packets = 0
+
+    def leaked(self) -> dict[Flow, int]:
+        """Everything but the tunnel's own packets."""
+        found: Counter[Flow] = Counter()
+        for sniffer in self._sniffers:
+            found += sniffer.sent()
+        self.packets = sum(count for flow, count in found.items() if flow in TUNNEL)
+        return {flow: count for flow, count in found.items() if flow not in TUNNEL}
+
+    def forget(self) -> None:
+        for sniffer in self._sniffers:
+            sniffer.forget()
+
+
+@pytest.mark.parametrize(("routing", "pool6"), [("main", None), ("policy", None), ("policy", "fd00:86::/64")])
+def test_not_one_packet_leaves_beside_the_tunnel(
+    net: Topology, tmp_path: Path, routing: str, pool6: str | None
+) -> None:
+    world = World(net, tmp_path)
+    world.second_uplink()
+    before = snapshot(world.home)
+    watch = Watch(world.sniffer("eth0"), world.sniffer("eth1"))
+
+    # From before the first packet, with the server down.
+    client = world.client(routes="everything", routing=routing, on_disconnect="block")
+    noise = Noise(world)
+    noise.goes_on()
+    assert watch.leaked() == {}
+
+    server = world.server(pool6=pool6)
+    client.wait_connected()
+    wait_reached(world.home, WORLD[0])
+    noise.goes_on()
+    assert watch.leaked() == {}, "connected"
+
+    server.kill()
+    wait_for(lambda: client.tunnel()["state"] == "connecting", "the client to notice")
+    noise.goes_on()
+    assert watch.leaked() == {}, "the server was killed"
+
+    server.start()
+    client.wait_connected()
+    noise.goes_on()
+    client.kill()
+    noise.goes_on(2 * ROUNDS)
+    assert watch.leaked() == {}, "the client was killed"
+
+    client.start()
+    client.wait_connected()
+    noise.goes_on()
+    assert watch.leaked() == {}, "the client is back"
+
+    world.home.ip("route add default via 198.18.2.1 dev eth1 metric 50")
+    noise.goes_on()
+    world.home.ip("link set eth0 down")
+    client.wait_log("the way to")
+    client.wait_connected()
+    wait_reached(world.home, WORLD[0])
+    noise.goes_on()
+    world.home.ip("link set eth0 up")
+    world.home.ip("route add default via 198.18.1.1 dev eth0 metric 10")
+    # IPv6 addresses go with the link.
+    world.home.ip("-6 address add 2001:db8:1::2/64 dev eth0")
+    world.home.ip("-6 route add default via 2001:db8:1::1 dev eth0 metric 100")
+    noise.goes_on(2 * ROUNDS)
+    assert watch.leaked() == {}, "the gateway has moved"
+    assert watch.packets > 100, "the watch has seen the tunnel"
+
+    # What the programs want gets out as soon as nobody stops it: the watch is not blind.
+    assert client.stop() == 0
+    watch.forget()
+    noise.goes_on()
+    protocols = {(flow.protocol, flow.destination) for flow in watch.leaked()}
+    assert {(protocol, WORLD[0]) for protocol in ("udp", "tcp", "icmp")} <= protocols
+    assert {(protocol, SERVER) for protocol in ("udp", "tcp", "icmp")} <= protocols
+    assert {(protocol, WORLD6[0]) for protocol in ("udp", "tcp", "icmp")} <= protocols
+    left = changes(before, snapshot(world.home))
+    assert not [line for line in left.splitlines() if re.search(r'"217"|7217|unreachable|dtun', line)], left
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Linux looks past unreachable IPv6 routes if a socket is bound to a device"
+)
+def test_ipv6_does_not_leave_by_a_device_that_a_program_insists_on(net: Topology, tmp_path: Path) -> None:
+    world = World(net, tmp_path)
+    world.client(routes="everything", on_disconnect="block")
+    watch = Watch(world.sniffer())
+    world.home.run("ping", "-c1", "-W1", "-I", "eth0", WORLD[0], check=False)
+    assert watch.leaked() == {}, "IPv4 does not"
+
+    world.home.run("ping", "-c1", "-W1", "-I", "eth0", WORLD6[0], check=False)
+    assert watch.leaked() == {}
