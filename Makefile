@@ -61,3 +61,17 @@ setup: ## what the others do first: system packages, .venv, dtun in it
 clean: ## remove everything that was made here
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: install uninstall deb
+
+# For example: make uninstall INSTALL=--purge
+INSTALL ?=
+
+install: ## install or update dtun on this machine (root; docs/install.md)
+	@$(PYTHON) -B -m tools.install $(INSTALL)
+
+uninstall: ## remove it; INSTALL=--purge removes configuration and keys as well (root)
+	@$(PYTHON) -B -m tools.uninstall $(INSTALL)
+
+deb: ## build dist/dtun_VERSION_ARCH.deb, which needs no network to be installed
+	@$(PYTHON) -B -m tools.deb

@@ -54,6 +54,7 @@ TEST_PACKAGES = [
     *DEMO_PACKAGES,
     SystemPackage("debootstrap", "debootstrap"),
     SystemPackage("dbus", "dbus-daemon"),
+    SystemPackage("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
     SystemPackage("ethtool", "ethtool"),
     SystemPackage("golang-go", "go"),
     SystemPackage("golang-github-pion-dtls.v2-dev", "/usr/share/gocode/src/github.com/pion/dtls/v2"),

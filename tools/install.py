@@ -1,0 +1,166 @@
+"""`make install`: dtun in /opt/dtun, its command in /usr/local/bin, and its services.
+
+    /opt/dtun/NUMBER/        a virtual environment with this tree's dtun and the packages of requirements/runtime.txt
+    /opt/dtun/current        a link to the newest, which is changed when that one is whole
+    everything else          tools/layout.py
+
+Running it again is an update. The one before stays in its place, for what still runs from it. Configuration and keys
+are never overwritten.
+"""
+
+# ruff: noqa: INP001, S603, T201
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tools import layout, machine, wheels
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX = Path("/opt/dtun")
+COMMAND = Path("/usr/local/bin/dtun")
+CONFIG = Path("/etc/dtun.yaml")
+
+
+def install(wheel_directory: Path | None) -> None:
+    """Install or update, as root. `wheel_directory`: where the packages are, instead of on PyPI."""
+    problems = machine.problems(pip=wheel_directory is None)
+    if wheel_directory is None:
+        problems += wheels.problems(wheels.OWN_VERSION)
+    if problems:
+        stop("nothing was installed:", *problems)
+    print(f"Installing into {PREFIX} with {sys.executable} ...", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        if wheel_directory is None:
+            wheels.download(Path(directory), [wheels.OWN_VERSION])
+        new = _environment(wheel_directory or Path(directory))
+    _point(PREFIX / "current", new)
+    _point(COMMAND, PREFIX / "current" / "bin" / "dtun")
+    for path, text in layout.here().items():
+        write(Path(path), text)
+    darwin = platform.system() == "Darwin"
+    if darwin:
+        Path("/etc/dtun").mkdir(mode=0o700, exist_ok=True)
+        _first_config(group=-1, mode=0o600)
+    else:
+        _prepare_systemd()
+    for old in sorted(_numbered(), key=_number)[:-2]:
+        shutil.rmtree(old)
+    _say_how_to_go_on(darwin=darwin)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file for everybody to read; whoever reads it meanwhile sees the old one or the new one."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.chmod(0o644)
+    new.replace(path)
+
+
+def _environment(wheel_directory: Path) -> Path:
+    """A new virtual environment with everything in it; one that is not finished is taken away again."""
+    number = max([0, *map(_number, _numbered())]) + 1
+    place = PREFIX / str(number)
+    version = wheels.OWN_VERSION
+    try:
+        venv.create(place, symlinks=True)
+        packages = place / "lib" / f"python{version}" / "site-packages"
+        found = sorted((wheel_directory / version).glob("*.whl"))
+        if not found:
+            stop(f"there are no wheels for Python {version} in {wheel_directory / version}")
+        wheels.unpack(found, packages)
+        shutil.copytree(ROOT / "dtun", packages / "dtun", ignore=shutil.ignore_patterns("__pycache__"))
+        launcher = place / "bin" / "dtun"
+        launcher.write_text(layout.launcher(str(place / "bin" / "python")))
+        launcher.chmod(0o755)
+        # Its user may not write here, so that it would compile at each start.
+        subprocess.run([place / "bin" / "python", "-m", "compileall", "-q", packages], check=True)
+        # All that is compiled gets loaded, before this one takes the place of the one before.
+        modules = "dtun.dtls.mbed, dtun.service.run, dtun.tunnel.server, dtun.tunnel.client"
+        subprocess.run([place / "bin" / "python", "-I", "-c", f"import {modules}"], check=True)
+        subprocess.run([launcher, "--version"], check=True)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return place
+
+
+def _numbered() -> list[Path]:
+    return [path for path in PREFIX.glob("*") if path.name.isdecimal()]
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, in one step if it is there already."""
+    link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(link)
+
+
+def _prepare_systemd() -> None:
+    """User and group, rights, units; services that run are started anew."""
+    machine.attempt("systemd-sysusers", f"{layout.LOCAL.sysusers}/dtun.conf")
+    import grp  # noqa: PLC0415 - after its group has come into being
+
+    try:
+        group = grp.getgrnam("dtun").gr_gid
+    except KeyError:
+        stop("there is no group dtun; run `systemd-sysusers`, see what it says, and install again")
+    _first_config(group=group, mode=0o640)
+    machine.attempt("systemd-tmpfiles", "--create", f"{layout.LOCAL.tmpfiles}/dtun.conf")
+    if machine.has_systemd():
+        machine.attempt("systemctl", "daemon-reload")
+        machine.attempt("systemctl", "try-restart", *machine.services())
+
+
+def _first_config(*, group: int, mode: int) -> None:
+    """The example as the configuration, unless there is one. Nobody else can read it for a moment either."""
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(layout.example())
+            os.fchown(file.fileno(), 0, group)
+            os.fchmod(file.fileno(), mode)
+
+
+def _say_how_to_go_on(*, darwin: bool) -> None:
+    print(f"Installed. Next: edit {CONFIG} (all settings: {CONFIG}.example), `dtun check`, then")
+    if darwin:
+        print("  sudo launchctl bootstrap system /Library/LaunchDaemons/org.dtun.client.plist   # or server")
+        print("  sudo launchctl enable system/org.dtun.client")
+    else:
+        print("  sudo systemctl enable --now dtun-server        # or dtun-client")
+
+
+def stop(*lines: str) -> NoReturn:
+    sys.exit("\n  ".join(["install: " + lines[0], *lines[1:]]))
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make install", description="Install dtun on this machine.")
+    parser.add_argument("--wheels", type=Path, help="take the packages from here (see tools/wheels.py)")
+    given = parser.parse_args(arguments)
+    os.umask(0o022)
+    try:
+        install(given.wheels)
+    except (OSError, subprocess.CalledProcessError) as error:
+        stop(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

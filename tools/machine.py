@@ -1,0 +1,56 @@
+"""What `make install` needs to know about the machine."""
+
+# ruff: noqa: INP001, S603
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def problems(*, pip: bool) -> list[str]:
+    """What stands in the way of an installation; each with what to do about it. `pip`: whether it is needed."""
+    found = []
+    if os.geteuid() != 0:
+        found.append("root is needed; run: sudo make install")
+    if pip and importlib.util.find_spec("ensurepip") is None:
+        version = "{}.{}".format(*sys.version_info)
+        found.append(f"Python's venv is missing; on Debian and Ubuntu: apt install python{version}-venv")
+    if sys.prefix != sys.base_prefix:
+        found.append("this Python is one of a virtual environment; run: make install PYTHON=/usr/bin/python3")
+    if platform.system() == "Linux":
+        if shutil.which("systemctl") is None:
+            found.append("there is no systemd; without it, see README.md for how to start dtun by hand")
+        if _is_package():
+            found.append("dtun is installed as a Debian package; first: apt remove dtun")
+    elif platform.system() != "Darwin":
+        found.append(f"dtun runs on Linux and macOS, not on {platform.system()}")
+    return found
+
+
+def has_systemd() -> bool:
+    """Whether systemd runs (sd_booted(3)), and is not only there, as in a chroot."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def services() -> list[str]:
+    """The units of dtun's services on this machine, with every instance of the template that is known."""
+    command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "dtun-client@*.service"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    instances = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    return ["dtun-server.service", "dtun-client.service", *instances]
+
+
+def attempt(*command: str) -> None:
+    """Run it; if it fails, what it says is for the reader, and the rest goes on."""
+    subprocess.run(command, check=False, stdin=subprocess.DEVNULL)
+
+
+def _is_package() -> bool:
+    if shutil.which("dpkg-query") is None:
+        return False
+    command = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", "dtun"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout == "installed"

@@ -1,0 +1,106 @@
+"""The Python packages that dtun needs, as wheels: fetched by the lock file, unpacked without pip.
+
+python -m tools.wheels DIRECTORY 3.11 3.12     # DIRECTORY/3.11/*.whl, DIRECTORY/3.12/*.whl
+"""
+
+# ruff: noqa: INP001, S603, T201
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tools import bootstrap, mbedtls_wheel
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN_VERSION = "{}.{}".format(*sys.version_info)
+LOCK = ROOT / "requirements" / "runtime.txt"
+# The C library of Debian 12 is 2.36. Older names do not imply each other for pip, so each is given.
+GLIBC = ("2_36", "2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
+
+
+def is_on_pypi(version: str) -> bool:
+    """Whether python-mbedtls, the one that decides it, has a wheel for this Python ("3.11") and this machine."""
+    major, minor = map(int, version.split("."))
+    this = bootstrap.Machine.this()._replace(python=(major, minor))
+    return bootstrap.mbedtls_advice(this, {}) is None
+
+
+def problems(version: str) -> list[str]:
+    """What stands in the way of `download`, each with what to do about it."""
+    if is_on_pypi(version):
+        return []
+    if platform.system() == "Linux" and version == OWN_VERSION:
+        return mbedtls_wheel.problems()
+    return [f"python-mbedtls has no wheel for Python {version} on this machine; use Python 3.11 or 3.12"]
+
+
+def download(directory: Path, versions: Iterable[str]) -> None:
+    """Fetch the locked packages for each of these Pythons, for the machine that this is, checked by their hashes.
+    If there is none of python-mbedtls, that is compiled.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: something cannot be fetched or compiled, and that has been said.
+    """
+    with tempfile.TemporaryDirectory() as environment:
+        # Debian's own Python comes without pip.
+        venv.create(environment, with_pip=True)
+        pip = [str(Path(environment, "bin", "python")), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        for version in versions:
+            lock = Path(environment, "lock.txt")
+            entries = LOCK.read_text()
+            if not is_on_pypi(version):
+                print(
+                    f"Compiling python-mbedtls for Python {version}, which takes two minutes ...", flush=True
+                )
+                mbedtls_wheel.build(directory / version)
+                entries = re.sub(r"^python-mbedtls==.*?(?=^\S)", "", entries, flags=re.MULTILINE | re.DOTALL)
+            lock.write_text(entries)
+            command = [*pip, "download", "--require-hashes", "--only-binary", ":all:", "--no-deps"]
+            command += ["--python-version", version, *_platforms(), "--dest", str(directory / version)]
+            subprocess.run([*command, "-r", str(lock)], check=True)
+
+
+def _platforms() -> list[str]:
+    """What makes pip take wheels for the oldest C library that dtun runs with, not only for this one."""
+    if platform.system() != "Linux":
+        return []
+    machine = platform.machine()
+    names = [f"manylinux_{version}_{machine}" for version in GLIBC] + [f"manylinux2014_{machine}"]
+    return [word for name in names for word in ("--platform", name)]
+
+
+def unpack(wheels: Iterable[Path], target: Path) -> None:
+    """Put the modules of these wheels below `target`. Their commands are not needed.
+
+    The format: https://packaging.python.org/specifications/binary-distribution-format/
+    """
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+        for data in target.glob("*.data"):
+            for name in ("purelib", "platlib"):
+                if (data / name).is_dir():
+                    shutil.copytree(data / name, target, dirs_exist_ok=True)
+            shutil.rmtree(data)
+
+
+def is_pure(wheel: Path) -> bool:
+    """Whether it has no compiled code, so that it is the same for any Python."""
+    return wheel.name.endswith("-none-any.whl")
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) < 2:
+        sys.exit("usage: python -m tools.wheels DIRECTORY 3.11 ...")
+    download(Path(arguments[0]), arguments[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
