@@ -1,0 +1,191 @@
+"""dtun as its package installs it, under a real systemd: the life of a service, from the first start to a bad file."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.systemd.container import Container, wait_for
+from tests.systemd.pair import CLIENT, Machine, Pair, installed_pair
+
+CONFIGURATION_IS_WRONG = "78"
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Pair]:
+    with installed_pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(installed: Pair) -> Pair:
+    """Both at work, whatever the test before did."""
+    installed.start()
+    return installed
+
+
+def test_both_are_ready_and_say_how_they_are(pair: Pair) -> None:
+    for machine, said in (
+        (pair.server, '"1 of 1 clients connected"'),
+        (pair.client, '"connected to 192.0.2.1:443'),
+    ):
+        wait_for(lambda m=machine, s=said: s in m.status(), f"{said} in the status")  # type: ignore[misc]
+        assert "Active: active (running)" in machine.status()
+        assert machine.container.run("systemctl", "is-enabled", machine.unit) == "enabled\n"
+
+
+def test_it_is_not_root_and_yet_does_all_of_its_work(pair: Pair) -> None:
+    container = pair.server.container
+    status = container.read(f"/proc/{pair.server.pid}/status")
+    user = container.run("id", "-u", "dtun").strip()
+    assert f"Uid:\t{user}\t{user}\t{user}\t{user}" in status
+    assert container.run("sysctl", "-n", "net.ipv4.ip_forward") == "1\n"
+    assert "masquerade" in pair.server.left()["firewall"]
+    assert "10.0.0.0/16 dev dtun-home" in pair.server.left()["routes"]
+
+
+def test_the_group_may_ask_and_nobody_else(pair: Pair) -> None:
+    container = pair.server.container
+    ask = "exec dtun status --json --socket /run/dtun/server.sock"
+    member = ("setpriv", "--reuid=nobody", "--regid=dtun", "--clear-groups", "sh", "-c", ask)
+    assert json.loads(container.run(*member))["role"] == "server"
+    stranger = container.complete(
+        "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sh", "-c", ask
+    )
+    assert (stranger.returncode, stranger.stdout) == (77, "")
+
+
+def test_it_may_set_name_servers_and_other_users_may_not(pair: Pair) -> None:
+    container = pair.client.container
+    for arguments in (
+        ["dns", "dtun0", "192.0.2.53"],
+        ["domain", "dtun0", "~corp.example"],
+        ["revert", "dtun0"],
+    ):
+        as_user = ("setpriv", "--clear-groups", "--regid=nogroup")
+        command = ("resolvectl", *arguments)
+        refused = container.complete(*as_user, "--reuid=nobody", *command)
+        assert refused.returncode != 0
+        assert "authentication required" in refused.stderr.lower()
+        container.run(*as_user, "--reuid=dtun", *command)
+
+
+def test_a_reload_keeps_the_process_and_a_bad_file_changes_nothing(pair: Pair) -> None:
+    server = pair.server
+    pid = server.pid
+    server.configure(server.config + "    office: {key_file: /etc/dtun/home.key}\n")
+    server.systemctl("reload")
+    assert '"1 of 2 clients connected"' in server.status()
+    server.configure("server: {clents: {}}\n")
+    refused = server.container.complete("systemctl", "reload", server.unit)
+    assert refused.returncode != 0
+    assert "/etc/dtun.yaml:1:10: server: unknown key 'clents'" in server.journal_tail()
+    assert server.pid == pid
+    assert pair.talk()
+
+
+def test_a_stop_leaves_nothing(pair: Pair) -> None:
+    for machine in (pair.client, pair.server):
+        assert any(machine.left().values())
+        machine.systemctl("stop")
+        assert not any(machine.left().values()), machine.left()
+        assert "Deactivated successfully" in machine.journal_tail()
+        assert machine.container.run("systemctl", "is-failed", machine.unit, check=False) == "inactive\n"
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_killed_it_comes_back(pair: Pair, role: str) -> None:
+    machine = pair.server if role == "server" else pair.client
+    pid = machine.pid
+    machine.container.run("kill", "-KILL", pid)
+    wait_for(lambda: machine.pid not in {"0", pid}, "another process")
+    wait_for(pair.talk, "the tunnel")
+
+
+def test_a_loop_that_stands_still_is_ended_by_the_watchdog(pair: Pair) -> None:
+    client = pair.client
+    # The same as in the unit, but for a test's patience.
+    client.drop_in("watchdog", "WatchdogSec=1")
+    client.systemctl("restart")
+    pid = client.pid
+    client.container.run("kill", "-STOP", pid)
+    wait_for(lambda: client.pid not in {"0", pid}, "another process")
+    assert "Watchdog timeout" in client.journal_tail()
+    client.drop_in("watchdog", "")
+    client.systemctl("restart")
+    wait_for(pair.talk, "the tunnel")
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            "client: {servers: [192.0.2.1], id: home, key_file: dtun/home.key, colour: red}\n",
+            "/etc/dtun.yaml:1:67: client: unknown key 'colour'",
+        ),
+        (CLIENT.replace("home.key", "other.key"), "/etc/dtun/other.key does not exist"),
+        (CLIENT.replace("key_file: /etc/dtun/home.key", "credential: home"), "add LoadCredential="),
+    ],
+)
+def test_what_takes_a_person_is_said_once_and_not_tried_again(pair: Pair, config: str, line: str) -> None:
+    client = pair.client
+    client.systemctl("stop")
+    client.configure(config)
+    restarts = client.container.show(client.unit, "NRestarts")
+    client.systemctl("start", check=False)
+    # RestartSec= is 2 s; but what matters is the state: "activating (auto-restart)" it must not be.
+    assert client.container.show(client.unit, "ActiveState") == "failed"
+    assert client.container.show(client.unit, "ExecMainStatus") == CONFIGURATION_IS_WRONG
+    assert client.container.show(client.unit, "NRestarts") == restarts
+    assert client.status().count(line) == 1, client.status()
+    assert "Traceback" not in client.journal_tail()
+
+
+def test_a_failure_that_may_pass_is_tried_again(pair: Pair) -> None:
+    """The counterpart of the one above: were there no restarts at all, that would pass as well."""
+    client = pair.client
+    client.systemctl("stop")
+    client.configure(CLIENT + "  tun: lo\n")
+    client.container.run("systemctl", "start", "--no-block", client.unit)
+    wait_for(lambda: client.container.show(client.unit, "NRestarts") not in {"", "0"}, "another try")
+    client.systemctl("stop")
+
+
+@pytest.mark.parametrize("how", ["LoadCredential", "LoadCredentialEncrypted"])
+def test_a_key_as_a_credential_is_nowhere_else(pair: Pair, how: str) -> None:
+    client = pair.client
+    container = client.container
+    key = container.read("/etc/dtun/home.key")
+    source = "/root/home.key"
+    container.run("mv", "/etc/dtun/home.key", "/root/home.key")
+    container.run("chmod", "600", "/root/home.key")
+    try:
+        if how == "LoadCredentialEncrypted":
+            source = "/etc/dtun/home.cred"
+            container.run("systemd-creds", "encrypt", "--name=home", "/root/home.key", source)
+            container.run("rm", "/root/home.key")
+        client.drop_in("key", f"{how}=home:{source}")
+        client.configure(CLIENT.replace("key_file: /etc/dtun/home.key", "credential: home"))
+        client.systemctl("restart")
+        wait_for(pair.talk, "the tunnel")
+        places = _files_with(container, key.strip(), client)
+        assert places <= {"/root/home.key", f"/run/credentials/{client.unit}.service/home"}
+        assert ("/root/home.key" in places) == (how == "LoadCredential")
+        assert key.strip() not in container.journal()
+        other = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+        path = f"/proc/{client.pid}/root/run/credentials/{client.unit}.service/home"
+        assert container.read(path) == key
+        assert container.complete(*other, "cat", path).returncode != 0
+    finally:
+        client.drop_in("key", "")
+        container.write("/etc/dtun/home.key", key, 0o640, "root:dtun")
+        container.run("rm", "-f", "/root/home.key", "/etc/dtun/home.cred")
+        client.systemctl("stop")
+
+
+def _files_with(container: Container, text: str, machine: Machine) -> set[str]:
+    """Where in the file system, and in what a process shows to others, this text stands."""
+    process = [f"/proc/{machine.pid}/{name}" for name in ("cmdline", "environ")]
+    places = ["/etc", "/root", "/run", "/tmp", "/var", *process]
+    # 1: no such place; 2: a file went away while it looked.
+    return set(container.run("grep", "-rlsF", text, *places, check=False).split())
