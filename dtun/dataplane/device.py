@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from io import FileIO
 from typing import Protocol
 
 from dtun.dataplane.counters import Counters
@@ -17,13 +18,29 @@ class Device(Protocol):
 
     def fileno(self) -> int: ...
 
-    def read(self) -> Sequence[bytes]:
-        """The frames of one read. Raises BlockingIOError when there is nothing, OSError when it is gone or down."""
+    def read(self) -> Sequence[bytes] | None:
+        """The frames of one read, None when there is nothing. Raises OSError when it is gone or down."""
         ...
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
-        """Write the packets among these plaintexts of records; returns the others, which are for the session."""
+        """Write the packets among these plaintexts of records; returns the others, which are for the session.
+
+        What may go on with the next plaintexts waits for them, or for `flush`.
+        """
         ...
+
+    def flush(self) -> None:
+        """Write what waits."""
+        ...
+
+
+def reader(descriptor: int) -> FileIO:
+    """Reads a descriptor that does not block, and that somebody else closes: None when there is nothing.
+
+    `os.read` would raise BlockingIOError, which is ten times as much work as the rest of it, and the last thing in each
+    turn.
+    """
+    return FileIO(descriptor, "rb", closefd=False)
 
 
 class PlainDevice:
@@ -31,13 +48,16 @@ class PlainDevice:
 
     def __init__(self, descriptor: int, counters: Counters) -> None:
         self._descriptor = descriptor
+        self._read = reader(descriptor).read
         self._counters = counters
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes]:
-        packet = os.read(self._descriptor, MAX_PACKET)
+    def read(self) -> Sequence[bytes] | None:
+        packet = self._read(MAX_PACKET)
+        if packet is None:
+            return None
         counters = self._counters
         counters.tx_packets += 1
         counters.tx_bytes += len(packet)
@@ -57,3 +77,6 @@ class PlainDevice:
                     counters.rx_packets += 1
                     counters.rx_bytes += len(packet)
         return others
+
+    def flush(self) -> None:
+        """Nothing waits here."""

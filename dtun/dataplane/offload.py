@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dtun.dataplane.counters import Counters
-from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice
+from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice, reader
 from dtun.dataplane.utun import UtunDevice
 from dtun.protocol import virtio
 from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
@@ -47,13 +47,18 @@ class OffloadDevice:
         self._descriptor = tun.fileno()
         self._counters = counters
         self._buffer = bytearray(virtio.SIZE + MAX_PACKET)
+        self._read_into = reader(self._descriptor).readinto
+        self._joined: Run | Train | None = None
+        self._joins = b""
         self._view = memoryview(self._buffer)
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes]:
-        length = os.readv(self._descriptor, (self._buffer,))
+    def read(self) -> Sequence[bytes] | None:
+        length = self._read_into(self._buffer)
+        if length is None:
+            return None
         flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(self._buffer)
         packet = bytes(self._view[virtio.SIZE : length])
         counters = self._counters
@@ -77,26 +82,37 @@ class OffloadDevice:
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []
-        joined: Run | Train | None = None
-        joins = b""
-        for frame in plaintexts:
+        joined, joins = self._joined, self._joins
+        number, count = 0, len(plaintexts)
+        while number < count:
+            frame = plaintexts[number]
+            number += 1
             kind = frame[:1]
             if joined is not None:
                 if kind == joins and joined.extend(frame):
+                    if isinstance(joined, Run):
+                        number += joined.extend_many(plaintexts, number)
                     continue
                 self._write(joined.finish(), joined.packets)
                 joined = None
             if kind in _JOINED:
                 joins = kind
                 joined = self._begin(frame, accepts)
+                if isinstance(joined, Run):
+                    number += joined.extend_many(plaintexts, number)
             elif frame and frame[0] >> 4 in (4, 6):
                 if accepts(frame, 0):
                     self._write((virtio.NO_OFFLOAD, frame), 1)
             else:
                 others.append(frame)
-        if joined is not None:
-            self._write(joined.finish(), joined.packets)
+        self._joined, self._joins = joined, joins
         return others
+
+    def flush(self) -> None:
+        joined = self._joined
+        if joined is not None:
+            self._joined = None
+            self._write(joined.finish(), joined.packets)
 
     def _begin(self, frame: bytes, accepts: Accepts) -> Run | Train | None:
         """What this frame starts, if it is well-formed and may come in; a packet that starts nothing is written."""

@@ -100,7 +100,9 @@ class Pump:
     def receive(self, port: Port, datagram: bytes) -> None:
         """Take in one datagram of a session, of any kind."""
         plaintexts = port.open(datagram)
-        for plaintext in self._device.deliver(plaintexts, self._accepts):
+        others = self._device.deliver(plaintexts, self._accepts)
+        self._device.flush()
+        for plaintext in others:
             port.on_control(plaintext)
         if not plaintexts:
             port.on_nothing(datagram)
@@ -108,6 +110,7 @@ class Pump:
     def deliver(self, packets: Sequence[bytes]) -> None:
         """Packets that came before the session was attached."""
         self._device.deliver(packets, self._accepts)
+        self._device.flush()
 
     def close(self) -> None:
         """Stop reading the device and all ports, before they are closed."""
@@ -122,11 +125,12 @@ class Pump:
         frames: list[bytes] = []
         try:
             for _ in range(READS):
-                frames += read()
+                more = read()
+                if more is None:
+                    break
+                frames += more
                 if len(frames) >= FRAMES:
                     break
-        except BlockingIOError:
-            pass
         except OSError as error:
             # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
             self._counters.dropped("tun read", error)
@@ -144,6 +148,7 @@ class Pump:
 
     def _wake(self) -> None:
         """Read the device again after a rest, unless it waits for room in a socket."""
+        self._rest = None
         if not self._pending:
             self._loop.add_reader(self._device.fileno(), self._read_device)
 
@@ -171,13 +176,18 @@ class Pump:
         self._loop.add_reader(self._device.fileno(), self._read_device)
 
     def _read_socket(self, port: Port) -> None:
+        self._receive(port)
+        # Not after each batch: a super-packet that came in two of them is one write.
+        self._device.flush()
+
+    def _receive(self, port: Port) -> None:
         buffer, datagrams, deliver, accepts = (
             self._buffer,
             port.datagrams,
             self._device.deliver,
             self._accepts,
         )
-        for _ in range(RECEIVES):
+        for turn in range(RECEIVES):
             try:
                 length, size = datagrams.receive_into(buffer)
             except BlockingIOError:
@@ -193,6 +203,10 @@ class Pump:
                 self.receive(port, datagram)
             if datagrams.socket.fileno() not in self._ports:
                 return  # one of them ended the session
+            if turn == 0 and length == size and not self._pending and self._rest is None:
+                # It came alone. If the host answers at once, as to a ping, that need not wait for the next turn.
+                self._device.flush()
+                self._read_device()
 
     def _failed(self, port: Port, doing: str, error: OSError) -> None:
         self._counters.dropped(doing, error)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dtun.dataplane.counters import Counters
-from dtun.dataplane.device import MAX_PACKET, Accepts
+from dtun.dataplane.device import MAX_PACKET, Accepts, reader
 
 HEADER_SIZE: Final = 4
 _HEADERS: Final = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
@@ -19,13 +19,17 @@ class UtunDevice:
 
     def __init__(self, descriptor: int, counters: Counters) -> None:
         self._descriptor = descriptor
+        self._read = reader(descriptor).read
         self._counters = counters
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes]:
-        packet = os.read(self._descriptor, HEADER_SIZE + MAX_PACKET)[HEADER_SIZE:]
+    def read(self) -> Sequence[bytes] | None:
+        framed = self._read(HEADER_SIZE + MAX_PACKET)
+        if framed is None:
+            return None
+        packet = framed[HEADER_SIZE:]
         counters = self._counters
         counters.tx_packets += 1
         counters.tx_bytes += len(packet)
@@ -46,3 +50,6 @@ class UtunDevice:
                     counters.rx_packets += 1
                     counters.rx_bytes += len(packet)
         return others
+
+    def flush(self) -> None:
+        """Nothing waits here."""

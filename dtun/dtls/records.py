@@ -12,10 +12,13 @@ sent. Associated data = epoch and sequence 8, type 1, version 2, length of the p
 import struct
 from collections import Counter
 from collections.abc import MutableSequence, Sequence
+from itertools import groupby
+from operator import add
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 
+from dtun.dtls.consecutive import DATA, VERSION, Consecutive, number_in, rows
 from dtun.dtls.export import SessionKeys
 from dtun.dtls.window import ReplayWindow
 from dtun.protocol.record import (
@@ -31,13 +34,14 @@ from dtun.protocol.record import (
 
 # Type and version, epoch 1 and sequence (one 64-bit number), length.
 _HEADER: Final = struct.Struct("!B2sQH")
-_VERSION: Final = b"\xfe\xfd"
-_DATA: Final = bytes([APPLICATION_DATA]) + _VERSION
 _EPOCH_1: Final = 1 << 48
 _EPOCH_2: Final = 2 << 48
 _WARNING: Final = 1
 _FATAL: Final = 2
 _CLOSE_NOTIFY: Final = 0
+
+_MANY: Final = 6
+"""Records of one length in a row from which on it pays to treat them as one block."""
 
 
 class Records(Protocol):
@@ -105,9 +109,15 @@ class AeadRecords:
         self._explicit = suite.explicit_nonce_length
         # As numbers: IV xor epoch and sequence makes the nonce. A 4-byte IV is followed by zeroes, so that the
         # same operation puts epoch and sequence behind it.
-        self._write_iv = int.from_bytes(write_iv.ljust(12, b"\x00"))
-        self._read_iv = int.from_bytes(read_iv.ljust(12, b"\x00"))
+        write_iv, read_iv = write_iv.ljust(12, b"\x00"), read_iv.ljust(12, b"\x00")
+        self._write_iv = int.from_bytes(write_iv)
+        self._read_iv = int.from_bytes(read_iv)
+        self._tag = suite.tag_length
+        self._body = HEADER_SIZE + suite.explicit_nonce_length
         self._added = suite.explicit_nonce_length + suite.tag_length
+        explicit = bool(suite.explicit_nonce_length)
+        self._sealing = Consecutive(write_iv, explicit=explicit, added=self._added)
+        self._opening = Consecutive(read_iv, explicit=explicit, added=self._added)
         self._seal_limit = suite.seal_limit
         self._forgery_limit = suite.forgery_limit
         self._forgeries = 0
@@ -163,7 +173,17 @@ class AeadRecords:
         return () if plaintext is None else (plaintext,)
 
     def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
-        # The same as `seal`, with what does not change hoisted: 0.6 instead of 1.1 us around the cipher.
+        # Blocks of one length take 1.7 us a record, 1.4 of it the cipher.
+        if len(plaintexts) < _MANY:
+            return self._seal_each(plaintexts)
+        records: list[bytes] = []
+        for length, group in groupby(plaintexts, len):
+            block = list(group)
+            records += self._seal_each(block) if len(block) < _MANY else self._seal_block(block, length)
+        return records
+
+    def _seal_each(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        # The same as `seal`, with what does not change hoisted: 0.4 instead of 1.1 us around the cipher.
         number = _EPOCH_1 | self._sequence
         self._sequence += len(plaintexts)
         if self._sequence > MAX_SEQUENCE + 1:
@@ -171,30 +191,64 @@ class AeadRecords:
         self._ledger[0] = self._sequence
         encrypt, write_iv, explicit, added = self._encrypt, self._write_iv, self._explicit, self._added
         records = []
-        known = -1
         for plaintext in plaintexts:
             length = len(plaintext)
-            if length != known:
-                if length > MAX_PLAINTEXT:
-                    raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {length}")
-                known = length
-                sent_length = (length + added).to_bytes(2)
-                associated_end = _DATA + length.to_bytes(2)
+            if length > MAX_PLAINTEXT:
+                raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {length}")
             counter = number.to_bytes(8)
             nonce = (write_iv ^ number).to_bytes(12)
             number += 1
-            sealed = encrypt(nonce, plaintext, counter + associated_end)
+            sealed = encrypt(nonce, plaintext, counter + DATA + length.to_bytes(2))
             if explicit:
-                records.append(_DATA + counter + sent_length + nonce[4:] + sealed)
+                records.append(DATA + counter + (length + added).to_bytes(2) + nonce[4:] + sealed)
             else:
-                records.append(_DATA + counter + sent_length + sealed)
+                records.append(DATA + counter + (length + added).to_bytes(2) + sealed)
         return records
 
+    def _seal_block(self, plaintexts: list[bytes], length: int) -> list[bytes]:
+        sequence, count, numbers = self._sequence, len(plaintexts), self._sealing
+        self._check(length, count)
+        self._ledger[0] = self._sequence = sequence + count
+        number = _EPOCH_1 | sequence
+        nonces, associated = numbers.nonces(number, count), numbers.associated(number, count, length)
+        sealed = map(self._encrypt, nonces, plaintexts, associated)
+        return list(map(add, numbers.headers(number, count, length), sealed))
+
     def open_batch(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
+        count = len(datagrams) // size
+        if count >= _MANY and size >= self._body + self._tag:
+            plaintexts = self._open_block(datagrams[: count * size], size, count)
+            if plaintexts:
+                return plaintexts + self._open_each(datagrams[count * size :], size, odd)
+        return self._open_each(datagrams, size, odd)
+
+    def _open_block(self, datagrams: memoryview, size: int, count: int) -> list[bytes]:
+        """The plaintexts if all of these are authentic and in order, which is nearly always; else nothing happens."""
+        headers, sealed = zip(*rows(size, self._body).iter_unpack(datagrams), strict=True)
+        numbers, length = self._opening, size - self._body - self._tag
+        number = number_in(headers[0])
+        sequence = number ^ _EPOCH_1
+        # One comparison for all that a header says: whatever is not as expected is for `_open_each` to judge.
+        if (
+            not self._window.highest < sequence <= MAX_SEQUENCE - count
+            or length > MAX_PLAINTEXT
+            or list(headers) != numbers.headers(number, count, length)
+        ):
+            return []
+        nonces, associated = numbers.nonces(number, count), numbers.associated(number, count, length)
+        try:
+            plaintexts = list(map(self._decrypt, nonces, sealed, associated))
+        except InvalidTag:
+            return []
+        self._window.add_run(sequence, count)
+        self._ledger[1] = self._window.highest + 1
+        return plaintexts
+
+    def _open_each(self, datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
         # In order, which is nearly always, a record costs a look at its header and the cipher, no call of ours.
         decrypt, read_iv, explicit, added = self._decrypt, self._read_iv, self._explicit, self._added
         window = self._window
-        body = HEADER_SIZE + explicit
+        body = self._body
         longest = MAX_PLAINTEXT + added
         plaintexts = []
         known = -1
@@ -210,7 +264,7 @@ class AeadRecords:
                 continue
             if (
                 number != _EPOCH_1 + window.highest + 1
-                or version != _VERSION
+                or version != VERSION
                 or not added <= length <= longest
                 or explicit
             ):
@@ -220,7 +274,7 @@ class AeadRecords:
                 continue
             if length != known:
                 known = length
-                associated_end = _DATA + (length - added).to_bytes(2)
+                associated_end = DATA + (length - added).to_bytes(2)
             try:
                 plaintext = decrypt(
                     (read_iv ^ number).to_bytes(12),
@@ -236,17 +290,20 @@ class AeadRecords:
         self._ledger[1] = window.highest + 1
         return plaintexts
 
-    def _seal(self, content_type: int, plaintext: bytes) -> bytes:
-        length = len(plaintext)
+    def _check(self, length: int, count: int) -> None:
+        """That so many records of so many bytes can still be sealed."""
         if length > MAX_PLAINTEXT:
             raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {length}")
-        sequence = self._sequence
-        if sequence > MAX_SEQUENCE:
+        if self._sequence + count > MAX_SEQUENCE + 1:
             raise OverflowError("the sequence numbers of this session are used up")
+
+    def _seal(self, content_type: int, plaintext: bytes) -> bytes:
+        length, sequence = len(plaintext), self._sequence
+        self._check(length, 1)
         self._ledger[0] = self._sequence = sequence + 1
         number = _EPOCH_1 | sequence
         nonce = (self._write_iv ^ number).to_bytes(12)
-        header = _HEADER.pack(content_type, _VERSION, number, length + self._added)
+        header = _HEADER.pack(content_type, VERSION, number, length + self._added)
         associated = header[3:11] + header[:3] + length.to_bytes(2)
         sealed = self._encrypt(nonce, plaintext, associated)
         if self._explicit:
@@ -256,7 +313,7 @@ class AeadRecords:
     def _open(self, record: bytes, version: bytes, number: int, length: int) -> bytes | None:
         """The plaintext of one whole record of any type, or None, counted."""
         added = self._added
-        if version != _VERSION or not added <= length <= MAX_PLAINTEXT + added:
+        if version != VERSION or not added <= length <= MAX_PLAINTEXT + added:
             self.drops["malformed"] += 1
             return None
         if not _EPOCH_1 <= number < _EPOCH_2:

@@ -40,3 +40,8 @@ class ReplayWindow:
                 self._missing = {number for number in self._missing if number > floor}
         else:
             self._missing.discard(sequence)
+
+    def add_run(self, first: int, count: int) -> None:
+        """The same for `count` consecutive numbers, all above `highest`."""
+        self.add(first)
+        self.highest = first + count - 1

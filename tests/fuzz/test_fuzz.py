@@ -144,6 +144,7 @@ def test_segments_of_super_packets() -> None:
             neighbours = [fuzzer.numbers.choice(fuzzer.corpus), data, fuzzer.one(), data]
             with showing(b" | ".join(neighbours)):
                 device.deliver([one for one in neighbours if one], accepts)
+                device.flush()
                 assert all(10 + 20 <= len(one) <= 10 + 65535 for one in written)
             written.clear()
 

@@ -26,8 +26,8 @@ from tests.unit.protocol.packets import (
 )
 from tests.unit.protocol.segmenter import Virtio
 
-TUN = 99
-"""A descriptor that nobody opens: the system calls below stand in for the kernel."""
+TUN = os.open(os.devnull, os.O_RDWR)
+"""A descriptor of nothing: the system calls below stand in for the kernel."""
 
 
 class KernelTun:
@@ -54,24 +54,31 @@ class Tun:
         self.written: list[bytes] = []
 
     def read(self, original: Original) -> Sequence[bytes]:
-        def readv(descriptor: int, buffers: Sequence[bytearray]) -> int:
-            assert descriptor == TUN
-            buffers[0][: len(original.read)] = original.read
+        def read_into(buffer: bytearray) -> int:
+            buffer[: len(original.read)] = original.read
             return len(original.read)
 
-        with mock.patch.object(os, "readv", readv):
-            return self.device.read()
+        with mock.patch.object(self.device, "_read_into", read_into):
+            frames = self.device.read()
+        assert frames is not None
+        return frames
 
     def deliver(
-        self, frames: Sequence[bytes], accepts: Accepts = lambda _frame, _start: True
+        self, frames: Sequence[bytes], accepts: Accepts = lambda _frame, _start: True, *, batch: int = 1000
     ) -> Sequence[bytes]:
+        """All of these in one turn, in so many at once."""
+
         def writev(descriptor: int, pieces: Sequence[bytes]) -> int:
             assert descriptor == TUN
             self.written.append(b"".join(pieces))
             return len(self.written[-1])
 
+        others: list[bytes] = []
         with mock.patch.object(os, "writev", writev):
-            return self.device.deliver(frames, accepts)
+            for start in range(0, len(frames), batch):
+                others += self.device.deliver(frames[start : start + batch], accepts)
+            self.device.flush()
+        return others
 
     def meaning(self) -> list[bytes]:
         """The packets that came out, one by one."""
@@ -105,9 +112,10 @@ def test_any_loss_doubling_and_reordering_costs_the_lost_segments_and_nothing_el
         # Only datagrams that came one by one may have got another identification, by being joined.
         expected += [atomic(p) if f[0] == PARTIAL else p for f, p in zip(read, original.meaning, strict=True)]
     order = data.draw(arrivals(len(frames)))
-    turn = data.draw(st.sampled_from((1, 7, 64, 200)))
+    turn, batch = data.draw(st.sampled_from((1, 7, 64, 200))), data.draw(st.sampled_from((1, 3, 64)))
     for start in range(0, len(order), turn):
-        assert receiver.deliver([frames[index] for index in order[start : start + turn]]) == []
+        came_now = [frames[index] for index in order[start : start + turn]]
+        assert receiver.deliver(came_now, batch=batch) == []
     came = receiver.meaning()
     assert len(came) == len(order)
     for packet, index in zip(came, order, strict=True):
@@ -120,11 +128,11 @@ def test_any_loss_doubling_and_reordering_costs_the_lost_segments_and_nothing_el
     assert receiver.counters.rx_bytes == sum(len(write) - 10 for write in receiver.written)
 
 
-@given(st.lists(super_packets(max_segments=128), min_size=1, max_size=4))
-def test_over_a_good_network_every_write_is_what_was_read(originals: list[Original]) -> None:
+@given(st.lists(super_packets(max_segments=128), min_size=1, max_size=4), st.integers(1, 128))
+def test_over_a_good_network_every_write_is_what_was_read(originals: list[Original], batch: int) -> None:
     sender, receiver = Tun(), Tun()
     frames = [frame for original in originals for frame in sender.read(original)]
-    receiver.deliver(frames)
+    receiver.deliver(frames, batch=batch)
     assert receiver.written == [original.read for original in originals]
     assert receiver.counters.rx_bytes == sender.counters.tx_bytes
 
@@ -286,6 +294,7 @@ def test_what_the_kernel_refuses_is_counted_and_the_next_is_written() -> None:
     frames = sender.read(TWO_SEGMENTS)
     with refusing(OSError(22, "Invalid argument")):
         receiver.device.deliver(frames, lambda _frame, _start: True)
+        receiver.device.flush()
     assert receiver.counters.drops == {"tun write: EINVAL": 1}
     assert receiver.counters.rx_packets == receiver.counters.rx_bytes == 0
     receiver.deliver(frames)

@@ -399,15 +399,16 @@ async def test_a_device_that_is_gone_for_a_moment_does_not_spin_the_loop(
     session = make_session()
     tunnel.pump.attach(session.port)
     reads = 0
+    device = tunnel.pump._device
 
-    def fails(_descriptor: int, _size: int) -> bytes:
+    def fails(_size: int) -> bytes:
         nonlocal reads
         reads += 1
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as broken:
         broken.setattr(pump_module, "DEVICE_REST", 0.05)
-        broken.setattr(os, "read", fails)
+        broken.setattr(device, "_read", fails)
         tunnel.host.send(packet(1))
         await wait_for(lambda: reads == 1, "the first error")
         await turns(50)
@@ -417,6 +418,31 @@ async def test_a_device_that_is_gone_for_a_moment_does_not_spin_the_loop(
         assert reads <= 5
     assert await received(session.peer, 1) == [seal(packet(1))]
     assert tunnel.counters.drops["tun read: EIO"] == reads
+
+
+async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
+    tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    done: list[str] = []
+    device = tunnel.pump._device
+
+    def deliver(plaintexts: Sequence[bytes], _accepts: object) -> Sequence[bytes]:
+        done.append(f"deliver {len(plaintexts)}")
+        return ()
+
+    def read() -> None:
+        done.append("read")
+
+    monkeypatch.setattr(device, "deliver", deliver)
+    monkeypatch.setattr(device, "flush", lambda: done.append("flush"))
+    monkeypatch.setattr(device, "read", read)
+    session.peer.send(b"R1")
+    session.peer.send(b"R2")
+    await wait_for(lambda: done.count("deliver 1") == 2, "both datagrams")
+    # What waits for more is written before an answer can be expected, and at the end of the turn.
+    assert done == ["deliver 1", "flush", "read", "deliver 1", "flush"]
 
 
 async def test_a_closed_pump_touches_nothing_any_more(

@@ -188,6 +188,28 @@ def test_a_batch_that_jumps_over_the_window_forgets_what_is_behind_it(suite: Sui
     assert receiver.drops == {"replayed": 2}
 
 
+@every_suite
+@pytest.mark.parametrize("damage", [None, 0, 7, 15])
+def test_a_block_of_one_length_is_taken_once(suite: Suite, damage: int | None) -> None:
+    """Whole blocks take a short way of their own: in order, after a gap, again, with one record forged, too late."""
+    sender = AeadRecords(keys(suite, highest=240), server=False)
+    receiver = AeadRecords(keys(suite, highest=240), server=True)
+    blocks = [[bytes([block, number]) * 20 for number in range(16)] for block in range(4)]
+    first, lost, third, fourth = (sender.seal_batch(block) for block in blocks)
+    assert open_in_batch(receiver, first) == blocks[0]
+    assert open_in_batch(receiver, first) == []
+    assert receiver.drops == {"replayed": 16}
+    if damage is not None:
+        third[damage] = third[damage][:-1] + bytes([third[damage][-1] ^ 1])
+    good = [text for number, text in enumerate(blocks[2]) if number != damage]
+    assert open_in_batch(receiver, third) == good
+    assert receiver.drops["unauthenticated"] == (0 if damage is None else 1)
+    assert open_in_batch(receiver, lost) == blocks[1]
+    assert open_in_batch(receiver, lost + third) == []
+    assert receiver.drops["replayed"] == 16 + len(lost) + len(good)
+    assert open_in_batch(receiver, fourth) == blocks[3]
+
+
 def test_the_last_number_of_all_is_sealed_and_none_after_it() -> None:
     sender = AeadRecords(keys(LEGACY_SUITE, highest=MAX_SEQUENCE - 2), server=False)
     assert [sequence_of(record) for record in sender.seal_batch([b"a", b"b"])] == [

@@ -1,6 +1,7 @@
 """Super-packets: what is cut, lost, joined and written means exactly the packets that it was before."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, strategies as st
@@ -324,3 +325,57 @@ def test_whatever_a_kernel_calls_a_super_packet_is_cut_or_not_without_harm(
         for at in (start, start % 60, 20, 40):
             for frame in cut(version + packet, at, offset, size):
                 assert len(frame) <= HEADER_SIZE + len(packet) + 1
+
+
+damages = st.sampled_from(
+    [
+        lambda frame: frame[:-1],  # shorter
+        lambda frame: frame + b"x",  # longer
+        lambda frame: frame[:1] + bytes([frame[1] ^ 0x80]) + frame[2:],  # last
+        lambda frame: frame[:1] + bytes([frame[1] ^ 1]) + frame[2:],  # another index
+        lambda frame: frame[:10] + bytes([frame[10] ^ 1]) + frame[11:],  # another header
+        lambda frame: bytes([PARTIAL]) + frame[1:],  # another kind
+        lambda _frame: b"",  # nothing
+    ]
+)
+
+
+@given(super_packets(max_segments=128), st.lists(st.tuples(st.integers(0, 127), damages), max_size=2))
+def test_slices_taken_in_one_go_are_those_taken_one_by_one(
+    original: Original, faults: list[tuple[int, Callable[[bytes], bytes]]]
+) -> None:
+    frames = frames_of(original)
+    for position, damage in faults:
+        if 0 < position < len(frames):
+            frames[position] = damage(frames[position])
+    assert in_one_go(frames) == one_by_one(frames)
+
+
+def test_a_run_taken_in_one_go_is_no_larger_than_a_packet_can_be() -> None:
+    first = frames_of(tcp_over(IPV4, ACK, bytes(200)))[0]
+    headers, size = first[4:44], 9000
+    frames = [bytes([SEGMENT, index]) + size.to_bytes(2) + headers + bytes(size) for index in range(9)]
+    taken, run = in_one_go(frames)
+    assert (taken, run) == one_by_one(frames)
+    assert taken == 65535 // size
+
+
+def one_by_one(frames: list[bytes]) -> tuple[int, list[bytes]]:
+    """How many frames a run takes, and what it is then."""
+    run = Run.begin(frames[0])
+    assert run is not None
+    taken = 1
+    while taken < len(frames) and run.extend(frames[taken]):
+        taken += 1
+    assert run.packets == taken
+    return taken, run.finish()
+
+
+def in_one_go(frames: list[bytes]) -> tuple[int, list[bytes]]:
+    run = Run.begin(frames[0])
+    assert run is not None
+    taken = 1 + run.extend_many(frames, 1)
+    while taken < len(frames) and run.extend(frames[taken]):
+        taken += 1
+    assert run.packets == taken
+    return taken, run.finish()
