@@ -47,8 +47,6 @@ SOCKET_CONSTANTS = (
 )
 OS_FUNCTIONS = ("memfd_create", "eventfd", "pidfd_open", "setns", "unshare", "sched_setaffinity")
 MODULES = ("pyroute2", "dbus_fast", "jeepney")
-# These lie in the Linux part, and need nothing of Linux.
-COMMON = ("journal", "entries", "repair")
 
 
 class NotOnAMac(importlib.abc.MetaPathFinder):
@@ -58,8 +56,7 @@ class NotOnAMac(importlib.abc.MetaPathFinder):
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         del path, target
-        linux = name.startswith("dtun.platform.linux.") and name.rpartition(".")[2] not in COMMON
-        if linux or name.partition(".")[0] in MODULES:
+        if name.startswith("dtun.platform.linux.") or name.partition(".")[0] in MODULES:
             raise ImportError(f"{name} is not for macOS")
         return None
 

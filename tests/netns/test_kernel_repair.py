@@ -12,7 +12,7 @@ from kernels import PIN, TUN, into, opened, state, tunnel, until
 from topology import Host
 
 from dtun.network.state import NetworkState, Route, Rule
-from dtun.platform.linux import repair
+from dtun.platform import repair
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -74,7 +74,7 @@ def test_one_line_in_the_log_says_what_was_put_back(
     host: Host, runtime: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repair, "FIRST_DELAY", 0.1)
-    caplog.set_level(logging.WARNING, logger="dtun.platform.linux.repair")
+    caplog.set_level(logging.WARNING, logger="dtun.platform.repair")
 
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):

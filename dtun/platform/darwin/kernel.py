@@ -21,8 +21,8 @@ from dtun.platform.darwin.settings import Settings
 from dtun.platform.darwin.sleep import SleepWatch
 from dtun.platform.darwin.utun import DarwinTun, open_utun
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
-from dtun.platform.linux.journal import Journal
-from dtun.platform.linux.repair import Mended, Repairer
+from dtun.platform.journal import Journal
+from dtun.platform.repair import Mended, Repairer
 
 log = logging.getLogger("dtun.platform")
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from dtun.network.state import Address, Link, NetworkState, PointToPoint, Route,
 from dtun.platform.darwin import lookup
 from dtun.platform.darwin.constants import IFF_UP
 from dtun.platform.darwin.settings import Settings
-from dtun.platform.linux.entries import Entry, Held
-from dtun.platform.linux.journal import Journal
+from dtun.platform.entries import Entry, Held
+from dtun.platform.journal import Journal
 
 _KIND_OF = {Link: "links", PointToPoint: "addresses", Route: "routes", Sysctl: "sysctls"}
 

@@ -4,8 +4,8 @@ from typing import Final
 
 from dtun.network.state import Sysctl
 from dtun.platform.darwin import syscalls
-from dtun.platform.linux.entries import Held
-from dtun.platform.linux.journal import Journal
+from dtun.platform.entries import Held
+from dtun.platform.journal import Journal
 
 NAMES: Final = {
     "net.ipv4.ip_forward": "net.inet.ip.forwarding",

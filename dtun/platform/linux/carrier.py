@@ -8,12 +8,12 @@ from typing import Any
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing
 from dtun.network.state import Clamp, Filter, Guard, Masquerade, Route, Rule
+from dtun.platform.entries import Entry, Held, Table
+from dtun.platform.journal import Journal
 from dtun.platform.linux.bulk import BATCH, Bulk
 from dtun.platform.linux.changer import Changer
 from dtun.platform.linux.dump import errors_in_words
-from dtun.platform.linux.entries import Entry, Held, Table
 from dtun.platform.linux.inventory import Devices, Inventory, device_of
-from dtun.platform.linux.journal import Journal
 from dtun.platform.linux.netlink import Netlink
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.settings import Settings, is_set

@@ -15,19 +15,19 @@ from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Route
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform.journal import Journal, runtime_directory as usual_directory
 from dtun.platform.linux import heritage, lookup, sysctls
 from dtun.platform.linux.bulk import Bulk
 from dtun.platform.linux.carrier import Carrier, Outcome
 from dtun.platform.linux.changer import NOT_PERMITTED
 from dtun.platform.linux.inventory import Devices, Inventory, devices_of, without_devices
-from dtun.platform.linux.journal import Journal, runtime_directory as usual_directory
 from dtun.platform.linux.losses import LossView
 from dtun.platform.linux.monitor import HostView, Monitor
 from dtun.platform.linux.netlink import Netlink
-from dtun.platform.linux.repair import Mended, Repairer
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.sysctls import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
+from dtun.platform.repair import Mended, Repairer
 
 # From this many routes on, their difference is worked out beside the event loop.
 _MANY = 1000

@@ -5,9 +5,9 @@ first one's journal. Each that stops leaves it alone while another's journal sti
 """
 
 from dtun.network.state import Sysctl
+from dtun.platform.entries import Held
+from dtun.platform.journal import Journal
 from dtun.platform.linux import sysctls
-from dtun.platform.linux.entries import Held
-from dtun.platform.linux.journal import Journal
 
 
 class Settings:

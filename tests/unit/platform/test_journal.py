@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Route, Rule, Sysctl
-from dtun.platform.linux.entries import Entry, Held, Table, encode
-from dtun.platform.linux.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
+from dtun.platform.entries import Entry, Held, Table, encode
+from dtun.platform.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
 
 PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
 NETWORKS = st.builds(

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.platform.linux.repair import LONGEST_DELAY, QUIET, SHORTEST_PAUSE, Schedule
+from dtun.platform.repair import LONGEST_DELAY, QUIET, SHORTEST_PAUSE, Schedule
 
 
 def fight(schedule: Schedule, now: float) -> Iterator[float]:

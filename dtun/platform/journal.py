@@ -3,7 +3,7 @@
 The files lie in the runtime directory, a tmpfs that is empty after a boot:
 
     INSTANCE.lock    held (flock) by the living process; the kernel drops it with the process
-    INSTANCE.json    dtun.platform.linux.entries draws it; only ever added to, until what is void outweighs what is not
+    INSTANCE.json    dtun.platform.entries draws it; only ever added to, until what is void outweighs what is not
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.platform.linux.entries import HEADER, Entry, Held, UnknownVersionError, decode, encode
+from dtun.platform.entries import HEADER, Entry, Held, UnknownVersionError, decode, encode
 
 DEFAULT_DIRECTORY = Path("/run/dtun")
 
