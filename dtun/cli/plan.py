@@ -1,7 +1,7 @@
 """`dtun plan` and `dtun explain`: what a start would change on this host, and why a destination goes where it goes."""
 
 import asyncio
-import sys
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -13,10 +13,13 @@ from dtun.errors import DtunError, UnavailableError
 from dtun.network import conflicts, explain as words
 from dtun.network.conflicts import Claim, Neighbour
 from dtun.network.difference import difference
-from dtun.network.explain import Found, Served
-from dtun.network.state import Address, Link, Network, NetworkState, PointToPoint, Route
+from dtun.network.explain import Served
+from dtun.network.state import Address, Link, Network, NetworkState, PointToPoint
+from dtun.platform import onlooker
+from dtun.platform.onlooker import Onlooker
 from dtun.service.control import ask
 from dtun.tunnel import forecast
+from dtun.tunnel.naming import device_name
 
 NOTHING = "nothing: all of it is there already"
 
@@ -27,8 +30,10 @@ def plan(config: Config) -> int:
     Raises:
         DtunError: the host cannot be looked at.
     """
-    _expect_linux("dtun plan")
-    return asyncio.run(_plan_client(config.client) if config.client else _plan_server(_server_of(config)))
+    host = _host(config)
+    if config.client is not None:
+        return asyncio.run(_plan_client(config.client, host))
+    return asyncio.run(_plan_server(_server_of(config), host))
 
 
 def explain(config: Config, address: Address) -> int:
@@ -37,65 +42,68 @@ def explain(config: Config, address: Address) -> int:
     Raises:
         DtunError: the host cannot be looked at, or a server does not run.
     """
-    _expect_linux("dtun explain")
-    lines = asyncio.run(_explain(config, address))
+    lines = asyncio.run(_explain(config, address, _host(config)))
     say("\n".join(lines))
     return 0
 
 
-async def _plan_client(config: ClientConfig) -> int:
-    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415 - as all that is only on Linux
+def _host(config: Config) -> Onlooker:
+    # What the parts of a start would log is among the remarks.
+    logging.getLogger("dtun").addHandler(logging.NullHandler())
+    return onlooker(_running(config))
 
-    found = await forecast.of_client(config, Onlooker())
-    there = await _there(found.after, config.tun)
+
+def _running(config: Config) -> Mapping[str, str]:
+    """The devices that are there now, by their names in the configuration: on macOS they have others."""
+    try:
+        rows = ask(config.control_socket)["tunnels"]
+    except DtunError:
+        return {}
+    if config.client is not None:
+        return {config.client.tun: rows[0]["device"]} if rows else {}
+    entries = _server_of(config).clients
+    return {
+        (entries[row["id"]].tun if row["id"] in entries else "") or device_name(row["id"]): row["device"]
+        for row in rows
+    }
+
+
+async def _plan_client(config: ClientConfig, host: Onlooker) -> int:
+    found = await forecast.of_client(config, host)
+    there = await host.existing(found.after, config.tun)
     say("At the start:")
     await _print_changes(found.before, there)
     say(f"With the first session, of {', '.join(map(str, config.servers))}:")
     await _print_changes(found.after, found.before | there)
     own = [pair.local for pair in there.addresses]
-    problems = conflicts.of_client(
-        found.routing, config.subnets, found.servers, own, await _neighbours([config.tun])
-    )
+    problems = conflicts.of_client(found.routing, config.subnets, found.servers, own, await _neighbours(host))
     return _print_remarks(found.remarks, problems)
 
 
-async def _plan_server(config: ServerConfig) -> int:
-    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415
-
-    found = await forecast.of_server(config, Onlooker())
-    there = await _there(found.state, "server")
+async def _plan_server(config: ServerConfig, host: Onlooker) -> int:
+    found = await forecast.of_server(config, host)
+    there = await host.existing(found.state, "server")
     say("At the start:")
     await _print_changes(found.state, there)
     for name, routes in found.later.items():
         if routes:
             say(f"When {name} connects, as far as it asks for them:")
             await _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
-    devices = [link.name for link in found.state.links]
     claims = [Claim(config.pool, "the address pool")]
     if config.pool6 is not None:
         claims.append(Claim(config.pool6, "the IPv6 pool"))
     for name, routes in found.later.items():
         claims += [Claim(route.destination, f"behind client {name}") for route in routes]
-    return _print_remarks(found.remarks, conflicts.of_server(claims, await _neighbours(devices)))
+    return _print_remarks(found.remarks, conflicts.of_server(claims, await _neighbours(host)))
 
 
-async def _there(desired: NetworkState, instance: str) -> NetworkState:
-    from dtun.platform.linux.inspect import existing  # noqa: PLC0415
-
-    return await existing(desired, instance)
-
-
-async def _neighbours(own: Iterable[str]) -> list[Neighbour]:
-    from dtun.platform.linux import lookup  # noqa: PLC0415
-    from dtun.platform.linux.inspect import foreign_tunnels  # noqa: PLC0415
-
-    own = list(own)
-    tunnels = await foreign_tunnels(own)
+async def _neighbours(host: Onlooker) -> list[Neighbour]:
+    tunnels = await host.others_tunnels()
     others = {one.device for one in tunnels}
-    local = [one for one in await lookup.local_networks(own) if one.device not in others]
+    local = [one for one in await host.local_networks() if one.device not in others]
     return [
         *(Neighbour(one.network, one.device, "local") for one in local),
-        *(Neighbour(one.destination, one.device, "vpn") for one in tunnels),
+        *(Neighbour(one.network, one.device, "vpn") for one in tunnels),
     ]
 
 
@@ -126,27 +134,11 @@ def _print_remarks(remarks: Iterable[str], problems: Iterable[str]) -> int:
     return 1 if problems else 0
 
 
-async def _explain(config: Config, address: Address) -> list[str]:
-    from dtun.platform.linux.inspect import decide  # noqa: PLC0415
-    from dtun.platform.linux.onlooker import Onlooker  # noqa: PLC0415
-    from dtun.platform.linux.rtnetlink import ROUTE_PROTOCOL  # noqa: PLC0415
-
-    decision = await decide(address)
-    found = Found(None)
-    if decision.fate == "unicast" and decision.route is not None:
-        route = Route(
-            decision.route,
-            decision.device,
-            decision.gateway,
-            metric=decision.metric or None,
-            table=decision.table or 254,
-        )
-        found = Found(route, decision.protocol == ROUTE_PROTOCOL)
-    elif decision.fate != "no route":
-        found = Found(Route(ip_network(address), kind="unreachable"))
+async def _explain(config: Config, address: Address, host: Onlooker) -> list[str]:
+    found = await host.way(address)
     if config.client is None:
         return words.for_server(address, _served(_server_of(config)), found)
-    foreseen = await forecast.of_client(config.client, Onlooker())
+    foreseen = await forecast.of_client(config.client, host)
     return words.for_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
 
 
@@ -185,11 +177,6 @@ def _served(config: ServerConfig) -> list[Served]:
 def _server_of(config: Config) -> ServerConfig:
     assert config.server is not None  # noqa: S101 - one of the two is there, as the validation has seen to
     return config.server
-
-
-def _expect_linux(what: str) -> None:
-    if sys.platform != "linux":
-        raise UnavailableError(f"{what} looks at Linux's routing tables; on this system see `netstat -rn`")
 
 
 def parse_address(text: str) -> Address:

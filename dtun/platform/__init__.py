@@ -1,10 +1,12 @@
 """The operating system's part of dtun, behind one small interface (`dtun.platform.interface`)."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dtun.errors import UnavailableError
 from dtun.platform.interface import Kernel
+from dtun.platform.onlooker import Onlooker
 
 
 def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
@@ -24,4 +26,25 @@ def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
         from dtun.platform.darwin.kernel import DarwinKernel  # noqa: PLC0415
 
         return DarwinKernel(instance, runtime_directory)
-    raise UnavailableError(f"dtun does not run on {sys.platform}: it needs Linux or macOS")
+    raise _unknown()
+
+
+def onlooker(running: Mapping[str, str]) -> Onlooker:
+    """The same host, only to be looked at. `running`: see `Onlooker`.
+
+    Raises:
+        UnavailableError: dtun does not know this operating system.
+    """
+    if sys.platform == "linux":
+        from dtun.platform.linux.onlooker import LinuxOnlooker  # noqa: PLC0415
+
+        return LinuxOnlooker(running)
+    elif sys.platform == "darwin":  # noqa: RET505
+        from dtun.platform.darwin.onlooker import DarwinOnlooker  # noqa: PLC0415
+
+        return DarwinOnlooker(running)
+    raise _unknown()
+
+
+def _unknown() -> UnavailableError:
+    return UnavailableError(f"dtun does not run on {sys.platform}: it needs Linux or macOS")

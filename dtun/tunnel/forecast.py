@@ -17,6 +17,7 @@ from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Welcome
 from dtun.tunnel.leases import PoolFullError
 from dtun.tunnel.near_end import NearEnd
+from dtun.tunnel.refusals import Refusals
 from dtun.tunnel.roster import Roster
 from dtun.tunnel.routing import routing_of
 from dtun.tunnel.surroundings import host_of
@@ -85,9 +86,12 @@ async def of_client(config: ClientConfig, host: LookedAt, welcome: Welcome | Non
         assumed = welcome or (ASSUMED if _wants_ipv6(config) else _without_ipv6(ASSUMED))
         await end.configure(assumed, config.mtu or ASSUMED_MTU)
         after = host.desired
+        refusals = Refusals("client")
+        refusals.replace(end.refused)
+        remarks += refusals.lines
     finally:
         await end.close()
-    routing = routing_of(config, config.tun, assumed.routes)
+    routing = routing_of(config, end.device, assumed.routes)
     return ClientForecast(before, after, routing, tuple(dict.fromkeys(servers)), tuple(remarks))
 
 
@@ -114,10 +118,11 @@ async def of_server(config: ServerConfig, host: LookedAt) -> ServerForecast:
                 later[name] = tuple(Route(subnet, identity.tun.name) for subnet in entry.subnets)
         await roster.forward()
         state = host.desired
+        refused = dict.fromkeys(line for one in roster.identities.values() for line in one.refusals.lines)
     finally:
         for identity in roster.identities.values():
             identity.close()
-    return ServerForecast(state, later, (*remarks, *roster.forwarding.warnings))
+    return ServerForecast(state, later, (*remarks, *refused, *roster.forwarding.warnings))
 
 
 def is_assumed(pair: PointToPoint) -> bool:

@@ -1,6 +1,10 @@
 """Darwin's error numbers, which Linux counts differently from 35 on (sys/errno.h), and what they say to a person."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from dtun.errors import UnavailableError
 
 EPERM: Final = 1
 ENOENT: Final = 2
@@ -42,3 +46,12 @@ def words(error: OSError) -> str:
     """The kernel's reason, without a full stop."""
     number = error.errno or 0
     return _WORDS.get(number) or (error.strerror or f"error {number}").lower()
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Around questions: an error of the kernel becomes an UnavailableError for a person."""
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(f"the kernel does not tell its routes: {words(error)}") from None

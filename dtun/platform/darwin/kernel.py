@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
@@ -25,7 +25,6 @@ from dtun.platform.journal import Journal
 from dtun.platform.repair import Mended, Repairer
 
 log = logging.getLogger("dtun.platform")
-T = TypeVar("T")
 
 RUNTIME_DIRECTORY = Path("/var/run/dtun")
 """Emptied at each boot, like /run of Linux."""
@@ -50,7 +49,7 @@ class DarwinKernel:
         self._journal = Journal(instance, runtime_directory or RUNTIME_DIRECTORY)
         self._settings = Settings(self._journal)
         self._resolver = Resolver(instance, resolver_directory)
-        self._own = Possession(self._journal, self._settings)
+        self._own = Possession(self._journal)
         self._desired: NetworkState | None = None
         self._watchers: list[Callable[[], None]] = []
         self._wakers: list[Callable[[float], None]] = []
@@ -131,15 +130,18 @@ class DarwinKernel:
 
     async def next_hop(self, address: Address) -> NextHop | None:
         """See `Kernel.next_hop`."""
-        return _asked(lambda: lookup.next_hop(address, self._own.devices))
+        with errors.in_words():
+            return lookup.next_hop(address, self._own.devices)
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
         """See `Kernel.default_hop`."""
-        return _asked(lambda: lookup.default_hop(version, self._own.devices))
+        with errors.in_words():
+            return lookup.default_hop(version, self._own.devices)
 
     async def local_networks(self) -> list[LocalNetwork]:
         """See `Kernel.local_networks`."""
-        return _asked(lambda: lookup.local_networks(self._own.devices))
+        with errors.in_words():
+            return lookup.local_networks(self._own.devices)
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         """See `Kernel.watch`. `woke` is called, with the seconds slept, when the computer has slept; else `changed`."""
@@ -220,7 +222,8 @@ class DarwinKernel:
     async def _mend(self) -> Mended:
         """Put back what others have taken."""
         async with self._lock:
-            lost = _asked(self._own.lost)
+            with errors.in_words():
+                lost = self._own.lost()
             if self._desired is None or not lost:
                 return Mended()
             self._own.stale = True
@@ -243,10 +246,3 @@ class DarwinKernel:
                 watch.close()
         self._repairer = self._monitor = self._sleep = self._open_changer = None
         self._journal.close(keep=keep_journal)
-
-
-def _asked(question: Callable[[], T]) -> T:
-    try:
-        return question()
-    except OSError as error:
-        raise UnavailableError(f"the kernel does not tell its routes: {errors.words(error)}") from None

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from dtun.network.difference import Thing
+from dtun.network.difference import Thing, describe
 from dtun.network.state import MAIN_TABLE, Clamp, Filter, Masquerade, NetworkState
-from dtun.platform.darwin import settings
+from dtun.platform.darwin import resolver, settings
 
 Refused = list[tuple[Thing, str]]
 
@@ -14,7 +14,7 @@ NO_POLICY = "policy routing is not available on macOS; use `routing: main`"
 
 def split(desired: NetworkState) -> tuple[NetworkState, Refused]:
     """What can be done, and what cannot, each with its reason."""
-    refused = list(_refused(desired))
+    refused = sorted(_refused(desired), key=lambda one: describe(one[0]))
     gone = {thing for thing, _ in refused}
     possible = replace(
         desired,
@@ -22,6 +22,7 @@ def split(desired: NetworkState) -> tuple[NetworkState, Refused]:
         rules=frozenset(),
         sysctls=frozenset(setting for setting in desired.sysctls if setting not in gone),
         filters=frozenset(),
+        dns=frozenset(dns for dns in desired.dns if dns not in gone),
     )
     return possible, refused
 
@@ -35,6 +36,9 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
     for setting in desired.sysctls:
         if not settings.is_known(setting):
             yield setting, "macOS has no such setting"
+    for dns in desired.dns:
+        if reason := resolver.refusal(dns):
+            yield dns, reason
     for one in desired.filters:
         yield one, _no_filter(one)
 

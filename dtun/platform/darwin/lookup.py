@@ -1,6 +1,6 @@
 """What dtun wants to know about the host: the way to an address, the default ways, the networks it is in."""
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
@@ -93,16 +93,26 @@ def default_hop(version: int, own: Collection[str]) -> NextHop | None:
 
 def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     """See `Kernel.local_networks`. Link-local networks are left out: every link has them."""
-    found = {
+    return _sorted(
         LocalNetwork(one.name, network)
         for one in interfaces()
         if one.name not in own and one.flags & IFF_UP and not one.flags & IFF_LOOPBACK
         for _, network in one.members
         # The lone peer behind a point-to-point device: another tunnel's.
         if not network.is_link_local and not (one.flags & IFF_POINTOPOINT and network.num_addresses == 1)
-    }
-    return sorted(
-        found, key=lambda local: (local.device, local.network.version, local.network.network_address.packed)
+    )
+
+
+def others_tunnels(own: Collection[str]) -> list[LocalNetwork]:
+    """What other programs send through tunnels: not those in `own`, and not those with a dtun's routes."""
+    found = [one for version in FAMILIES for one in table(version) if one.route.device.startswith(TUNNELS)]
+    ours = {*own, *(one.route.device for one in found if one.ours)}
+    return _sorted(
+        LocalNetwork(one.route.device, one.route.destination)
+        for one in found
+        if not (one.route.device in ours or one.cloned or one.scoped)
+        and not one.route.destination.is_link_local
+        and not one.route.destination.is_multicast
     )
 
 
@@ -133,6 +143,13 @@ def _hop(found: FoundRoute | None) -> NextHop | None:
     if not mtu:
         return None  # The device has gone between the two questions.
     return NextHop(found.route.device, found.route.gateway, found.source, mtu)
+
+
+def _sorted(networks: Iterable[LocalNetwork]) -> list[LocalNetwork]:
+    return sorted(
+        set(networks),
+        key=lambda one: (one.device, one.network.version, one.network.network_address.packed),
+    )
 
 
 def _member(message: rtmsg.Message) -> tuple[Address, Network] | None:

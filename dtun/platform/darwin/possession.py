@@ -4,10 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, Link, NetworkState, PointToPoint, Route, Sysctl
-from dtun.platform.darwin import lookup
-from dtun.platform.darwin.constants import IFF_UP
-from dtun.platform.darwin.settings import Settings
+from dtun.network.state import Link, NetworkState, PointToPoint, Route, Sysctl
+from dtun.platform.darwin import presence
 from dtun.platform.entries import Entry, Held
 from dtun.platform.journal import Journal
 
@@ -17,11 +15,10 @@ _KIND_OF = {Link: "links", PointToPoint: "addresses", Route: "routes", Sysctl: "
 class Possession:
     """`devices` are the open ones of this process. `stale`: the kernel may have dropped something of ours."""
 
-    def __init__(self, journal: Journal, settings: Settings) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.devices: set[str] = set()
         self.stale = False
         self._journal = journal
-        self._settings = settings
         self._have: set[Thing] = set()
         self._closed: set[str] = set()
 
@@ -99,19 +96,12 @@ class Possession:
 
     def lost(self) -> frozenset[Thing]:
         """What somebody has taken from us. Raises OSError if the kernel does not answer."""
-        return frozenset(
-            (*_lost_routes(self._have), *_lost_from_interfaces(self._have), *self._lost_settings())
-        )
+        return presence.missing(self._have)
 
     def forget_lost(self) -> None:
         """Remember only what is there."""
         self._have -= self.lost()
         self.stale = False
-
-    def _lost_settings(self) -> list[Sysctl]:
-        return [
-            thing for thing in self._have if isinstance(thing, Sysctl) and not self._settings.still(thing)
-        ]
 
     def _outlives_us(self, route: Route) -> bool:
         return route.device not in self.devices
@@ -141,39 +131,6 @@ def one_pair_a_peer(changes: Sequence[Change]) -> Sequence[Change]:
         return changes
     first = next(number for number, change in enumerate(changes) if isinstance(change.what, PointToPoint))
     return [*changes[:first], *early, *(change for change in changes[first:] if change not in early)]
-
-
-def _lost_routes(have: Iterable[Thing]) -> list[Route]:
-    ours = [thing for thing in have if isinstance(thing, Route)]
-    there = {
-        found.route.destination: found
-        for version in {route.destination.version for route in ours}
-        for found in lookup.table(version)
-        if not found.scoped
-    }
-    return [
-        route for route in ours if (found := there.get(route.destination)) is None or not found.is_ours(route)
-    ]
-
-
-def _lost_from_interfaces(have: Iterable[Thing]) -> list[Thing]:
-    ours = [thing for thing in have if isinstance(thing, Link | PointToPoint)]
-    if not ours:
-        return []
-    there = {one.name: one for one in lookup.interfaces()}
-
-    def has(device: str, local: Address) -> bool:
-        return device in there and any(address == local for address, _ in there[device].members)
-
-    def is_up(link: Link) -> bool:
-        one = there.get(link.name)
-        return one is not None and bool(one.flags & IFF_UP) and one.mtu == link.mtu
-
-    return [
-        thing
-        for thing in ours
-        if not (is_up(thing) if isinstance(thing, Link) else has(thing.device, thing.local))
-    ]
 
 
 def _device(thing: object) -> str:

@@ -26,6 +26,12 @@ class ResolverError(Exception):
     """It cannot be done; the text says why, for a person."""
 
 
+def refusal(dns: Dns) -> str | None:
+    """Why macOS cannot do this; None if it can."""
+    domains = _domains(dns)
+    return NOT_EVERY_NAME if not domains or "." in domains else None
+
+
 class Resolver:
     """The files of one dtun process, which is called `instance`."""
 
@@ -40,14 +46,13 @@ class Resolver:
             ResolverError: there are none, or "every name" is among them; a file of somebody else is in the way, or
                 the directory cannot be written.
         """
-        domains = {domain.removeprefix("~").lower() for domain in dns.domains}
-        if not domains or "." in domains:
-            raise ResolverError(NOT_EVERY_NAME)
+        if reason := refusal(dns):
+            raise ResolverError(reason)
         text = self._mark + "".join(f"nameserver {server}\n" for server in dns.servers)
         try:
             self._directory.mkdir(mode=0o755, exist_ok=True)
             present = dict(self._ours())
-            for domain in sorted(domains):
+            for domain in sorted(_domains(dns)):
                 path = self._directory / domain
                 if path.exists() and path not in present:
                     raise ResolverError(
@@ -93,3 +98,7 @@ class Resolver:
         draft.write_text(text, "utf-8")
         draft.chmod(0o644)
         draft.replace(path)
+
+
+def _domains(dns: Dns) -> set[str]:
+    return {domain.removeprefix("~").lower() for domain in dns.domains}

@@ -18,6 +18,11 @@ def is_known(setting: Sysctl) -> bool:
     return setting.name in NAMES and setting.value.isdecimal()
 
 
+def is_set(setting: Sysctl) -> bool:
+    """Whether it is as it should be. Raises OSError."""
+    return str(syscalls.sysctl_number(NAMES[setting.name])) == setting.value
+
+
 class Settings:
     """The settings of one instance. Others may want the same: the last one to go puts back what was before the first.
 
@@ -46,13 +51,9 @@ class Settings:
             ours = self._notes(no_longer)
             previous = next((held.previous for held in ours if held.previous is not None), None)
             wanted_elsewhere = self._journal.held_by_others(no_longer.name)
-            if previous is not None and not wanted_elsewhere and self.still(no_longer):
+            if previous is not None and not wanted_elsewhere and is_set(no_longer):
                 syscalls.sysctl_number(NAMES[no_longer.name], int(previous))
             self._journal.remove(ours)
-
-    def still(self, setting: Sysctl) -> bool:
-        """Whether it is as it should be."""
-        return str(syscalls.sysctl_number(NAMES[setting.name])) == setting.value
 
     def _notes(self, setting: Sysctl) -> list[Held]:
         return [

@@ -5,9 +5,10 @@ dtun.dataplane.utun takes them off and puts them on.
 """
 
 import contextlib
+import itertools
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from struct import Struct
 
 from dtun.errors import PermissionDeniedError, UnavailableError
@@ -87,6 +88,13 @@ def open_utun(name: str, closed: Callable[[DarwinTun], None]) -> DarwinTun:
         raise _refused(name, error) from None
     _enlarge(control)
     return DarwinTun(given.rstrip(b"\0").decode("ascii"), control, closed)
+
+
+def name_for(wanted: str, taken: Collection[str]) -> str:
+    """What `open_utun` would call a device, while there are those in `taken`."""
+    if _NAME.fullmatch(wanted):
+        return wanted
+    return next(name for number in itertools.count() if (name := f"utun{number}") not in taken)
 
 
 def _enlarge(control: socket.socket) -> None:
