@@ -23,16 +23,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tools import layout, machine, wheels
+from tools import launchd, layout, machine, wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("/opt/dtun")
 COMMAND = Path("/usr/local/bin/dtun")
 CONFIG = Path("/etc/dtun.yaml")
+KEYS = Path("/etc/dtun")
 
 
-def install(wheel_directory: Path | None) -> None:
-    """Install or update, as root. `wheel_directory`: where the packages are, instead of on PyPI."""
+def install(wheel_directory: Path | None, start: str | None = None) -> None:
+    """Install or update, as root. `wheel_directory`: where the packages are, instead of on PyPI.
+
+    `start`: the role whose job is to be started as well, on macOS.
+    """
     problems = machine.problems(pip=wheel_directory is None)
     if wheel_directory is None:
         problems += wheels.problems(wheels.OWN_VERSION)
@@ -49,13 +53,16 @@ def install(wheel_directory: Path | None) -> None:
         write(Path(path), text)
     darwin = platform.system() == "Darwin"
     if darwin:
-        Path("/etc/dtun").mkdir(mode=0o700, exist_ok=True)
-        _first_config(group=-1, mode=0o600)
+        KEYS.mkdir(mode=0o700, exist_ok=True)
+        _first_config(group=0, mode=0o600)
     else:
         _prepare_systemd()
     for old in sorted(_numbered(), key=_number)[:-2]:
         shutil.rmtree(old)
-    _say_how_to_go_on(darwin=darwin)
+    if darwin:
+        _settle_launchd(start)
+    else:
+        _say_how_to_go_on()
 
 
 def write(path: Path, text: str) -> None:
@@ -64,6 +71,7 @@ def write(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.chmod(0o644)
+    os.chown(new, 0, 0)  # on macOS it has its directory's group
     new.replace(path)
 
 
@@ -138,13 +146,23 @@ def _first_config(*, group: int, mode: int) -> None:
             os.fchmod(file.fileno(), mode)
 
 
-def _say_how_to_go_on(*, darwin: bool) -> None:
+def _settle_launchd(start: str | None) -> None:
+    """Jobs that run are started anew, and `start` is."""
+    restarted = launchd.restart()
+    for warning in launchd.warnings():
+        print(f"warning: {warning}")
+    if start is not None and start not in restarted:
+        if reason := launchd.unfit(COMMAND, CONFIG, start):
+            stop(f"installed, but {launchd.label(start)} was not started:", *reason.splitlines())
+        launchd.start(start)
+    if start is None and not restarted:
+        print(f"Installed. Next: edit {CONFIG} (all settings: {CONFIG}.example), sudo dtun check, then")
+        print("  sudo make install INSTALL='--start client'     # or server")
+
+
+def _say_how_to_go_on() -> None:
     print(f"Installed. Next: edit {CONFIG} (all settings: {CONFIG}.example), `dtun check`, then")
-    if darwin:
-        print("  sudo launchctl bootstrap system /Library/LaunchDaemons/org.dtun.client.plist   # or server")
-        print("  sudo launchctl enable system/org.dtun.client")
-    else:
-        print("  sudo systemctl enable --now dtun-server        # or dtun-client")
+    print("  sudo systemctl enable --now dtun-server        # or dtun-client")
 
 
 def stop(*lines: str) -> NoReturn:
@@ -154,11 +172,14 @@ def stop(*lines: str) -> NoReturn:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="make install", description="Install dtun on this machine.")
     parser.add_argument("--wheels", type=Path, help="take the packages from here (see tools/wheels.py)")
+    if platform.system() == "Darwin":
+        parser.add_argument("--start", choices=launchd.ROLES, help="enable this job, and start it")
+    parser.set_defaults(start=None)
     given = parser.parse_args(arguments)
     os.umask(0o022)
     try:
-        install(given.wheels)
-    except (OSError, subprocess.CalledProcessError) as error:
+        install(given.wheels, given.start)
+    except (OSError, subprocess.CalledProcessError, launchd.LaunchdError) as error:
         stop(str(error))
 
 

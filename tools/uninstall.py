@@ -12,9 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import install, layout, machine
+from tools import install, launchd, layout, machine
 
-KEPT = (install.CONFIG, Path("/etc/dtun"), Path("/var/lib/dtun"))
+# Where leases are, and what is only of interest while dtun runs, on Linux and on macOS.
+STATE: tuple[Path, ...] = (Path("/var/lib/dtun"), Path("/var/db/dtun"))
+RUNTIME: tuple[Path, ...] = (Path("/run/dtun"), Path("/var/run/dtun"))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     for path in layout.here():
         Path(path).unlink(missing_ok=True)
     install.COMMAND.unlink(missing_ok=True)
-    for directory in (install.PREFIX, Path("/run/dtun")):
+    for directory in (install.PREFIX, *RUNTIME):
         shutil.rmtree(directory, ignore_errors=True)
     if machine.has_systemd():
         machine.attempt("systemctl", "daemon-reload")
@@ -34,22 +36,30 @@ def main(arguments: Sequence[str]) -> None:
         _purge()
         print("dtun is gone, with its configuration, keys and leases.")
         return
-    left = ", ".join(str(path) for path in KEPT if path.exists())
+    left = ", ".join(str(path) for path in _kept() if path.exists())
     print(f"dtun is gone. Left in place: {left or 'nothing'}.")
     if left:
         print("To remove these too, keys and all: make uninstall INSTALL=--purge")
 
 
+def _kept() -> list[Path]:
+    """What is only removed with --purge."""
+    logs = launchd.logs() if platform.system() == "Darwin" else []
+    return [install.CONFIG, install.KEYS, *STATE, *logs]
+
+
 def _stop() -> None:
     if platform.system() == "Darwin":
-        for role in ("client", "server"):
-            machine.attempt("launchctl", "bootout", f"system/org.dtun.{role}")
+        try:
+            launchd.remove()
+        except launchd.LaunchdError as error:
+            sys.exit(f"uninstall: nothing was removed: {error}")
     elif machine.has_systemd():
         machine.attempt("systemctl", "disable", "--now", *machine.services())
 
 
 def _purge() -> None:
-    for path in KEPT:
+    for path in _kept():
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -59,6 +59,12 @@ def _log_options(command: argparse.ArgumentParser) -> None:
         const="debug",
         help="same as --log-level debug",
     )
+    command.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="log to this file, which may be renamed to rotate it (default: standard error)",
+    )
 
 
 def _key_options(group: argparse._ArgumentGroup) -> None:

@@ -117,7 +117,7 @@ def _loaded(arguments: argparse.Namespace, section: str) -> Config:
 def _start_logging(arguments: argparse.Namespace, config: Config) -> None:
     from dtun.service import log  # noqa: PLC0415
 
-    log.set_up(arguments.log_level)
+    log.set_up(arguments.log_level, file=arguments.log_file)
     for warning in config.warnings:
         log.logger.warning("%s", warning)
 

@@ -1,4 +1,4 @@
-"""The log: lines on standard error, for a terminal or for the journal.
+"""The log: lines on standard error, for a terminal or for the journal; or in a file, for launchd.
 
 On a terminal: `2026-01-31 12:00:00 info: message`. Under systemd the journal has the time, and takes the
 level from a syslog prefix (sd-daemon(3)): `<6>message`.
@@ -8,16 +8,36 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, TextIO
 
 logger = logging.getLogger("dtun")
 
 
-def set_up(level: str, *, stream: TextIO | None = None, environment: Mapping[str, str] = os.environ) -> None:
-    """Log everything of dtun from `level` (debug, info, warning, error) up to `stream` (standard error)."""
-    output = stream or sys.stderr
-    handler = logging.StreamHandler(output)
-    handler.setFormatter(JournalFormatter() if goes_to_journal(output, environment) else PlainFormatter())
+def set_up(
+    level: str,
+    *,
+    file: Path | None = None,
+    stream: TextIO | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Log everything of dtun from `level` (debug, info, warning, error) up to `file`, or to `stream` (standard error).
+
+    Raises:
+        DtunError: the file cannot be written.
+    """
+    handler: logging.Handler
+    if file is not None:
+        from dtun.service.logfile import LogFile  # noqa: PLC0415 - the rest of the world does without
+
+        handler = LogFile(file)
+        handler.setFormatter(PlainFormatter())
+    else:
+        output = stream or sys.stderr
+        handler = logging.StreamHandler(output)
+        handler.setFormatter(JournalFormatter() if goes_to_journal(output, environment) else PlainFormatter())
+    for former in logger.handlers:
+        former.close()
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from dtun.cli.arguments import parse
+
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging" / "launchd"
 ROLES = ("server", "client")
 
@@ -13,6 +15,7 @@ ROLES = ("server", "client")
 KNOWN = {
     "Label": str,
     "ProgramArguments": list,
+    "Disabled": bool,
     "RunAtLoad": bool,
     "KeepAlive": dict,
     "ThrottleInterval": int,
@@ -51,8 +54,21 @@ def test_it_is_kept_running(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_it_waits_for_somebody_to_enable_it(role: str) -> None:
+    # launchd loads all that lies there at each boot, a server without a configuration for one, too.
+    assert job(role)["Disabled"] is True
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_it_runs_dtun_in_the_foreground(role: str) -> None:
-    assert job(role)["ProgramArguments"] == ["/usr/local/bin/dtun", role, "-c", "/etc/dtun.yaml"]
+    command = job(role)["ProgramArguments"]
+    assert command == [
+        "/usr/local/bin/dtun", role, "-c", "/etc/dtun.yaml", "--log-file", f"/var/log/dtun-{role}.log"
+    ]  # fmt: skip
+    # As dtun itself understands it.
+    arguments = parse(command[1:])
+    assert (arguments.command, str(arguments.config)) == (role, "/etc/dtun.yaml")
+    assert str(arguments.log_file) == job(role)["StandardErrorPath"] == job(role)["StandardOutPath"]
 
 
 def test_the_jobs_differ_in_their_role_alone() -> None:
@@ -64,3 +80,6 @@ def test_each_log_is_rotated() -> None:
     entries = [line.split() for line in lines if not line.startswith("#")]
     assert all(len(entry) == 7 for entry in entries)
     assert {entry[0] for entry in entries} == {job(role)["StandardErrorPath"] for role in ROLES}
+    # Nobody is signalled, and nothing is packed while dtun writes the last line to it.
+    assert {entry[6] for entry in entries} == {"N"}
+    assert {entry[2] for entry in entries} == {"640"}

@@ -1,0 +1,122 @@
+"""dtun's jobs under launchd: what `make install` and `make uninstall` do about them on macOS (launchctl(1)).
+
+A job that is installed is disabled, by its property list, until somebody enables it: otherwise both would start with
+the next boot, one of them without a configuration.
+"""
+
+# ruff: noqa: INP001, S603, S607, T201
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+ROLES = ("server", "client")
+DAEMONS = Path("/Library/LaunchDaemons")
+LOGS = Path("/var/log")
+
+PATIENCE = 60.0
+"""Seconds for a job to end: its ExitTimeOut, and a little more."""
+
+INTERVAL = 0.2
+
+
+class LaunchdError(Exception):
+    """launchd does not do it; the text says what, for a person."""
+
+
+def label(role: str) -> str:
+    return f"org.dtun.{role}"
+
+
+def plist(role: str) -> Path:
+    return DAEMONS / f"{label(role)}.plist"
+
+
+def start(role: str) -> None:
+    """Have the job started now and with each boot.
+
+    Raises:
+        LaunchdError: it cannot be loaded.
+    """
+    _launchctl("enable", f"system/{label(role)}")
+    _launchctl("bootstrap", "system", str(plist(role)))
+
+
+def restart() -> list[str]:
+    """Start those that are loaded anew, from property lists that may be new as well; returns their roles.
+
+    Raises:
+        LaunchdError: one does not end, or cannot be loaded again.
+    """
+    found = [role for role in ROLES if _is_loaded(role)]
+    for role in found:
+        _end(role)
+        _launchctl("bootstrap", "system", str(plist(role)))
+    return found
+
+
+def remove() -> None:
+    """End the jobs, and forget that they were enabled, for an installation in some years.
+
+    Raises:
+        LaunchdError: one does not end.
+    """
+    for role in ROLES:
+        if _is_loaded(role):
+            _end(role)
+        _launchctl("disable", f"system/{label(role)}")
+
+
+def logs() -> list[Path]:
+    """The logs, with those that newsyslog has put aside."""
+    return [path for role in ROLES for path in sorted(LOGS.glob(f"dtun-{role}.log*"))]
+
+
+def unfit(command: Path, config: Path, role: str) -> str | None:
+    """Why this job should not be started: launchd would do so every ten seconds. None if it may be."""
+    done = subprocess.run([command, "check", "-c", config], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        return done.stderr.strip()
+    if f": {role} " not in done.stdout:
+        other = next(one for one in ROLES if one != role)
+        return f"{config} is for a {other}, not for a {role}"
+    return None
+
+
+def warnings(interpreters: Iterable[str] = (sys.executable,)) -> list[str]:
+    """What a person should know: root's dtun is in the hands of whoever may change the Python that it runs on."""
+    found = []
+    for path in interpreters:
+        real = Path(path).resolve()
+        if real.stat().st_uid != 0:
+            found.append(
+                f"{real} belongs to {real.owner()}, and so does every program of root's that runs on it, dtun as well; "
+                "the Python of python.org belongs to root: make install PYTHON=/usr/local/bin/python3.12"
+            )
+    return found
+
+
+def _end(role: str) -> None:
+    # It says that the end is in progress, or that it has come; either way it is waited for.
+    subprocess.run(["launchctl", "bootout", f"system/{label(role)}"], check=False, capture_output=True)
+    deadline = time.monotonic() + PATIENCE
+    while _is_loaded(role):
+        if time.monotonic() > deadline:
+            raise LaunchdError(f"{label(role)} does not end; see {LOGS}/dtun-{role}.log, and run this again")
+        time.sleep(INTERVAL)
+
+
+def _is_loaded(role: str) -> bool:
+    command = ["launchctl", "print", f"system/{label(role)}"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def _launchctl(*arguments: str) -> None:
+    command = ["launchctl", *arguments]
+    print(f"  {' '.join(command)}", flush=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        raise LaunchdError(f"{' '.join(command)}: {said}")
