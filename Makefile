@@ -44,6 +44,7 @@ lint: setup ## ruff and mypy, changing nothing
 # The helpers in tests/netns are imported by their bare names.
 mypy:
 	MYPYPATH=tests/netns:tests/darwin $(VENV)/mypy --explicit-package-bases --exclude tests/darwin/conftest.py $(CHECKED)
+	$(VENV)/mypy --platform darwin --cache-dir .mypy_cache/darwin dtun
 
 format: setup ## ruff's formatter and its safe fixes
 	$(VENV)/ruff check --fix .

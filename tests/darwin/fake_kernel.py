@@ -83,6 +83,11 @@ class FakeSocket:
         return self.interface.name.encode() + b"\0"
 
     def setsockopt(self, level: int, option: int, value: Any) -> None:
+        if level == 0xFFFF and option in (0x1001, 0x1002):
+            # All or nothing, as sbreserve() has it.
+            require(value <= self.kernel.largest_buffer, 55)
+        if (level, option) == (2, 16):
+            require(self.interface is not None and len(value) == 4)
         self.options[level, option] = value
         if (level, option) == (0xFFFF, 0x40):
             self.hears_itself = bool(value)
@@ -109,6 +114,7 @@ class FakeKernel:
         self.routes: list[Entry] = []
         self.sockets: list[FakeSocket] = []
         self.settings = {"net.inet.ip.forwarding": 0, "net.inet6.ip6.forwarding": 0}
+        self.largest_buffer = 8 << 20
         self.asleep = 0.0
         self.requests: list[bytes] = []
         self.refuses: dict[Network, int] = {}

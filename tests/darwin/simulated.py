@@ -9,6 +9,7 @@ The host behind the utun device answers pings, and does what standard input says
     ping ADDRESS     ->   reply from ADDRESS
     heard            ->   the datagrams (UDP) that have come: their sizes, and whether their checksums are right
     sleep SECONDS    ->   asleep
+    move             ->   moved: the Wi-Fi is another one now, on en1
 """
 
 import asyncio  # noqa: F401 - before this looks like a Mac: what the system is really like is its business
@@ -20,6 +21,7 @@ import logging.handlers  # noqa: F401
 import multiprocessing  # noqa: F401
 import os
 import select
+import selectors
 import socket
 import struct
 import subprocess  # noqa: F401
@@ -45,6 +47,7 @@ SOCKET_CONSTANTS = (
     "SO_MARK",
     "SO_BINDTODEVICE",
 )
+SELECT_FUNCTIONS = ("epoll",)
 OS_FUNCTIONS = ("memfd_create", "eventfd", "pidfd_open", "setns", "unshare", "sched_setaffinity")
 MODULES = ("pyroute2", "dbus_fast", "jeepney")
 
@@ -64,7 +67,9 @@ class NotOnAMac(importlib.abc.MetaPathFinder):
 def become_a_mac() -> None:
     """From here on, until the process ends."""
     sys.platform = "darwin"
-    for module, names in ((socket, SOCKET_CONSTANTS), (os, OS_FUNCTIONS)):
+    # What asyncio waits with is kqueue there. Here it is poll, and nobody can rely on epoll.
+    selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc, assignment]
+    for module, names in ((socket, SOCKET_CONSTANTS), (os, OS_FUNCTIONS), (select, SELECT_FUNCTIONS)):
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
@@ -107,6 +112,11 @@ class Host:
             case "sleep":
                 self._kernel.asleep += float(argument)
                 say("asleep")
+            case "move":
+                self._kernel.unplug("en0")
+                self._kernel.plug("en1", "172.16.0.9/24")
+                self._kernel.default("en1", "172.16.0.1")
+                say("moved")
 
     def _ping(self, target: str) -> None:
         name = self._kernel.way(target)

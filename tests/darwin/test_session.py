@@ -1,4 +1,4 @@
-"""A client on a Mac, as far as Linux can be one, and a real server on Linux, with a network between them.
+"""A Mac, as far as Linux can be one, and a real dtun on Linux, with a network between them: either may be the server.
 
     mac 192.0.2.2 ---- 192.0.2.1 linux
     utun0 10.86.0.2 ========== 10.86.0.1
@@ -23,9 +23,9 @@ SIMULATED = Path(__file__).parent / "simulated.py"
 
 SEND_A_TRAIN = """
 import socket
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.setsockopt(17, 103, 1000)   # UDP_SEGMENT: one send, four datagrams
-sock.sendto(bytes(4000), ("10.86.0.2", 9))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(17, 103, 1000)   # UDP_SEGMENT: one send, four datagrams
+    sock.sendto(bytes(4000), ("10.86.0.2", 9))
 """
 
 pytestmark = pytest.mark.netns
@@ -42,14 +42,14 @@ def net() -> Iterator[Topology]:
 
 
 class Mac:
-    """A client process that takes this system for macOS."""
+    """A process that takes this system for macOS."""
 
-    def __init__(self, host: Host, directory: Path, section: dict[str, object]) -> None:
-        self.run = directory / "run"
+    def __init__(self, host: Host, role: str, directory: Path, section: dict[str, object]) -> None:
+        self.socket = directory / "run" / ("server.sock" if role == "server" else "dtun0.sock")
         self.log_path = directory / "mac.log"
         config = directory / "mac.yaml"
-        config.write_text(yaml.safe_dump({"client": {"runtime_directory": str(self.run), **section}}))
-        command = (str(SIMULATED), "client", "-c", str(config))
+        config.write_text(yaml.safe_dump({role: {"runtime_directory": str(directory / "run"), **section}}))
+        command = (str(SIMULATED), role, "-c", str(config))
         pipe = subprocess.PIPE
         with self.log_path.open("w") as log:
             self.process = host.python(*command, stdin=pipe, stdout=pipe, stderr=log)
@@ -62,7 +62,7 @@ class Mac:
         """Its status; empty while there is none."""
         assert self.process.poll() is None, self.log
         try:
-            status = ask(self.run / "dtun0.sock")
+            status = ask(self.socket)
         except DtunError:
             return {}
         (row,) = status["tunnels"]
@@ -84,9 +84,16 @@ class Mac:
         return self.process.wait(10), last
 
 
-def test_a_mac_and_a_linux_server(net: Topology, tmp_path: Path) -> None:
+@pytest.fixture
+def hosts(net: Topology) -> tuple[Host, Host]:
+    """Where the Mac is, and the Linux host at the other end of the cable."""
     mac, linux = net.host("mac"), net.host("linux")
     net.cable(mac, "eth0", linux, "eth0", "192.0.2.2/24", "192.0.2.1/24")
+    return mac, linux
+
+
+def test_a_mac_and_a_linux_server(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    mac, linux = hosts
     key = make_key(tmp_path)
     server = Daemon(
         linux,
@@ -96,6 +103,7 @@ def test_a_mac_and_a_linux_server(net: Topology, tmp_path: Path) -> None:
     )
     client = Mac(
         mac,
+        "client",
         tmp_path,
         {
             "servers": ["192.0.2.1"],
@@ -123,15 +131,75 @@ def test_a_mac_and_a_linux_server(net: Topology, tmp_path: Path) -> None:
     linux.python("-c", SEND_A_TRAIN).wait(10)
     wait_for(lambda: client.tell("heard") == "1000 1000 1000 1000", "four datagrams, each complete")
 
+    # After a sleep there is a new session at once, and after a change of the Wi-Fi the server is reached through that.
+    first = server.tunnel("mac")["endpoint"]
     assert client.tell("sleep 3600") == "asleep"
     wait_for(
         lambda: "the computer has slept for 3600 s" in client.log, f"the sleep to be noticed\n{client.log}"
     )
+    wait_for(
+        lambda: server.tunnel("mac")["endpoint"] not in (None, first), f"a new session\n{client.log}", 10
+    )
     assert can_ping(linux, "10.86.0.2")
+    assert client.tell("move") == "moved"
+    wait_for(
+        lambda: client.tell("way 192.0.2.1") == "en1 172.16.0.1", f"the server's way to move\n{client.log}"
+    )
+    assert client.tell("way 1.1.1.1") == "utun0"
+    wait_for(lambda: "the way to 192.0.2.1" in client.log, f"the log to say so\n{client.log}")
+    assert can_ping(linux, "10.86.0.2", count=5)
 
     assert client.stop() == (0, "left behind: 0 routes, 0 devices")
     assert "Traceback" not in client.log
     assert server.stop() == 0
+
+
+def test_a_mac_as_server(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    mac, linux = hosts
+    key = make_key(tmp_path)
+    server = Mac(
+        mac,
+        "server",
+        tmp_path,
+        {
+            "listen": ["192.0.2.2"],
+            "state_directory": str(tmp_path / "state"),
+            "clients": {"linux": {"key_file": str(key), "subnets": ["10.7.0.0/16"]}},
+        },
+    )
+    client = Daemon(
+        linux,
+        "client",
+        {
+            "servers": ["192.0.2.2"],
+            "id": "linux",
+            "key_file": str(key),
+            "subnets": ["10.7.0.0/16"],
+            "routes": ["10.86.0.0/16"],
+        },
+        tmp_path,
+    )
+    client.wait_connected()
+    row = wait_for(lambda: _connected(server.row()), f"the Mac to have a client\n{server.log}", 20)
+    assert row["device"] == "utun0"
+
+    # Both ways, and what is behind the client goes there.
+    assert can_ping(linux, "10.86.0.1", count=20)
+    assert server.tell("ping 10.86.0.2") == "reply from 10.86.0.2"
+    assert server.tell("way 10.7.1.1") == "utun0"
+    assert server.tell("way 1.1.1.1") == "en0 192.168.1.1"
+    # What the client may send in one piece, the Mac gets one by one.
+    linux.python("-c", SEND_A_TRAIN.replace("10.86.0.2", "10.86.0.1")).wait(10)
+    wait_for(lambda: server.tell("heard") == "1000 1000 1000 1000", "four datagrams, each complete")
+
+    # The client comes back after a kill, to the same address.
+    client.kill()
+    client.start()
+    assert client.wait_connected()["address"] == "10.86.0.2"
+    assert can_ping(linux, "10.86.0.1", count=5)
+    assert client.stop() == 0
+    assert server.stop() == (0, "left behind: 0 routes, 0 devices")
+    assert "Traceback" not in server.log
 
 
 def _connected(row: dict[str, object]) -> dict[str, object]:

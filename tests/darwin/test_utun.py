@@ -74,6 +74,16 @@ def test_the_data_plane_knows_it(tun: DarwinTun) -> None:
 
 def test_the_kernel_may_have_many_packets_on_their_way(mac: FakeKernel, tun: DarwinTun) -> None:
     (sock,) = [sock for sock in mac.sockets if sock.interface]
+    # UTUN_OPT_MAX_PENDING_PACKETS, and buffers of 512 KiB both ways.
     assert sock.options[2, 16] == b"\x80\0\0\0"
-    assert sock.options[0xFFFF, 0x1002] == 1 << 20
+    assert sock.options[0xFFFF, 0x1001] == sock.options[0xFFFF, 0x1002] == 512 << 10
+    tun.close()
+
+
+def test_a_system_with_small_buffers_has_tunnels_as_well(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    mac.largest_buffer = 256 << 10
+    tun = kernel.create_tun("dtun0")
+    (sock,) = [sock for sock in mac.sockets if sock.interface]
+    assert sock.options[2, 16] == b"\x80\0\0\0"
+    assert not any(level == 0xFFFF for level, _ in sock.options)
     tun.close()

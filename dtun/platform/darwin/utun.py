@@ -29,7 +29,8 @@ from dtun.platform.darwin.constants import (
 PENDING_PACKETS = 128
 """Packets that the kernel may have on their way to us. By default it is one, and each waits for a turn of its own."""
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 512 << 10
+"""Each way, as the kernel reserves for utun; kern.ipc.maxsockbuf may allow less, and then it stays as it was."""
 
 _NAME = re.compile(r"utun(0|[1-9][0-9]{0,5})")
 _NAME_BYTES = 16
