@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dtun.cli.arguments import parse
 from dtun.cli.output import complain
 from dtun.errors import DtunError
+from dtun.service import log
 
 EXIT_INTERRUPTED = 130
 
@@ -22,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return commands.run(arguments)
     except DtunError as error:
-        complain(str(error))
+        if getattr(arguments, "log_format", None) == "json" and log.logger.handlers:
+            log.logger.error("%s", error)
+        else:
+            complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -65,6 +65,12 @@ def _log_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="log to this file, which may be renamed to rotate it (default: standard error)",
     )
+    command.add_argument(
+        "--log-format",
+        choices=("auto", "text", "json"),
+        default="auto",
+        help="lines of text or of JSON (default: text; under systemd, entries of the journal with fields)",
+    )
 
 
 def _key_options(group: argparse._ArgumentGroup) -> None:

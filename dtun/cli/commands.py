@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from dtun.cli.output import complain, say
 from dtun.cli.parsers import DEFAULT_CONFIG
 from dtun.config import Config, ConfigErrors, ServerConfig, keys, load, quickstart
 from dtun.errors import ConfigError, PermissionDeniedError, UnavailableError
+from dtun.service import log
 
 _SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool", "runtime_directory")
 _CLIENT_QUICK_START = (
@@ -30,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         "down": _down,
         "schema": _schema,
     }
+    if "log_format" in arguments:
+        log.set_up(arguments.log_level, arguments.log_format, file=arguments.log_file)
     return commands[arguments.command](arguments)
 
 
@@ -46,7 +50,7 @@ def _server(arguments: argparse.Namespace) -> int:
         )
     else:
         config = _loaded(arguments, "server")
-    _start_logging(arguments, config)
+    _log_warnings(config)
     from dtun.service.run import run_server  # noqa: PLC0415 - only these two commands need the engine
 
     return run_server(config)
@@ -69,7 +73,7 @@ def _client(arguments: argparse.Namespace) -> int:
         )
     else:
         config = _loaded(arguments, "client")
-    _start_logging(arguments, config)
+    _log_warnings(config)
     from dtun.service.run import run_client  # noqa: PLC0415 - only these two commands need the engine
 
     return run_client(config)
@@ -114,10 +118,7 @@ def _loaded(arguments: argparse.Namespace, section: str) -> Config:
     return config
 
 
-def _start_logging(arguments: argparse.Namespace, config: Config) -> None:
-    from dtun.service import log  # noqa: PLC0415
-
-    log.set_up(arguments.log_level, file=arguments.log_file)
+def _log_warnings(config: Config) -> None:
     for warning in config.warnings:
         log.logger.warning("%s", warning)
 
@@ -145,7 +146,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        complain(f"warning: {warning}")
+        complain(f"warning: {warning}", logging.WARNING)
 
 
 def _genkey(arguments: argparse.Namespace) -> int:

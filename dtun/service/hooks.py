@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-log = logging.getLogger("dtun.hook")
+from dtun.tunnel.remarks import about
+
+logger = logging.getLogger("dtun.hook")
+Log = logging.LoggerAdapter[logging.Logger]
 
 # Where hooks find ip, nft or resolvectl when dtun itself was started without a PATH.
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -35,12 +38,13 @@ async def run_hook(
     logged, a line at a time, until it ends: a daemon that it leaves behind has to redirect its output.
     Never raises for what the hook is or does: one line of the log says what was wrong with `what`.
     """
+    log = Log(logger, about(client=environment.get("ID"), reason=environment.get("REASON")))
     if not command:
         log.error("%s has no command", what)
         return False
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    output = OutputLog(what)
+    output = OutputLog(what, log)
     loop = asyncio.get_running_loop()
     try:
         try:
@@ -68,14 +72,15 @@ async def run_hook(
     if not in_time:
         log.error("%s was killed: %s did not end within %g s", what, command[0], timeout)
         return False
-    return _judge(process.returncode, command[0], what)
+    return _judge(process.returncode, command[0], what, log)
 
 
 class OutputLog:
     """Logs what a hook prints: so many lines of such a length, and then that there was more."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, log: Log) -> None:
         self._what = what
+        self._log = log
         self._rest = b""
         self._lines = 0
 
@@ -99,9 +104,9 @@ class OutputLog:
             text = line[:LINE_MAX_BYTES].decode(errors="replace").rstrip()
             # No control characters: they could fake other lines or dress up a terminal.
             clean = "".join(character if character.isprintable() else " " for character in text)
-            log.info("%s: %s%s", self._what, clean, " [...]" if len(line) > LINE_MAX_BYTES else "")
+            self._log.info("%s: %s%s", self._what, clean, " [...]" if len(line) > LINE_MAX_BYTES else "")
         elif self._lines == LINES_MAX + 1:
-            log.warning("%s: more than %d lines, the others are left out", self._what, LINES_MAX)
+            self._log.warning("%s: more than %d lines, the others are left out", self._what, LINES_MAX)
 
 
 def _read(descriptor: int, output: OutputLog) -> None:
@@ -146,7 +151,7 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _judge(status: int | None, command: str, what: str) -> bool:
+def _judge(status: int | None, command: str, what: str, log: Log) -> bool:
     match status:
         case 0:
             log.debug("%s succeeded", what)

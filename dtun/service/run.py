@@ -28,8 +28,8 @@ from dtun.tunnel.vault import Vault
 
 log = logging.getLogger("dtun")
 
-STATUS_INTERVAL = 10.0
-"""Seconds between two status lines for the service manager."""
+STATUS_INTERVAL = 2.0
+"""Seconds between two looks at whether there is another status line for the service manager."""
 
 
 Make = Callable[[Kernel, asyncio.AbstractEventLoop, Vault], Role]

@@ -21,7 +21,7 @@ from dtun.tunnel.leases import PoolFullError
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.reload import keys_of
-from dtun.tunnel.remarks import remark
+from dtun.tunnel.remarks import about, remark
 from dtun.tunnel.roster import Roster
 from dtun.tunnel.session import Closed
 from dtun.tunnel.tasks import Tasks
@@ -68,7 +68,7 @@ class Admission:
             if closed.reason in ("other", "timeout"):
                 name = link.session.association.identity
                 text = f"{name}: the session from {link.endpoint} came to nothing: {harmless(closed.text)}"
-                self._refused(logging.WARNING, text)
+                self._refused(logging.WARNING, text, link, closed.reason)
 
     def may_stay(self, link: Link, entry: ClientEntry) -> bool:
         """Whether this session was made with a key, and in a way, that this entry allows now."""
@@ -101,10 +101,10 @@ class Admission:
                     await self._let_in(identity, link, hello)
         except PoolFullError:
             pool = self._roster.config.pool
-            self._refused(logging.WARNING, f"{name}: refused, the address pool {pool} is full")
+            self._refused(logging.WARNING, f"{name}: refused, the address pool {pool} is full", link)
             link.close("refused", f"the server's address pool {pool} is full")
         except DtunError as error:
-            self._refused(logging.ERROR, f"{name}: refused: {error}")
+            self._refused(logging.ERROR, f"{name}: refused: {error}", link)
             link.close("refused", "the server cannot set up its side of the tunnel")
         except Exception:
             # A bug, which the log will tell. Nobody would ever serve this session.
@@ -143,7 +143,8 @@ class Admission:
         mtu = self.agreed_mtu(identity, link, hello)
         if mtu != identity.mtu:
             await self._roster.put(identity, mtu, identity.granted)
-            log.debug("%s: the MTU is %d now, not %d", identity.name, mtu, identity.mtu)
+            text = "%s: the MTU is %d now, not %d"
+            log.debug(text, identity.name, mtu, identity.mtu, extra=about(client=identity.name))
             identity.mtu = mtu
 
     async def _let_in(self, identity: Identity, link: Link, hello: Hello) -> None:
@@ -155,7 +156,7 @@ class Admission:
         if refusals:
             shown = "; ".join(f"{refusal.subnet}: {refusal.reason}" for refusal in refusals[:SHOWN_REFUSALS])
             more = f"; and {len(refusals) - SHOWN_REFUSALS} more" if len(refusals) > SHOWN_REFUSALS else ""
-            self._remark(identity, logging.WARNING, f"subnets refused: {shown}{more}")
+            self._remark(identity, logging.WARNING, f"subnets refused: {shown}{more}", link, "refused")
         if link.ended():
             return
         if link.session.open:
@@ -186,7 +187,12 @@ class Admission:
         self._newcomers.pop(link, None)
         instance = hello.instance or str(link.peer[0])
         if identity.rivalry.login(instance, link.endpoint, self._loop.time()):
-            log.warning("%s: %s; give each host an id of its own", identity.name, identity.rivalry.describe())
+            log.warning(
+                "%s: %s; give each host an id of its own",
+                identity.name,
+                identity.rivalry.describe(),
+                extra=about(client=identity.name, reason="replaced", peer=link.endpoint),
+            )
         same_host = instance == identity.instance and hello.instance != ""
         news = identity.link is None
         identity.hello, identity.key = hello, self.proven.get(link)
@@ -199,7 +205,8 @@ class Admission:
         if news or not same_host:
             subnets = ", ".join(map(str, identity.granted)) or "none"
             where = f"{identity.pair.peer} on {identity.tun.name}, subnets: {subnets}"
-            self._remark(identity, logging.INFO, f"connected from {link.endpoint}, {where}")
+            text = f"connected from {link.endpoint}, {where}"
+            self._remark(identity, logging.INFO, text, link, "connected")
         self._tasks.spawn(identity.hooks.up(identity.hook_variables("connected")))
 
     async def resume(self, link: Link, keepsake: Keepsake) -> Identity | None:
@@ -227,7 +234,8 @@ class Admission:
         identity.pushed = self._roster.config.pushed(entry)
         if self._notes(identity) != description.notes:
             link.send(Renew())
-        self._remark(identity, logging.INFO, f"goes on with {link.endpoint} after the restart")
+        text = f"goes on with {link.endpoint} after the restart"
+        self._remark(identity, logging.INFO, text, link, "resumed")
         return identity
 
     def _notes(self, identity: Identity) -> dict[str, str]:
@@ -243,11 +251,13 @@ class Admission:
         identity.retiring = before
         self._loop.call_later(GRACE, lambda: before.close("renewed", "", tell=False))
 
-    def _remark(self, identity: Identity, level: int, text: str) -> None:
-        remark(identity.remarks, level, f"{identity.name}: {text}", self._loop.time())
+    def _remark(self, identity: Identity, level: int, text: str, link: Link, reason: str) -> None:
+        extra = about(client=identity.name, reason=reason, peer=link.endpoint)
+        remark(identity.remarks, level, f"{identity.name}: {text}", self._loop.time(), extra)
 
-    def _refused(self, level: int, text: str) -> None:
-        remark(self._refusals, level, text, self._loop.time())
+    def _refused(self, level: int, text: str, link: Link, reason: str = "refused") -> None:
+        extra = about(client=link.session.association.identity, reason=reason, peer=link.endpoint)
+        remark(self._refusals, level, text, self._loop.time(), extra)
 
 
 def _mark(key: Key | None) -> str:

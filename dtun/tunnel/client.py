@@ -36,6 +36,7 @@ from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.liveness import Silence
 from dtun.tunnel.near_end import NearEnd
+from dtun.tunnel.remarks import about
 from dtun.tunnel.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.tunnel.status import iso, link_status
 from dtun.tunnel.tasks import Tasks
@@ -197,7 +198,8 @@ class Client:
         await self._serve(link, welcome, outcome, keepsake)
         if link is self._link:
             link.flush()
-            log.info("goes on with the session with %s after the restart", link.endpoint)
+            extra = about(client=self._config.id, reason="resumed", peer=link.endpoint)
+            log.info("goes on with the session with %s after the restart", link.endpoint, extra=extra)
         else:
             self._want("start")
 
@@ -265,7 +267,7 @@ class Client:
         if not outcome.done():
             outcome.set_result(self._dialer.explain(link, closed))
         if link is self._link:
-            self._lost(closed)
+            self._lost(link, closed)
 
     def _introduce(self, link: Link) -> None:
         if link.ended():
@@ -317,7 +319,8 @@ class Client:
         if not renewed or (before is None and keepsake is None):
             self._announce(link, welcome)
         else:
-            log.debug("the session with %s has been renewed", link.endpoint)
+            extra = about(client=self._config.id, reason="renewed", peer=link.endpoint)
+            log.debug("the session with %s has been renewed", link.endpoint, extra=extra)
         self._last_error = None
         # The session before may have ended while this one was made. Yet another would bring nothing, and
         # an original Go dtun would give it other addresses.
@@ -350,9 +353,12 @@ class Client:
             self._end.device,
             self._end.mtu,
             suite.label if suite else "",
+            extra=about(client=self._config.id, reason="connected", peer=link.endpoint),
         )
+        extra = about(client=self._config.id, reason="refused", peer=link.endpoint)
         for refusal in welcome.refused:
-            log.warning("the server refuses subnet %s: %s", refusal.subnet, harmless(refusal.reason))
+            reason = harmless(refusal.reason)
+            log.warning("the server refuses subnet %s: %s", refusal.subnet, reason, extra=extra)
 
     # What ends a session, or asks for a new one
 
@@ -393,7 +399,7 @@ class Client:
         self._reason = reason
         self._wanted.set()
 
-    def _lost(self, closed: Closed) -> None:
+    def _lost(self, link: Link, closed: Closed) -> None:
         self._link = None
         self._end.keeper.forget_session()
         self._since = iso()
@@ -401,10 +407,12 @@ class Client:
         self._cancel("stable", "rekey", "silence")
         if self._stopping:
             return
+        name, text = self._config.id, harmless(closed.text)
+        extra = about(client=name, reason=closed.reason, peer=link.endpoint)
         if closed.reason == "replaced":
-            log.error("another host uses the id %s: %s", self._config.id, harmless(closed.text))
+            log.error("another host uses the id %s: %s", name, text, extra=extra)
         else:
-            log.warning("disconnected: %s", harmless(closed.text))
+            log.warning("disconnected: %s", text, extra=extra)
         self._tasks.spawn(self._let_go(closed.reason))
         # The first try waits a little, too: a server that refuses us after the welcome must not be hammered.
         self._timer("again", self._backoff.next(), lambda: self._want("lost"))
@@ -482,7 +490,8 @@ class Client:
         held_back = self._complaints.allow(self._loop.time())
         if held_back is not None:
             more = f" (and {held_back} more tries)" if held_back else ""
-            log.warning("no %ssession: %s%s", "new " if self._link else "", text, more)
+            extra = about(client=self._config.id, reason="no session")
+            log.warning("no %ssession: %s%s", "new " if self._link else "", text, more, extra=extra)
 
 
 def _complaints() -> Limiter:

@@ -11,7 +11,7 @@ from dtun.tunnel import sockets
 from dtun.tunnel.keyring import PUZZLING, Keyring
 from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.reload import keys_of
-from dtun.tunnel.remarks import remark
+from dtun.tunnel.remarks import about, remark
 from dtun.tunnel.roster import Roster
 from dtun.tunnel.text import harmless
 
@@ -57,7 +57,9 @@ class Handshakes:
                 return
         reason = self._mismatch(name, failed.reason) or failed.reason
         what = f"a handshake with id '{harmless(name)}' failed"
-        remark(self._failures, logging.WARNING, f"{sockets.show(failed.path.peer)}: {what}: {reason}", now)
+        peer = sockets.show(failed.path.peer)
+        extra = about(client=harmless(name), reason=failed.reason, peer=peer)
+        remark(self._failures, logging.WARNING, f"{peer}: {what}: {reason}", now, extra)
 
     def _key(self, name: str, suite: Suite) -> bytes | None:
         """The key of this id, if it may use this suite; the suite of the original is for its clients alone."""

@@ -19,6 +19,7 @@ from dtun.tunnel.frontdoor import FrontDoor
 from dtun.tunnel.identity import Identity
 from dtun.tunnel.leases import PoolFullError
 from dtun.tunnel.link import Link
+from dtun.tunnel.remarks import about
 from dtun.tunnel.roster import Roster, fixed
 
 log = logging.getLogger("dtun.server")
@@ -177,7 +178,8 @@ class Reconciler:
                     problems.append(f"client {identity.name}: {error}")
                 if identity.granted != had:
                     subnets = ", ".join(map(str, identity.granted)) or "none"
-                    log.info("%s: its subnets are now: %s", identity.name, subnets)
+                    extra = about(client=identity.name)
+                    log.info("%s: its subnets are now: %s", identity.name, subnets, extra=extra)
         return problems
 
     def _may_differ(self, identity: Identity, claimed: Mapping[str, Claim]) -> bool:

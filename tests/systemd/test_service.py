@@ -34,6 +34,22 @@ def test_both_are_ready_and_say_how_they_are(pair: Pair) -> None:
         assert machine.container.run("systemctl", "is-enabled", machine.unit) == "enabled\n"
 
 
+def test_the_journal_has_fields_to_filter_by(pair: Pair) -> None:
+    server, client = pair.server.container, pair.client.container
+    about = server.journal("dtun-server", "DTUN_CLIENT=home", "DTUN_REASON=connected")
+    assert "home: connected from 192.0.2.2:" in about
+    assert "listening on" not in about
+    pair.client.systemctl("stop")
+    wait_for(
+        lambda: "home: away" in server.journal("dtun-server", "DTUN_CLIENT=home", "DTUN_REASON=stopped"),
+        "the goodbye among the entries with its reason",
+    )
+    assert "stopped; nothing is left behind" in client.journal("dtun-client", "PRIORITY=6")
+    pair.client.configure(CLIENT.replace("home.key", "other.key"))
+    pair.client.systemctl("start", check=False)
+    assert "/etc/dtun/other.key does not exist" in client.journal("dtun-client", "PRIORITY=3")
+
+
 def test_it_is_not_root_and_yet_does_all_of_its_work(pair: Pair) -> None:
     container = pair.server.container
     status = container.read(f"/proc/{pair.server.pid}/status")

@@ -1,7 +1,9 @@
 """The command line as a person uses it: what it prints, what it starts, and its exit codes."""
 
 import base64
+import json
 import logging
+import os
 import re
 import stat
 import subprocess
@@ -187,6 +189,31 @@ def test_what_stops_a_service_is_one_line_and_a_code(
     monkeypatch.setattr(run, "run_server", interrupted)
     assert main(["server", "-c", str(server_file)]) == 130
     assert started == []
+
+
+def test_a_log_for_programs_tells_why_it_has_not_started(
+    started: Started, server_file: Path, capsys: Capture
+) -> None:
+    server_file.write_text(server_file.read_text().replace("{listen", "{colour: red, listen"))
+    assert main(["server", "-c", str(server_file), "--log-format", "json"]) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert entry["level"] == "error"
+    assert entry["message"].startswith(f"{server_file}:1:10: server: unknown key 'colour'")
+    assert started == []
+
+
+def test_the_journal_gets_it_as_an_error(
+    server_file: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server_file.write_text(server_file.read_text().replace("{listen", "{colour: red, listen"))
+    with open(2, "w", closefd=False) as stderr:
+        status = os.fstat(2)
+        monkeypatch.setattr("sys.stderr", stderr)
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        assert main(["check", str(server_file)]) == 78
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"<3>{server_file}:1:10: server: unknown key 'colour'")
 
 
 def test_check_says_what_it_found(server_file: Path, client_file: Path, capsys: Capture) -> None:

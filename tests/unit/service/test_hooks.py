@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from dtun.service import hooks
-from dtun.service.hooks import LINE_MAX_BYTES, LINES_MAX, OutputLog, run_hook
+from dtun.service.hooks import LINE_MAX_BYTES, LINES_MAX, Log, OutputLog, run_hook
 
 Script = Callable[[str], str]
+LOG = Log(hooks.logger, {})
 
 
 @pytest.fixture
@@ -51,6 +52,17 @@ def is_alive(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+async def test_the_log_tells_whose_hook_it_was_and_why_it_ran(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_hook(
+        [script("echo hello; exit 3")], {"ID": "home", "REASON": "timeout"}, timeout=10, what="hook"
+    )
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert (vars(record)["client"], vars(record)["reason"]) == ("home", "timeout")
 
 
 async def test_a_hook_sees_the_given_variables_a_path_and_nothing_else(
@@ -177,7 +189,7 @@ async def test_a_flood_of_output_is_cut_short(script: Script, caplog: pytest.Log
 
 
 def test_a_long_line_is_cut_and_little_of_it_kept(caplog: pytest.LogCaptureFixture) -> None:
-    output = OutputLog("hook")
+    output = OutputLog("hook", LOG)
     for _ in range(1000):
         output.feed(b"x" * 1000)
         assert len(output._rest) <= LINE_MAX_BYTES + 1
@@ -187,5 +199,5 @@ def test_a_long_line_is_cut_and_little_of_it_kept(caplog: pytest.LogCaptureFixtu
 
 
 def test_output_cannot_fake_lines_or_dress_up_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    OutputLog("hook").feed(b"a\rb\x1b[31mc\xff\n")
+    OutputLog("hook", LOG).feed(b"a\rb\x1b[31mc\xff\n")
     assert caplog.messages == ["hook: a b [31mc\ufffd"]

@@ -1,17 +1,24 @@
-"""The log: for a terminal, for the journal, and safe with whatever gets into a message."""
+"""The log: for a terminal, for the journal, for programs, and safe with whatever gets into a message."""
 
 import io
+import json
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from struct import unpack_from
 
 import pytest
 
 from dtun.errors import UnavailableError
-from dtun.service import log
+from dtun.service import journald, log
+from dtun.tunnel.limiter import Limiter
+from dtun.tunnel.remarks import about, remark
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +26,8 @@ def as_before() -> Iterator[None]:
     handlers, level, propagate = log.logger.handlers[:], log.logger.level, log.logger.propagate
     yield
     for handler in log.logger.handlers:
-        handler.close()
+        if handler not in handlers:
+            handler.close()
     log.logger.handlers[:], log.logger.level, log.logger.propagate = handlers, level, propagate
 
 
@@ -34,17 +42,136 @@ def test_a_line_on_a_terminal_has_the_time() -> None:
     assert rest == " warning: to you: WARNING: careful\n"
 
 
-def test_a_line_in_the_journal_has_the_priority(tmp_path: Path) -> None:
-    with (tmp_path / "journal").open("w+") as stream:
-        status = os.fstat(stream.fileno())
-        environment = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        log.set_up("debug", stream=stream, environment=environment)
-        log.logger.debug("a")
-        log.logger.info("b")
-        log.logger.warning("c")
-        log.logger.error("d\ne")
-        stream.seek(0)
-        assert stream.read().splitlines() == ["<7>a", "<6>b", "<4>c", "<3>d", "<3>e"]
+class Daemon:
+    """The journal, as far as a service notices: where its standard error goes, and where it takes entries."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = directory / "socket"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(self.address))
+        self.socket.settimeout(5)
+        self.stream = (directory / "stream").open("w+")
+        status = os.fstat(self.stream.fileno())
+        self.environment = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+
+    def lines(self) -> list[str]:
+        self.stream.seek(0)
+        return self.stream.read().splitlines()
+
+    def entry(self) -> dict[str, str]:
+        """The next entry, read as the protocol says."""
+        data, fields = self.socket.recv(1 << 20), {}
+        while data:
+            name, _, data = data.partition(b"\n")
+            if b"=" in name:
+                name, _, value = name.partition(b"=")
+            else:
+                (length,) = unpack_from("<Q", data)
+                value, end, data = data[8 : 8 + length], data[8 + length : 9 + length], data[9 + length :]
+                assert end == b"\n"
+            fields[name.decode()] = value.decode()
+        return fields
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    made = Daemon(tmp_path)
+    monkeypatch.setattr(journald, "SOCKET", str(made.address))
+    yield made
+    made.socket.close()
+    made.stream.close()
+
+
+def test_an_entry_of_the_journal_has_priority_and_fields(daemon: Daemon) -> None:
+    log.set_up("debug", stream=daemon.stream, environment=daemon.environment)
+    logging.getLogger("dtun.server").warning(
+        "%s: away", "home", extra=about(client="home", reason="timeout", peer="192.0.2.2:5000")
+    )
+    assert daemon.entry() == {
+        "MESSAGE": "home: away",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "dtun",
+        "LOGGER": "dtun.server",
+        "DTUN_CLIENT": "home",
+        "DTUN_REASON": "timeout",
+        "DTUN_PEER": "192.0.2.2:5000",
+    }
+    for level, priority in (("debug", "7"), ("info", "6"), ("error", "3")):
+        getattr(log.logger, level)("x", extra=about(client=None))
+        entry = daemon.entry()
+        assert entry["PRIORITY"] == priority
+        assert "DTUN_CLIENT" not in entry
+    assert daemon.lines() == []
+
+
+def test_what_was_held_back_is_told_with_the_same_fields(daemon: Daemon) -> None:
+    log.set_up("info", stream=daemon.stream, environment=daemon.environment)
+    limiter = Limiter(burst=1, per_seconds=10)
+    for now in (0, 1, 11):
+        remark(limiter, logging.INFO, "again", now, about(client="home"))
+    found = [daemon.entry() for _ in range(2)]
+    assert [entry["MESSAGE"] for entry in found] == ["again", "again (and 1 more like this)"]
+    assert [entry["DTUN_CLIENT"] for entry in found] == ["home", "home"]
+
+
+def test_several_lines_are_one_entry_and_cannot_fake_a_field(daemon: Daemon) -> None:
+    log.set_up("info", stream=daemon.stream, environment=daemon.environment)
+    log.logger.info("a\nPRIORITY=0\n\x1b", extra=about(client="b\nMESSAGE=c", reason="d=e"))
+    entry = daemon.entry()
+    assert (entry["MESSAGE"], entry["PRIORITY"]) == ("a\nPRIORITY=0\n?", "6")
+    assert (entry["DTUN_CLIENT"], entry["DTUN_REASON"]) == ("b\nMESSAGE=c", "d=e")
+
+
+def test_a_journal_that_takes_no_entries_gets_lines_with_the_priority(daemon: Daemon) -> None:
+    log.set_up("debug", stream=daemon.stream, environment=daemon.environment)
+    daemon.address.unlink()
+    log.logger.debug("a")
+    log.logger.info("b")
+    log.logger.warning("c")
+    log.logger.error("d\ne")
+    assert daemon.lines() == ["<7>a", "<6>b", "<4>c", "<3>d", "<3>e"]
+
+
+def test_a_journal_that_does_not_read_holds_up_nobody_for_long(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journald, "TIMEOUT", 0.01)
+    log.set_up("info", stream=daemon.stream, environment=daemon.environment)
+    began = time.monotonic()
+    while not daemon.lines():
+        log.logger.info("x" * 10_000)
+        assert time.monotonic() - began < 10
+    assert daemon.lines()[0].startswith("<6>x")
+
+
+def test_a_program_gets_an_object_a_line() -> None:
+    stream = io.StringIO()
+    log.set_up("info", "json", stream=stream, environment={})
+    logging.getLogger("dtun.server").info('"a"\n%s', "\x1b", extra=about(client="home", reason="timeout"))
+    try:
+        int("a bug")
+    except ValueError:
+        log.logger.exception("internal error")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert abs(datetime.fromisoformat(first.pop("time")).timestamp() - time.time()) < 60
+    assert first == {
+        "level": "info",
+        "logger": "dtun.server",
+        "message": '"a"\n\x1b',
+        "client": "home",
+        "reason": "timeout",
+    }
+    assert "ValueError: invalid literal" in second["message"]
+
+
+def test_under_systemd_another_format_may_be_asked_for(daemon: Daemon) -> None:
+    log.set_up("info", "text", stream=daemon.stream, environment=daemon.environment)
+    log.logger.info("a")
+    log.set_up("info", "json", stream=daemon.stream, environment=daemon.environment)
+    log.logger.info("b")
+    first, second = daemon.lines()
+    assert first.endswith(" info: a")
+    assert json.loads(second)["message"] == "b"
 
 
 def test_a_redirected_service_is_not_the_journal(tmp_path: Path) -> None:
