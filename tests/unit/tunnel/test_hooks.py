@@ -88,14 +88,53 @@ async def test_they_run_in_the_order_in_which_they_were_asked_for(runner: Runner
             hooks.up({"REASON": "1"}),
             hooks.down({"REASON": "2"}),
             hooks.up({"REASON": "3"}),
-            hooks.down({"REASON": "4"}),
         )
     ]
     await asyncio.sleep(0)
     assert runner.ran == ["/up 1"]
     runner.gate.set()
     await asyncio.gather(*tasks)
-    assert runner.ran == ["/up 1", "/down 2", "/up 3", "/down 4"]
+    assert runner.ran == ["/up 1", "/down 2", "/up 3"]
+
+
+@pytest.mark.parametrize(("ends", "outcome"), [("up", ["/down 999", "/up 1000"]), ("down", ["/down 999"])])
+async def test_of_a_tunnel_that_comes_and_goes_while_a_hook_runs_the_outcome_is_left(
+    runner: Runner, hooks: UpDown, ends: str, outcome: list[str]
+) -> None:
+    runner.gate.clear()
+    tasks = [asyncio.create_task(hooks.up({"REASON": "0"}))]
+    for number in range(1, 1001 if ends == "up" else 1000):
+        work = hooks.up if number % 2 == 0 else hooks.down
+        tasks.append(asyncio.create_task(work({"REASON": str(number)})))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    # The one that runs, a `down` and an `up`; nobody else waits.
+    assert sum(not task.done() for task in tasks) == 1 + len(outcome)
+    runner.gate.set()
+    await asyncio.gather(*tasks)
+    assert runner.ran == ["/up 0", *outcome]
+
+
+@pytest.mark.parametrize("is_its_turn", [False, True])
+async def test_who_waits_may_be_cancelled_and_the_next_one_runs(
+    runner: Runner, hooks: UpDown, is_its_turn: bool
+) -> None:
+    runner.gate.clear()
+    up = asyncio.create_task(hooks.up({"REASON": "1"}))
+    down = asyncio.create_task(hooks.down({"REASON": "2"}))
+    again = asyncio.create_task(hooks.up({"REASON": "3"}))
+    await asyncio.sleep(0)
+    runner.gate.set()
+    if is_its_turn:
+        await asyncio.sleep(0)
+        assert up.done()
+    down.cancel()
+    await asyncio.gather(up, down, again, return_exceptions=True)
+    assert down.cancelled()
+    # The tunnel was not taken down, so there was nothing to do for the second `up`.
+    assert runner.ran == ["/up 1"]
+    await hooks.down({"REASON": "4"})
+    assert runner.ran == ["/up 1", "/down 4"]
 
 
 async def test_down_cleans_up_after_an_up_that_was_cut_off(runner: Runner, hooks: UpDown) -> None:
