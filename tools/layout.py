@@ -10,7 +10,7 @@ from tools import completions, manual
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "packaging"
-UNITS = ("dtun-server.service", "dtun-client.service", "dtun-client@.service")
+UNITS = ("dtun-server.service", "dtun-server.socket", "dtun-client.service", "dtun-client@.service")
 
 
 @dataclass(frozen=True)

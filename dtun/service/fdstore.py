@@ -56,13 +56,14 @@ class FdStore:
                 continue
             del self._inherited[name]
             for descriptor in descriptors:
-                made = socket.socket(fileno=descriptor)
-                if made.type == socket.SOCK_DGRAM and made.family in (socket.AF_INET, socket.AF_INET6):
-                    made.setblocking(False)
+                made = _udp_socket(descriptor)
+                if made is not None:
                     found.append(made)
                 else:
-                    log.warning("the socket unit hands over %s, which is no UDP socket; it is not used", name)
-                    made.close()
+                    log.warning(
+                        "%s hands over something else than a UDP socket; it is not used (ListenDatagram= is for those)",
+                        name,
+                    )
         return found
 
     def give_up_rest(self) -> None:
@@ -81,6 +82,20 @@ class FdStore:
             sender.settimeout(1)
             sender.connect(self._address)
             socket.send_fds(sender, [message.encode()], descriptors)
+
+
+def _udp_socket(descriptor: int) -> socket.socket | None:
+    """The descriptor as what it should be; closed, if it is something else."""
+    try:
+        made = socket.socket(fileno=descriptor)
+    except OSError:  # a FIFO, a file
+        os.close(descriptor)
+        return None
+    if made.type == socket.SOCK_DGRAM and made.family in (socket.AF_INET, socket.AF_INET6):
+        made.setblocking(False)
+        return made
+    made.close()
+    return None
 
 
 def _address(text: str) -> str | None:

@@ -78,12 +78,13 @@ class FrontDoor:
     def links(self) -> Iterable[Link]:
         return self._paths.keys()
 
-    def open(self, endpoint: Endpoint, listener: socket.socket) -> None:
-        """Take datagrams from this listening socket, which is closed with the front door."""
+    def open(self, endpoint: Endpoint, listener: socket.socket, *, keep: bool = True) -> None:
+        """Take datagrams from this listening socket, which is closed with the front door, and kept for a successor."""
         self._opened += 1
         self._numbers[endpoint] = self._opened
         self._sockets[self._opened] = listener
-        self._vault.keep(listener_name(endpoint), listener.fileno())
+        if keep:
+            self._vault.keep(listener_name(endpoint), listener.fileno())
         self._loop.add_reader(listener, self._readable, self._opened, listener)
 
     def adopt(self, link: Link) -> bool:

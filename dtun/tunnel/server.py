@@ -8,13 +8,12 @@ import logging
 import socket
 from collections.abc import Sequence
 
-from dtun.config import ANY_ID, Config, Endpoint, ServerConfig
+from dtun.config import ANY_ID, Config, ServerConfig
 from dtun.dtls.listener import Verified
 from dtun.errors import ConfigError, DtunError, UnavailableError
 from dtun.network.difference import describe
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
-from dtun.tunnel import sockets
 from dtun.tunnel.admission import Admission
 from dtun.tunnel.dialect import Count, Dialect, GoServerDialect, NativeDialect
 from dtun.tunnel.forwarding import follow
@@ -25,9 +24,10 @@ from dtun.tunnel.identity import Identity
 from dtun.tunnel.keeper import Keeper, numbers_of
 from dtun.tunnel.leases import PoolFullError
 from dtun.tunnel.link import Link
+from dtun.tunnel.listeners import Listeners
 from dtun.tunnel.reconcile import Reconciler
 from dtun.tunnel.reload import difference, usable
-from dtun.tunnel.remarks import remark
+from dtun.tunnel.remarks import about, remark
 from dtun.tunnel.roster import Roster
 from dtun.tunnel.session import (
     AnyAssociation,
@@ -42,7 +42,7 @@ from dtun.tunnel.session import (
 from dtun.tunnel.status import iso
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
-from dtun.tunnel.vault import NoVault, Vault, listener_name, sessions
+from dtun.tunnel.vault import NoVault, Vault, sessions
 
 log = logging.getLogger("dtun.server")
 
@@ -93,15 +93,12 @@ class Server:
             for name in config.clients:
                 if name != ANY_ID:
                     await self._roster.create(name)
-            given = self._vault.listeners()
+            listeners = Listeners(self._vault)
             for endpoint in config.listen:
-                self._door.open(endpoint, self._listener(endpoint, given))
+                listener, is_to_be_kept = listeners.find(endpoint)
+                self._door.open(endpoint, listener, keep=is_to_be_kept)
                 log.info("listening on UDP %s", endpoint)
-            for unused in given:
-                log.warning(
-                    "the socket unit listens on %s, which `listen` does not name", unused.getsockname()
-                )
-                unused.close()
+            listeners.close()
             async with self._roster.lock:
                 for device in sessions(self._vault):
                     await self._resume(device)
@@ -141,16 +138,6 @@ class Server:
         await self._tasks.cancel()
         for identity in self._roster.identities.values():
             identity.pump.close()
-
-    def _listener(self, endpoint: Endpoint, given: list[socket.socket]) -> socket.socket:
-        """The socket of a process before this one, that of a socket unit, or a new one."""
-        kept = self._vault.take(listener_name(endpoint))
-        if kept is not None:
-            return sockets.share(socket.socket(fileno=kept))
-        for index, sock in enumerate(given):
-            if sock.getsockname()[:2] == (str(endpoint.address), endpoint.port):
-                return sockets.share(given.pop(index))
-        return sockets.listen(str(endpoint.address), endpoint.port)
 
     async def _resume(self, device: str) -> None:
         """Go on with the session that a process before this one had on this device."""
@@ -299,7 +286,8 @@ class Server:
         text = harmless(closed.text)
         identity.last_error = None if closed.reason == "stopped" else text
         why = f"it said goodbye: {text}" if closed.by_peer else text
-        remark(identity.remarks, logging.INFO, f"{name}: away, {why}", self._loop.time())
+        extra = about(client=name, reason=closed.reason, peer=link.endpoint)
+        remark(identity.remarks, logging.INFO, f"{name}: away, {why}", self._loop.time(), extra)
         if not self._stopping:
             self._tasks.spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
 
@@ -312,7 +300,8 @@ class Server:
             try:
                 await self._admission.resize(identity, link, identity.hello)
             except DtunError as error:
-                remark(identity.remarks, logging.ERROR, f"{identity.name}: {error}", self._loop.time())
+                extra = about(client=identity.name, peer=link.endpoint)
+                remark(identity.remarks, logging.ERROR, f"{identity.name}: {error}", self._loop.time(), extra)
 
     def _serving(self, link: Link) -> Identity | None:
         """The identity that this session serves now."""

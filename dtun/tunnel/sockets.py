@@ -7,8 +7,10 @@ second server is refused, and only then allows others of the same user beside it
 
 import contextlib
 import errno
+import os
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from struct import Struct
@@ -153,12 +155,13 @@ def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.
     strays: list[Arrival] = []
     try:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if listener.family == socket.AF_INET6:
-            connected.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            scope = peer[3] if ip_address(host.partition("%")[0]).is_link_local else 0
-            connected.bind((host.partition("%")[0], name[1], 0, scope))
-        else:
-            connected.bind((host, name[1]))
+        with _beside(listener, connected):
+            if listener.family == socket.AF_INET6:
+                connected.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                scope = peer[3] if ip_address(host.partition("%")[0]).is_link_local else 0
+                connected.bind((host.partition("%")[0], name[1], 0, scope))
+            else:
+                connected.bind((host, name[1]))
         connected.connect(peer)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -169,6 +172,25 @@ def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.
         raise
     _enlarge(connected)
     return connected, strays
+
+
+@contextlib.contextmanager
+def _beside(listener: socket.socket, other: socket.socket) -> Iterator[None]:
+    """Lets `other` bind to the listener's port also if that is of another user: systemd's own, of a socket unit.
+
+    SO_REUSEPORT is for sockets of one user only (socket(7)). SO_REUSEADDR on both is for anybody, so it is not left on.
+    """
+    if os.fstat(listener.fileno()).st_uid == os.geteuid():
+        yield
+        return
+    both = (listener, other)
+    try:
+        for sock in both:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield
+    finally:
+        for sock in both:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
 def connect(address: SockAddr, mark: int | None = None) -> socket.socket:

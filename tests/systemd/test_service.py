@@ -1,20 +1,13 @@
 """dtun as its package installs it, under a real systemd: the life of a service, from the first start to a bad file."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from tests.systemd.container import Container, wait_for
-from tests.systemd.pair import CLIENT, Machine, Pair, installed_pair
+from tests.systemd.pair import CLIENT, Machine, Pair
 
 CONFIGURATION_IS_WRONG = "78"
-
-
-@pytest.fixture(scope="module")
-def installed() -> Iterator[Pair]:
-    with installed_pair() as pair:
-        yield pair
 
 
 @pytest.fixture

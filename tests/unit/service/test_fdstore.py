@@ -88,6 +88,25 @@ def test_the_sockets_of_a_socket_unit(inherited: tuple[list[int], dict[str, str]
     listener.close()
 
 
+@pytest.mark.parametrize("kind", ["TCP", "FIFO"])
+def test_a_socket_unit_that_hands_over_something_else(
+    inherited: tuple[list[int], dict[str, str]], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers, environment = inherited
+    if kind == "TCP":
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
+            os.dup2(other.fileno(), numbers[2])
+    else:
+        reading, writing = os.pipe()
+        os.dup2(reading, numbers[2])
+        os.close(reading)
+        os.close(writing)
+    assert FdStore(environment).listeners() == []
+    assert "dtun-server.socket hands over something else than a UDP socket; it is not used" in caplog.text
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(numbers[2])
+
+
 def test_what_nobody_takes_is_let_go(inherited: tuple[list[int], dict[str, str]], manager: Manager) -> None:
     numbers, environment = inherited
     store = FdStore(environment | {"NOTIFY_SOCKET": str(manager.path)})
