@@ -7,12 +7,14 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import dtun
 from dtun.config import Config
 from dtun.config.common import Hook
+from dtun.errors import ConfigError, PermissionDeniedError
 from dtun.platform import kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import notify
@@ -32,6 +34,10 @@ STATUS_INTERVAL = 2.0
 """Seconds between two looks at whether there is another status line for the service manager."""
 
 
+RESTART_PAUSE = 2.0
+"""Seconds before a service that has failed ends. The unit starts it again at once: after a kill each moment counts."""
+
+
 Make = Callable[[Kernel, asyncio.AbstractEventLoop, Vault], Role]
 
 
@@ -45,7 +51,7 @@ def run_server(config: Config) -> int:
 
     section = config.server
     assert section is not None  # noqa: S101 - the command line has seen to it
-    return asyncio.run(
+    return _to_the_end(
         _run(
             "server",
             "server",
@@ -65,7 +71,7 @@ def run_client(config: Config) -> int:
 
     section = config.client
     assert section is not None  # noqa: S101 - the command line has seen to it
-    return asyncio.run(
+    return _to_the_end(
         _run(
             "client",
             section.tun,
@@ -73,6 +79,17 @@ def run_client(config: Config) -> int:
             lambda kernel, loop, vault: Client(section, kernel, _run_hook, loop, vault),
         )
     )
+
+
+def _to_the_end(service: Coroutine[Any, Any, int]) -> int:
+    try:
+        return asyncio.run(service)
+    except (ConfigError, PermissionDeniedError):
+        raise  # nobody starts it again
+    except Exception as error:
+        if notify.status(f"has failed: {error}"):
+            time.sleep(RESTART_PAUSE)
+        raise
 
 
 def _raise_descriptor_limit() -> None:

@@ -22,6 +22,7 @@ SUITE = "bookworm"
 PACKAGES = (
     "ca-certificates",
     "dbus",
+    "iperf3",
     "iproute2",
     "iputils-ping",
     "libnss-systemd",  # names for the users of DynamicUser=
