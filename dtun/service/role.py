@@ -27,6 +27,10 @@ class Role(Protocol):
 
     def summary(self) -> str: ...
 
+    def stands_still(self) -> bool:
+        """Whether it does not do its work although the event loop turns."""
+        ...
+
 
 @runtime_checkable
 class Reloads(Protocol):

@@ -153,16 +153,22 @@ async def _work(service: Role, reloader: Reloader, told_to_stop: asyncio.Event) 
 
 
 async def _report(service: Role) -> None:
-    """Tell the service manager how we are, and that the loop still turns."""
+    """Tell the service manager how we are, and that the loop still turns and the data plane moves."""
     watchdog = notify.watchdog_interval()
     said = ""
+    moved = True
     while True:
         summary = service.summary()
         if summary != said:
             notify.status(summary)
             said = summary
         if watchdog is not None:
-            notify.alive()
+            moves = not service.stands_still()
+            if moves:
+                notify.alive()
+            elif moved:
+                log.critical("packets wait and nothing moves them; the watchdog is to end this process")
+            moved = moves
         await asyncio.sleep(min(watchdog or STATUS_INTERVAL, STATUS_INTERVAL))
 
 

@@ -38,6 +38,7 @@ from dtun.tunnel.liveness import Silence
 from dtun.tunnel.near_end import NearEnd
 from dtun.tunnel.remarks import about
 from dtun.tunnel.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
+from dtun.tunnel.standstill import Standstill
 from dtun.tunnel.status import iso, link_status
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
@@ -100,6 +101,7 @@ class Client:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks = Tasks(loop)
         self._stopping = False
+        self._standstill = Standstill()
 
     async def start(self) -> None:
         """Make the device, and close the ways past the tunnel if that is wanted.
@@ -170,6 +172,11 @@ class Client:
             **link_status(self._link, end.counters),
         }
         return {"tunnels": [tunnel], "warnings": []}
+
+    def stands_still(self) -> bool:
+        """Whether packets wait for long that could go."""
+        plane = self._end.plane(self._link)
+        return self._standstill.lasts([plane] if plane is not None else [], self._loop.time())
 
     def summary(self) -> str:
         """One line for the service manager."""

@@ -25,6 +25,7 @@ from dtun.tunnel.limiter import Limiter
 from dtun.tunnel.link import Link
 from dtun.tunnel.refusals import Refusals
 from dtun.tunnel.rivalry import Rivalry
+from dtun.tunnel.standstill import Plane, plane
 from dtun.tunnel.status import iso, link_status
 
 AWAY_MTU = 1400
@@ -150,6 +151,14 @@ class Identity:
         if pair.local6 is not None and pair.peer6 is not None:
             variables |= {"LOCAL_IP6": str(pair.local6), "PEER_IP6": str(pair.peer6)}
         return variables
+
+    def plane(self) -> Plane | None:
+        """The data plane, while a session serves."""
+        return (
+            plane(self.tun, self.link, self.counters)
+            if self.link is not None and self.link.attached
+            else None
+        )
 
     def status(self, now: float) -> Mapping[str, object]:
         """This client's row in the status."""

@@ -28,7 +28,8 @@ class Link:
 
     `on_event` gets the session's events in order, `on_handshake` a handshake record that came on an
     established session (a ClientHello to a server, a HelloRequest to a client), `on_path` an errno about the path.
-    `known_mtu` is the MTU that a session before has found on the same path.
+    `known_mtu` is the MTU that a session before has found on the same path. `turns` grows with all that comes and is no
+    packet.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Link:
         self.local_address = str(sock.getsockname()[0])
         self.local_port: int = sock.getsockname()[1]
         self.drops: Counter[str] = session.drops
+        self.turns = 0
         self._socket = sock
         self._on_event = on_event
         self._on_handshake = on_handshake
@@ -193,12 +195,14 @@ class Link:
         self.flush()
 
     def _control(self, plaintext: bytes) -> None:
+        self.turns += 1
         self.session.receive_plaintext(plaintext, self._loop.time())
         if self._pump is not None:
             self._pump.deliver(self.session.take_early_packets())
         self.flush()
 
     def _nothing(self, datagram: bytes) -> None:
+        self.turns += 1
         if datagram[:1] in _HANDSHAKE_RECORDS:
             self._on_handshake(self, datagram)
         elif self.session.association.records.closed:

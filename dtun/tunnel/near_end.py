@@ -22,6 +22,7 @@ from dtun.tunnel.keeper import Keeper
 from dtun.tunnel.link import Link
 from dtun.tunnel.routing import dns_of, routing_of, tunnel_of
 from dtun.tunnel.sockets import SockAddr
+from dtun.tunnel.standstill import Plane, plane
 from dtun.tunnel.surroundings import Surroundings, host_of
 from dtun.tunnel.vault import NoVault, Vault
 from dtun.tunnel.wishes import Refused, Wishes
@@ -115,6 +116,12 @@ class NearEnd:
         """What does not work as it should, for the status."""
         refused = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.refused]
         return ([self._hooks.error] if self._hooks.error else []) + refused
+
+    def plane(self, link: Link | None) -> Plane | None:
+        """The data plane, while this session serves."""
+        if self._tun is None or link is None or not link.attached:
+            return None
+        return plane(self._tun, link, self.counters)
 
     async def make_way(self, server: SockAddr) -> bool:
         """Before a server is tried: keep what goes there out of the tunnel. False if the host has no way to it.

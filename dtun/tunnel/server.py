@@ -39,6 +39,7 @@ from dtun.tunnel.session import (
     Session,
     WornOut,
 )
+from dtun.tunnel.standstill import Standstill
 from dtun.tunnel.status import iso
 from dtun.tunnel.tasks import Tasks
 from dtun.tunnel.text import harmless
@@ -71,6 +72,7 @@ class Server:
         self._reloading = asyncio.Lock()
         self._host_timer: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._standstill = Standstill()
         self._handshakes = Handshakes(self._roster, loop)
         self._door = FrontDoor(
             self._handshakes.listener,
@@ -222,6 +224,11 @@ class Server:
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
             "warnings": self._roster.forwarding.warnings,
         }
+
+    def stands_still(self) -> bool:
+        """Whether packets of a client wait for long that could go."""
+        planes = [plane for one in self._roster.identities.values() if (plane := one.plane()) is not None]
+        return self._standstill.lasts(planes, self._loop.time())
 
     def summary(self) -> str:
         """One line for the service manager."""

@@ -26,16 +26,24 @@ LOAD_SECONDS = 4
 LOAD_RATE = "200M"
 
 
-@pytest.fixture
-def pair(installed: Pair) -> Iterator[Pair]:
-    """Both at work; a watchdog with little patience, but else the units as they are."""
+@pytest.fixture(scope="module")
+def impatient(installed: Pair) -> Iterator[Pair]:
+    """The units as they are, but for a watchdog with little patience."""
     for machine in (installed.server, installed.client):
         machine.drop_in("patience", "WatchdogSec=1")
+        machine.systemctl("stop")
         machine.container.write("/opt/steady_tcp.py", STEADY_TCP.read_text())
-    installed.start()
     yield installed
     for machine in (installed.server, installed.client):
         machine.drop_in("patience", "")
+        machine.systemctl("stop")
+
+
+@pytest.fixture
+def pair(impatient: Pair) -> Pair:
+    """Both at work."""
+    impatient.start()
+    return impatient
 
 
 def restart(machine: Machine) -> None:

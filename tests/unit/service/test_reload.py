@@ -34,6 +34,9 @@ class Restarting:
     def summary(self) -> str:
         return "2 clients"
 
+    def stands_still(self) -> bool:
+        return False
+
 
 def _nothing() -> None:
     """For what nobody asks for here."""

@@ -1,4 +1,7 @@
-"""How a service ends that has failed by itself: not at once, since it is started again at once."""
+"""What the service manager is told, and how a service ends that has failed: with a pause before it starts again."""
+
+import asyncio
+import contextlib
 
 import pytest
 
@@ -50,3 +53,62 @@ def test_a_person_at_a_terminal_does_not_wait(pauses: list[float]) -> None:
     with pytest.raises(UnavailableError):
         run._to_the_end(_failing(UnavailableError("x")))
     assert pauses == []
+
+
+class Working:
+    """A role whose data plane can be stopped."""
+
+    still = False
+
+    async def start(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def suspend(self) -> None: ...
+
+    def status(self) -> dict[str, object]:
+        return {}
+
+    def summary(self) -> str:
+        return "1 of 1 clients connected"
+
+    def stands_still(self) -> bool:
+        return self.still
+
+
+async def test_the_watchdog_is_fed_while_the_data_plane_moves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    looked = asyncio.Event()
+
+    def hear(*assignments: str) -> bool:
+        told.extend(assignments)
+        looked.set()
+        return True
+
+    service = Working()
+    monkeypatch.setattr(notify, "notify", hear)
+    monkeypatch.setattr(notify, "watchdog_interval", lambda: 0.001)
+    task = asyncio.create_task(run._report(service))
+    while "WATCHDOG=1" not in told:
+        looked.clear()
+        await asyncio.wait_for(looked.wait(), 10)
+    assert told[0] == "STATUS=1 of 1 clients connected"
+    service.still = True
+    async with asyncio.timeout(10):
+        while "nothing moves them" not in caplog.text:  # noqa: ASYNC110 - nobody tells when it is logged
+            await asyncio.sleep(0.001)
+    told.clear()
+    await asyncio.sleep(0.05)
+    assert told == []
+    assert caplog.text.count("nothing moves them") == 1
+    looked.clear()
+    service.still = False
+    await asyncio.wait_for(looked.wait(), 10)
+    assert told[0] == "WATCHDOG=1"
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
