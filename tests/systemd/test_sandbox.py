@@ -75,6 +75,10 @@ def test_without_the_walls_all_of_it_works(container: Container) -> None:
         ("RestrictSUIDSGID=yes", {"set_user_id_bit"}),
         ("ProtectControlGroups=yes", {"cgroups"}),
         ("ProtectHostname=yes", {"host_name"}),
+        (
+            "SystemCallFilter=@system-service\nSystemCallFilter=~@privileged @resources",
+            {"mount", "host_name"},
+        ),
     ],
 )
 def test_each_wall_is_one(container: Container, line: str, probes: set[str]) -> None:

@@ -127,6 +127,86 @@ def test_what_takes_a_person_is_said_once_and_not_tried_again(pair: Pair, config
     assert "Traceback" not in client.journal_tail()
 
 
+SECOND = """\
+server:
+  listen: 0.0.0.0:443
+  pool: 10.99.0.0/24
+  clients: {other: {key_file: /etc/dtun/home.key}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "line"),
+    [
+        (
+            "dtun-second",
+            "listen: UDP port 0.0.0.0:443 is taken by another program; stop that one or choose another port",
+        ),
+        ("dtun", "dtun is running already as 'server' (/run/dtun/server.lock is locked); stop it first, or"),
+    ],
+)
+def test_a_second_instance_says_what_is_taken_and_leaves_the_first_alone(
+    pair: Pair, directory: str, line: str
+) -> None:
+    container = pair.server.container
+    unit = container.read("/usr/lib/systemd/system/dtun-server.service")
+    for old, new in (
+        ("Directory=dtun\n", f"Directory={directory}\n"),
+        ("/etc/dtun.yaml", "/etc/dtun/second.yaml"),
+        ("Restart=on-failure", "Restart=no"),
+    ):
+        assert old in unit
+        unit = unit.replace(old, new)
+    container.write("/etc/dtun/second.yaml", SECOND, 0o640, "root:dtun")
+    container.write("/etc/systemd/system/dtun-second.service", unit)
+    container.run("systemctl", "daemon-reload")
+    try:
+        before = container.journal("dtun-second", "-p", "err", "_COMM=dtun")
+        container.run("systemctl", "start", "dtun-second", check=False)
+        (said,) = (
+            container.journal("dtun-second", "-p", "err", "_COMM=dtun").removeprefix(before).splitlines()
+        )
+        assert said.startswith(line)
+        assert "has failed: " + line in container.run("systemctl", "status", "dtun-second", check=False)
+        assert pair.talk()
+    finally:
+        container.run("rm", "/etc/systemd/system/dtun-second.service", "/etc/dtun/second.yaml")
+        container.run("systemctl", "daemon-reload")
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line(pair: Pair) -> None:
+    client = pair.client
+    client.systemctl("stop")
+    client.container.run("rm", "-rf", "/run/dtun")
+    client.drop_in("run", "RuntimeDirectory=")
+    try:
+        client.systemctl("start", check=False)
+        assert client.container.show(client.unit, "ActiveState") == "failed"
+        line = "cannot write in /run/dtun: permission denied; run dtun as root, or give it a directory of its own"
+        assert client.status().count(line) == 1
+        assert "Traceback" not in client.journal_tail()
+    finally:
+        client.drop_in("run", "")
+
+
+def test_a_client_that_is_kicked_comes_back(pair: Pair) -> None:
+    server = pair.server.container
+    kicked = server.run("dtun", "kick", "home")
+    assert kicked.startswith("the session of client 'home' from 192.0.2.2:")
+    wait_for(lambda: "ended by the administrator" in pair.client.journal_tail(), "the client to hear of it")
+    wait_for(pair.talk, "the tunnel")
+    unknown = server.complete("dtun", "kick", "office")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (69, 1)
+
+
+def test_down_ends_the_service_and_leaves_nothing(pair: Pair) -> None:
+    client = pair.client
+    assert client.container.run("dtun", "down") == "dtun has stopped; nothing is left behind\n"
+    wait_for(lambda: client.container.show(client.unit, "ActiveState") == "inactive", "the end of the unit")
+    assert not any(client.left().values())
+    assert client.container.show(client.unit, "NRestarts") == "0"
+
+
 def test_a_failure_that_may_pass_is_tried_again(pair: Pair) -> None:
     """The counterpart of the one above: were there no restarts at all, that would pass as well."""
     client = pair.client
