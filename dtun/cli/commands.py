@@ -183,8 +183,12 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         from dtun.cli.watch import watch  # noqa: PLC0415
 
-        return watch(lambda: picture(arguments.config, arguments.socket, as_json=arguments.json))
-    return show(arguments.config, arguments.socket, as_json=arguments.json, check=arguments.check)
+        return watch(
+            lambda: picture(arguments.config, arguments.socket, arguments.id, as_json=arguments.json)
+        )
+    return show(
+        arguments.config, arguments.socket, arguments.id, as_json=arguments.json, check=arguments.check
+    )
 
 
 def _any_section(arguments: argparse.Namespace) -> Config:

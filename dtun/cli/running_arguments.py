@@ -14,8 +14,8 @@ def _status(commands: Commands) -> None:
         commands,
         "status",
         "show the state of the tunnels",
-        "Ask the running dtun for its state. The exit code is 0 whenever it answers, connected or not, unless\n"
-        "--check is given.",
+        "Ask the running dtun for its state: a server shows a row a client, or all about the one that is named.\n"
+        "The exit code is 0 whenever it answers, connected or not, unless --check is given.",
     )
     add_config(command)
     add_socket(command)
@@ -25,6 +25,7 @@ def _status(commands: Commands) -> None:
         "--check", action="store_true", help="exit with 1 unless every tunnel of a client is connected"
     )
     once.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
+    command.add_argument("id", nargs="?", metavar="ID", help="all about this client")
 
 
 def _reload(commands: Commands) -> None:

@@ -1,7 +1,7 @@
 """`dtun status`: the state of running tunnels, for a person or as JSON."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ _COLUMNS = {
     "peer_address": "ADDRESS",
     "subnets": "SUBNETS",
     "endpoint": "ENDPOINT",
+    "mtu": "MTU",
     "rtt_ms": "RTT",
     "since": "FOR",
     "rx_bytes": "RECEIVED",
     "tx_bytes": "SENT",
     "drops": "DROPS",
 }
+MAX_NAMES = 8
+
 _TUNNEL_LABELS = {"rtt_ms": "rtt"}
 _PROCESS_LABELS = {
     "half_open": "handshakes under way",
@@ -36,31 +39,56 @@ _PROCESS_LABELS = {
 }
 
 
-def show(config: Path | None, socket: Path | None, *, as_json: bool, check: bool = False) -> int:
+def show(
+    config: Path | None, socket: Path | None, name: str | None = None, *, as_json: bool, check: bool = False
+) -> int:
     """Print the status of the dtun at `socket`, of the one that `config` starts, or of all that run.
 
-    Returns 0; with `check`, 1 unless every tunnel of a client is connected.
+    With `name`, all about this client only. Returns 0; with `check`, 1 unless every tunnel of a client is connected;
+    a server's count if one is named.
+
+    Raises:
+        UnavailableError: no dtun runs there, or it has no such client.
     """
-    answers = [ask(path) for path in sockets(config, socket)]
+    answers = _answers(config, socket, name)
     for answer in answers:
-        say(_shown(answer, as_json=as_json))
-    return 1 if check and not all(map(_is_connected, answers)) else 0
+        say(_shown(answer, name, as_json=as_json))
+    return 1 if check and not all(_is_connected(answer, name) for answer in answers) else 0
 
 
-def picture(config: Path | None, socket: Path | None, *, as_json: bool) -> str:
+def picture(config: Path | None, socket: Path | None, name: str | None = None, *, as_json: bool) -> str:
     """What `show` prints, as one text."""
-    return "\n".join(_shown(ask(path), as_json=as_json) for path in sockets(config, socket))
+    return "\n".join(_shown(answer, name, as_json=as_json) for answer in _answers(config, socket, name))
 
 
-def _shown(answer: Status, *, as_json: bool) -> str:
-    return json.dumps(answer) if as_json else render(answer, datetime.now(UTC))
+def _answers(config: Path | None, socket: Path | None, name: str | None) -> Sequence[Status]:
+    answers = [ask(path) for path in sockets(config, socket)]
+    if name is None:
+        return answers
+    found = [
+        {**answer, "tunnels": theirs}
+        for answer in answers
+        if (theirs := [tunnel for tunnel in _tunnels(answer) if tunnel.get("id") == name])
+    ]
+    if not found:
+        raise UnavailableError(f"there is no client '{_printable(name)}'; `dtun status` shows all")
+    return found
 
 
-def _is_connected(status: Status) -> bool:
-    """A server always is: that a client of it is away is no fault."""
+def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(answer)
+    now = datetime.now(UTC)
+    if name is None:
+        return render(answer, now)
+    return "\n".join(_printable(line) for tunnel in _tunnels(answer) for line in _pairs(tunnel, now))
+
+
+def _is_connected(status: Status, name: str | None) -> bool:
+    """A server always is, unless a client is named: that one of many is away is no fault."""
     tunnels = _tunnels(status)
     is_up = bool(tunnels) and all(tunnel.get("state") == "connected" for tunnel in tunnels)
-    return is_up or status.get("role") == "server"
+    return is_up or (status.get("role") == "server" and name is None)
 
 
 def _tunnels(status: Status) -> list[Status]:
@@ -99,20 +127,22 @@ def render(status: Status, now: datetime) -> str:
             lines += _pairs(tunnel, now)
     rest = {k: v for k, v in status.items() if k not in {"role", "version", "pid", "since", "tunnels"}}
     lines += [
-        f"{_label(key, _PROCESS_LABELS)}: {_value(key, value, now)}"
+        f"{_label(key, _PROCESS_LABELS)}: {_counted(key, value, now)}"
         for key, value in rest.items()
         if _total(value)
     ]
     return "\n".join(_printable(line) for line in lines)
 
 
-def _server(tunnels: Iterable[Status], now: datetime) -> list[str]:
+def _server(tunnels: Sequence[Status], now: datetime) -> list[str]:
     rows = [list(_COLUMNS.values())]
     rows += [[_cell(column, tunnel.get(column), now) for column in _COLUMNS] for tunnel in tunnels]
     if len(rows) == 1:
         return ["no clients"]
     widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
-    lines = [
+    connected = sum(tunnel.get("state") == "connected" for tunnel in tunnels)
+    lines = [f"{connected} of {len(rows) - 1} clients connected"]
+    lines += [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     for tunnel in tunnels:
@@ -129,6 +159,14 @@ def _cell(column: str, value: Any, now: datetime) -> str:
     if column == "subnets" and isinstance(value, list) and len(value) > 2:
         return f"{value[0]} +{len(value) - 1}"
     return _value(column, value, now)
+
+
+def _counted(key: str, value: Any, now: datetime) -> str:
+    """Of a list that may have a thousand names, how many there are, and the first."""
+    if key != "old_key_in_use" or not isinstance(value, list):
+        return _value(key, value, now)
+    more = ", ..." if len(value) > MAX_NAMES else ""
+    return f"{len(value)} ({', '.join(map(str, value[:MAX_NAMES]))}{more})"
 
 
 def _total(value: Any) -> Any:
@@ -156,8 +194,8 @@ def _label(key: str, labels: Mapping[str, str]) -> str:
 def _value(key: str, value: Any, now: datetime) -> str:
     if value in _NOTHING:
         return "-"
-    if key == "since":
-        return _since(value, now)
+    if key in ("since", "next_rekey"):
+        return _since(value, now) if key == "since" else f"in {_until(value, now)}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items() if count) or "none"
     if isinstance(value, list):
@@ -185,11 +223,26 @@ _UNITS: dict[str, Callable[[Any], str]] = {"rx_bytes": _bytes, "tx_bytes": _byte
 
 def _since(value: Any, now: datetime) -> str:
     """How long ago an ISO 8601 time was, in its two largest units."""
+    at = _time(value)
+    return _duration((now - at).total_seconds()) if at is not None else "-"
+
+
+def _until(value: Any, now: datetime) -> str:
+    """How long it is until then."""
+    at = _time(value)
+    return _duration((at - now).total_seconds()) if at is not None else "-"
+
+
+def _time(value: Any) -> datetime | None:
     try:
-        start = datetime.fromisoformat(str(value))
-        seconds = max(0, int((now - (start if start.tzinfo else start.replace(tzinfo=UTC))).total_seconds()))
+        at = datetime.fromisoformat(str(value))
     except ValueError:
-        return "-"
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _duration(length: float) -> str:
+    seconds = max(0, int(length))
     days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
     if days:
         return f"{days} d {hours} h"

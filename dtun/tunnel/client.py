@@ -155,6 +155,7 @@ class Client:
         """How the tunnel is doing."""
         end, welcome = self._end, self._end.welcome
         refused = welcome.refused if welcome else ()
+        rekey = self._timers.get("rekey")
         warnings = end.warnings + [
             f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused
         ]
@@ -167,6 +168,8 @@ class Client:
             "peer_address": str(welcome.peer) if welcome else None,
             "subnets": [str(subnet) for subnet in self._config.subnets],
             "mtu": end.mtu,
+            "offloads": end.offloads_in_use,
+            "next_rekey": iso(rekey.when() - self._loop.time()) if rekey else None,
             "last_error": self._last_error,
             "warnings": warnings,
             **link_status(self._link, end.counters),

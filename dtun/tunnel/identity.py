@@ -26,7 +26,7 @@ from dtun.tunnel.link import Link
 from dtun.tunnel.refusals import Refusals
 from dtun.tunnel.rivalry import Rivalry
 from dtun.tunnel.standstill import Plane, plane
-from dtun.tunnel.status import iso, link_status
+from dtun.tunnel.status import in_use, iso, link_status
 
 AWAY_MTU = 1400
 """Bytes, of a device whose client has not told its path's MTU yet."""
@@ -175,6 +175,7 @@ class Identity:
             "peer_address": str(pair.peer),
             "subnets": [str(subnet) for subnet in self.granted],
             "mtu": self.mtu,
+            "offloads": in_use(self.tun, self.hello.features if self.link and self.hello else None),
             "key": self.key_in_use,
             "last_error": self.last_error,
             "warnings": warnings,

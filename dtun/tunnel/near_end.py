@@ -23,6 +23,7 @@ from dtun.tunnel.link import Link
 from dtun.tunnel.routing import dns_of, routing_of, tunnel_of
 from dtun.tunnel.sockets import SockAddr
 from dtun.tunnel.standstill import Plane, plane
+from dtun.tunnel.status import in_use
 from dtun.tunnel.surroundings import Surroundings, host_of
 from dtun.tunnel.vault import NoVault, Vault
 from dtun.tunnel.wishes import Refused, Wishes
@@ -122,6 +123,11 @@ class NearEnd:
         if self._tun is None or link is None or not link.attached:
             return None
         return plane(self._tun, link, self.counters)
+
+    @property
+    def offloads_in_use(self) -> list[str]:
+        """Those that the server takes as well."""
+        return in_use(self._tun, self.welcome.features if self.welcome and self._connected else None)
 
     async def make_way(self, server: SockAddr) -> bool:
         """Before a server is tried: keep what goes there out of the tunnel. False if the host has no way to it.

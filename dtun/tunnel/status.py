@@ -1,16 +1,22 @@
 """How a tunnel is doing, as plain values for the status socket. Holds no secret."""
 
 from collections import Counter
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 
 from dtun.dataplane.counters import Counters
+from dtun.platform.interface import Tun
 from dtun.tunnel.link import Link
 
 
-def iso() -> str:
-    """The time now, as a status shows it (ISO 8601, UTC, seconds)."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def iso(seconds: float = 0) -> str:
+    """The time `seconds` from now, as a status shows it (ISO 8601, UTC, seconds)."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def in_use(tun: Tun | None, features: Iterable[str] | None) -> list[str]:
+    """The super-packets that go through this device to a peer with these features."""
+    return sorted(tun.offloads.intersection(features)) if tun is not None and features is not None else []
 
 
 def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:

@@ -34,7 +34,7 @@ def test_each_command_and_option_is_there(page: Callable[[], str]) -> None:
     ("words", "offered"),
     [
         (["dtun", "st"], {"status"}),
-        (["dtun", "server", "--log-"], {"--log-level", "--log-file"}),
+        (["dtun", "server", "--log-"], {"--log-level", "--log-file", "--log-format"}),
         (["dtun", "client", "--log-level", ""], {"debug", "info", "warning", "error"}),
         (["dtun", "client", "--log-level", "w"], {"warning"}),
         (["dtun", "check", "-c", "a"], {"a.yaml"}),

@@ -71,7 +71,7 @@ def test_a_key_is_changed_while_the_client_works(pair: Pair) -> None:
         server.configure(both)
         server.systemctl("reload")
         assert status(pair)["old_key_in_use"] == ["home"]
-        assert "with a former key still: home" in server.container.run("dtun", "status")
+        assert "with a former key still: 1 (home)" in server.container.run("dtun", "status")
         client.configure(CLIENT.replace("home.key", "next.key"))
         client.systemctl("reload")
         wait_for(lambda: status(pair)["old_key_in_use"] == [], "the session with the new key")

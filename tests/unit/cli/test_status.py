@@ -3,18 +3,32 @@
 import asyncio
 import contextlib
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dtun.cli import main
+from dtun.cli import main, watch
 from dtun.cli.status import render
 from dtun.service.control import Answer, ControlServer, Request
+
+Serve = Callable[[Path, dict[str, object]], None]
+Capture = pytest.CaptureFixture[str]
+
+
+class FakeTerminal:
+    """For `shutil`: a terminal of the usual size."""
+
+    @staticmethod
+    def get_terminal_size() -> os.terminal_size:
+        return os.terminal_size((80, 24))
+
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TUNNEL: dict[str, Any] = {
@@ -55,16 +69,17 @@ SERVER = {
 def test_a_server_shows_a_row_a_client() -> None:
     assert render(SERVER, NOW).splitlines() == [
         "dtun server 0.1.0, process 42, running for 2 d 3 h",
+        "1 of 2 clients connected",
         (
-            "ID    STATE      DEVICE     ADDRESS    SUBNETS                 ENDPOINT         RTT      FOR      "
+            "ID    STATE      DEVICE     ADDRESS    SUBNETS                 ENDPOINT         MTU   RTT      FOR      "
             "  RECEIVED  SENT     DROPS"
         ),
         (
-            "home  connected  dtun-home  10.86.0.2  10.0.0.0/16, fd00::/48  192.0.2.7:40000  12.3 ms  2 h 1 min"
+            "home  connected  dtun-home  10.86.0.2  10.0.0.0/16, fd00::/48  192.0.2.7:40000  1420  12.3 ms  2 h 1 min"
             "  1.5 KiB   5.0 GiB  3"
         ),
         (
-            "a     away       -          -          -                       -                -        -        "
+            "a     away       -          -          -                       -                -     -        -        "
             "  -         -        -"
         ),
         "a: no answer",
@@ -86,6 +101,61 @@ def test_a_long_list_of_subnets_is_shortened_in_the_table() -> None:
     table = render({**SERVER, "tunnels": [many]}, NOW)
     assert "  10.0.0.0/16 +8  " in table
     assert "10.1.0.0/16" not in table
+
+
+def test_of_many_with_a_former_key_some_are_named_and_all_counted() -> None:
+    few = render({**SERVER, "old_key_in_use": ["home", "a"]}, NOW)
+    assert few.endswith("\nwith a former key still: 2 (home, a)")
+    many = render({**SERVER, "old_key_in_use": [f"c{number}" for number in range(900)]}, NOW)
+    assert many.endswith("\nwith a former key still: 900 (c0, c1, c2, c3, c4, c5, c6, c7, ...)")
+
+
+def test_a_thousand_clients_are_a_table_in_no_time(
+    serve: Serve, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {**TUNNEL, "id": f"client-{number}", "state": "away" if number % 4 == 0 else "connected"}
+        for number in range(1000)
+    ]
+    serve(tmp_path / "it.sock", {**SERVER, "tunnels": rows})
+    began = time.perf_counter()
+    assert main(["status", "--socket", str(tmp_path / "it.sock")]) == 0
+    # A twentieth of that on an idle machine.
+    assert time.perf_counter() - began < 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "750 of 1000 clients connected"
+    table = lines[2:1003]
+    assert table[0].startswith("ID          STATE      ")
+    assert [line.split()[0] for line in table[1:]] == [row["id"] for row in rows]
+    assert len({len(line) for line in table[1:]}) == 1, "all columns are aligned"
+    monkeypatch.setattr(watch, "shutil", FakeTerminal)
+    shown = watch._placed("\n".join(lines)).splitlines()
+    assert "750 of 1000 clients connected" in shown[1]
+    assert "... and 982 more lines" in shown[22]
+    assert len(shown) == 24
+
+
+def test_all_about_one_client_of_a_server(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "it.sock"
+    soon = (datetime.now(UTC) + timedelta(minutes=50)).isoformat()
+    serve(
+        path, {**SERVER, "tunnels": [{**TUNNEL, "offloads": ["segments"], "next_rekey": soon}, {"id": "a"}]}
+    )
+    command = ["status", "--socket", str(path)]
+    assert main([*command, "home"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "suite ECDHE-PSK-CHACHA20-POLY1305" in lines
+    assert "rx packets 10" in lines
+    assert "offloads segments" in lines
+    assert "next rekey in 49 min 59 s" in lines
+    assert not any(line.startswith("id a") for line in lines)
+    assert main([*command, "home", "--json"]) == 0
+    assert [tunnel["id"] for tunnel in json.loads(capsys.readouterr().out)["tunnels"]] == ["home"]
+    assert main([*command, "home", "--check"]) == 0
+    assert main([*command, "a", "--check"]) == 1
+    capsys.readouterr()
+    assert main([*command, "no\x1b"]) == 69
+    assert capsys.readouterr().err == "dtun: there is no client 'no?'; `dtun status` shows all\n"
 
 
 def test_a_client_shows_a_line_a_value() -> None:
@@ -156,10 +226,6 @@ def serve() -> Iterator[Callable[[Path, dict[str, object]], None]]:
             cleanup.callback(lambda: asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10))
 
         yield serve
-
-
-Serve = Callable[[Path, dict[str, object]], None]
-Capture = pytest.CaptureFixture[str]
 
 
 def test_status_asks_the_socket_that_it_is_given(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
