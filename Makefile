@@ -63,7 +63,10 @@ clean: ## remove everything that was made here
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: install uninstall deb
+reference: setup ## write docs/configuration.md anew, from the models of the configuration
+	$(VENV)/python -m tools.reference
+
+.PHONY: reference install uninstall deb
 
 # For example: make uninstall INSTALL=--purge
 INSTALL ?=

@@ -1,10 +1,16 @@
-"""The JSON Schema knows what a file may hold."""
+"""The JSON Schema knows what a file may hold, and the reference page says it."""
 
 import json
 from typing import Any
 
+import pytest
+
 from dtun.config import ClientConfig, ServerConfig
+from dtun.config.descriptions import OF_MODELS
 from dtun.config.schema import schema
+from tools import reference
+
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 def kinds(model: str, setting: str) -> set[str]:
@@ -36,3 +42,33 @@ def test_settings_are_what_people_write() -> None:
     assert kinds("ClientConfig", "accept_dns") == {"boolean"}
     assert kinds("ServerConfig", "masquerade") == {"boolean", "string", "array"}
     assert kinds("ServerConfig", "clients") == {"object"}
+
+
+def test_every_setting_is_described() -> None:
+    definitions = schema()["$defs"]
+    assert set(OF_MODELS) == set(definitions)
+    for model, descriptions in OF_MODELS.items():
+        properties = definitions[model]["properties"]
+        assert set(descriptions) == set(properties), model
+        for setting in properties.values():
+            assert setting["description"].endswith((".", ":"))
+
+
+def test_what_it_gives_as_defaults_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
+    needed: dict[Any, dict[str, Any]] = {
+        ServerConfig: {"clients": {"a": {"key": KEY}}},
+        ClientConfig: {"servers": ["h"], "id": "a", "key": KEY},
+    }
+    for model, settings in needed.items():
+        properties = schema()["$defs"][model.__name__]["properties"]
+        defaults = {
+            name: one["default"] for name, one in properties.items() if one.get("default") is not None
+        }
+        assert len(defaults) > 5
+        assert model(**settings, **defaults) == model(**settings)
+
+
+def test_the_reference_page_is_as_the_models_are() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "out of date; run: make reference"
