@@ -127,6 +127,50 @@ def test_what_takes_a_person_is_said_once_and_not_tried_again(pair: Pair, config
     assert "Traceback" not in client.journal_tail()
 
 
+HOOK = """\
+#!/bin/sh
+try() { "$@" 2> /dev/null && echo "can: $*" || echo "cannot: $*"; }
+try ip route add 198.51.100.0/24 dev "$TUN" table 99
+try nft add table inet more
+try sysctl -q -w net.ipv4.conf.all.rp_filter=0
+try resolvectl domain "$TUN" ~hook.example
+try touch /var/lib/dtun/hook
+try touch /run/dtun/hook
+try cp /dev/null /tmp/hook
+try touch /etc/dtun/hook
+try touch /etc/hook
+try ls /root
+try systemctl stop dtun-client
+try sysctl -q -w kernel.domainname=hook
+"""
+HOOKS_CAN = ("ip", "nft", "sysctl -q -w net", "resolvectl", "touch /var/lib/dtun", "touch /run/dtun", "cp")
+HOOKS_CANNOT = ("touch /etc/dtun", "touch /etc/hook", "ls /root", "systemctl", "sysctl -q -w kernel")
+
+
+def test_hooks_can_do_what_the_service_can(pair: Pair) -> None:
+    """As docs/operations.md says."""
+    client = pair.client
+    client.systemctl("stop")
+    client.container.write("/etc/dtun/up", HOOK, 0o755)
+    client.configure(CLIENT + "  up: /etc/dtun/up\n")
+    try:
+        client.systemctl("start")
+        about = ("DTUN_CLIENT=home", "DTUN_REASON=connected", "LOGGER=dtun.hook")
+        wait_for(
+            lambda: "kernel.domainname" in client.container.journal(client.unit, *about),
+            "the end of the hook",
+        )
+        said = client.container.journal(client.unit, *about)
+        for what in HOOKS_CAN:
+            assert f"up hook: can: {what}" in said, what
+        for what in HOOKS_CANNOT:
+            assert f"up hook: cannot: {what}" in said, what
+    finally:
+        client.systemctl("stop")
+        client.container.run("rm", "-f", "/etc/dtun/up", "/var/lib/dtun/hook", "/run/dtun/hook")
+        client.container.run("nft", "delete", "table", "inet", "more", check=False)
+
+
 SECOND = """\
 server:
   listen: 0.0.0.0:443
