@@ -30,6 +30,17 @@ def test_a_unit_file_verifies(name: str, tmp_path: Path) -> None:
     assert verify(tmp_path, name) == ""
 
 
+def test_the_socket_unit_verifies(tmp_path: Path) -> None:
+    shutil.copy(UNITS / "dtun-server.service", tmp_path)
+    assert verify(tmp_path, "dtun-server.service") == ""
+    name = "dtun-server.socket"
+    text = (UNITS / name).read_text()
+    (tmp_path / name).write_text(text)
+    assert verify(tmp_path, name) == ""
+    (tmp_path / name).write_text(text.replace("BindIPv6Only=", "BindIPv6Onlly="))
+    assert "BindIPv6Onlly" in verify(tmp_path, name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mistake_would_be_noticed(name: str, tmp_path: Path) -> None:
     text = (UNITS / name).read_text()

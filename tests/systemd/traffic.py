@@ -15,7 +15,7 @@ from tests.systemd.pair import Pair
 STEADY_TCP = Path(__file__).parents[1] / "netns" / "steady_tcp.py"
 SERVER = "10.86.0.1"
 PING_INTERVAL = 0.02
-LOAD_SECONDS = 4
+LOAD_SECONDS = 3
 # Enough to find many packets on their way at any moment; and the rest of the machine has something to do as well.
 LOAD_RATE = "200M"
 
@@ -54,6 +54,7 @@ def traffic(pair: Pair) -> Iterator[Traffic]:
     load = ["iperf3", "-c", SERVER, "-t", str(LOAD_SECONDS), "-b", LOAD_RATE, "--json"]
     loading = client.popen(*load, stdout=-1)
     ping = f"echo $$ > /run/ping.pid; exec ping -D -n -i {PING_INTERVAL} -w 60 {SERVER} > /run/pings"
+    client.write("/run/pings", "")
     pinging = client.popen("sh", "-c", ping)
     wait_for(lambda: "icmp_seq=3 " in client.read("/run/pings"), "the first answers")
     seen = Traffic()
