@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.systemd.container import wait_for
-from tests.systemd.pair import Machine, Pair
+from tests.systemd.pair import CLIENT, Machine, Pair
 from tests.systemd.traffic import PING_INTERVAL, traffic
 
 GOES_ON = "after the restart"
@@ -82,6 +82,18 @@ def test_no_connection_is_lost(pair: Pair, how: Callable[[Machine], None], role:
     # The watchdog alone takes one to two seconds of it. On an idle machine the others take under one.
     assert seen.silence < (6 if how is hang else 3)
     assert seen.lost < seen.silence / PING_INTERVAL + 10
+
+
+def test_a_stop_that_takes_longer_than_the_watchdogs_patience_is_let_finish(pair: Pair) -> None:
+    client = pair.client
+    client.configure(CLIENT + "  down: [/bin/sh, -c, sleep 3; echo done]\n")
+    client.systemctl("reload")
+    client.systemctl("stop")
+    said = client.journal_tail()
+    assert "down hook: done" in said
+    assert said.rstrip().endswith("Stopped dtun-client.service - dtun, encrypted IP tunnel (client).")
+    assert client.container.show(client.unit, "Result") == "success"
+    assert not any(client.left().values())
 
 
 def test_a_stop_says_goodbye_and_leaves_nothing(pair: Pair) -> None:
