@@ -164,6 +164,17 @@ def test_a_program_gets_an_object_a_line() -> None:
     assert "ValueError: invalid literal" in second["message"]
 
 
+def test_a_file_takes_either_format(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log.set_up("info", "json", file=path)
+    log.logger.info("a")
+    log.set_up("info", file=path)
+    log.logger.info("b")
+    first, second = path.read_text().splitlines()
+    assert json.loads(first)["message"] == "a"
+    assert second.endswith(" info: b")
+
+
 def test_under_systemd_another_format_may_be_asked_for(daemon: Daemon) -> None:
     log.set_up("info", "text", stream=daemon.stream, environment=daemon.environment)
     log.logger.info("a")
