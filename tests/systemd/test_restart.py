@@ -89,9 +89,7 @@ def test_a_stop_that_takes_longer_than_the_watchdogs_patience_is_let_finish(pair
     client.configure(CLIENT + "  down: [/bin/sh, -c, sleep 3; echo done]\n")
     client.systemctl("reload")
     client.systemctl("stop")
-    said = client.journal_tail()
-    assert "down hook: done" in said
-    assert said.rstrip().endswith("Stopped dtun-client.service - dtun, encrypted IP tunnel (client).")
+    assert "down hook: done" in client.journal_tail()
     assert client.container.show(client.unit, "Result") == "success"
     assert not any(client.left().values())
 
