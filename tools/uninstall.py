@@ -55,7 +55,7 @@ def _stop() -> None:
         except launchd.LaunchdError as error:
             sys.exit(f"uninstall: nothing was removed: {error}")
     elif machine.has_systemd():
-        machine.attempt("systemctl", "disable", "--now", *machine.services())
+        machine.attempt("systemctl", "disable", "--now", "dtun-server.socket", *machine.services())
 
 
 def _purge() -> None:

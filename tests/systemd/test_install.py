@@ -115,8 +115,12 @@ def test_the_package_is_installed_updated_removed_and_purged(fresh: Container) -
     assert fresh.show("dtun-client", "ActiveState") == "inactive"
     assert "dtun is installed as a Debian package" in fresh.complete(*INSTALL, "--wheels", "/wheels").stderr
 
+    fresh.run("systemctl", "stop", "dtun-server")
+    fresh.run("systemctl", "enable", "--now", "dtun-server.socket")
+    fresh.run("systemctl", "start", "dtun-server")
     fresh.run("dpkg", "-r", "dtun")
-    assert fresh.complete("systemctl", "is-active", "dtun-server").stdout == "inactive\n"
+    for unit in ("dtun-server.socket", "dtun-server.service"):
+        assert fresh.complete("systemctl", "is-active", unit).stdout == "inactive\n"
     left = {name for name in of_dtun(fresh) - before if not name.startswith("/var/lib/dpkg/")}
     assert left == {"/etc/dtun", "/etc/dtun.yaml", "/var/lib/dtun"}
     fresh.run("dpkg", "-P", "dtun")
