@@ -73,6 +73,7 @@ class Pump:
         self._ports: dict[int, Port] = {}
         self._pending: Sequence[bytes] = ()
         self._rest: asyncio.TimerHandle | None = None
+        self._sparse = True
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         loop.add_reader(device.fileno(), self._read_device)
 
@@ -121,10 +122,22 @@ class Pump:
             self._rest.cancel()
 
     def _read_device(self) -> None:
-        read, port = self._device.read, self._port
+        if self._sparse:
+            # What may be alone leaves before we look for more; in a stream, what there is leaves together.
+            alone = self._frames(1)
+            if not alone or not self._forward(alone):
+                return
+        frames = self._frames(READS)
+        self._sparse = len(frames) <= (0 if self._sparse else 1)
+        if frames:
+            self._forward(frames)
+
+    def _frames(self, reads: int) -> Sequence[bytes]:
+        """What the device has, in at most so many reads, until it is enough for a batch."""
+        read = self._device.read
         frames: list[bytes] = []
         try:
-            for _ in range(READS):
+            for _ in range(reads):
                 more = read()
                 if more is None:
                     break
@@ -135,10 +148,15 @@ class Pump:
             # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
             self._counters.dropped("tun read", error)
             self._let_rest()
+        return frames
+
+    def _forward(self, frames: Sequence[bytes]) -> bool:
+        """Seal frames and send them. False if some wait for room in the socket, and TUN is not read meanwhile."""
+        port = self._port
         if port is None:
             self._counters.drops["no session"] += len(frames)
-        elif frames:
-            self._send(port, port.seal(frames))
+            return True
+        return self._send(port, port.seal(frames))
 
     def _let_rest(self) -> None:
         self._loop.remove_reader(self._device.fileno())

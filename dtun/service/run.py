@@ -83,13 +83,25 @@ def run_client(config: Config) -> int:
 
 def _to_the_end(service: Coroutine[Any, Any, int]) -> int:
     try:
-        return asyncio.run(service)
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            return runner.run(service)
     except (ConfigError, PermissionDeniedError):
         raise  # nobody starts it again
     except Exception as error:
         if notify.status(f"has failed: {error}"):
             time.sleep(RESTART_PAUSE)
         raise
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    loop: asyncio.AbstractEventLoop
+    if sys.platform == "linux":
+        from dtun.service.loop import DirectLoop  # noqa: PLC0415 - epoll is Linux's
+
+        loop = DirectLoop()
+    else:
+        loop = asyncio.new_event_loop()
+    return loop
 
 
 def _raise_descriptor_limit() -> None:
