@@ -9,11 +9,13 @@ from dtun.network.state import (
     MAIN_TABLE,
     Clamp,
     Dns,
+    Enclosure,
     Filter,
     Guard,
     Link,
     Masquerade,
     NetworkState,
+    NoWay,
     PointToPoint,
     Route,
     Rule,
@@ -27,6 +29,9 @@ T = TypeVar("T", Sysctl, Link, Filter, PointToPoint, Route, Rule, Dns)
 
 # What the kernel makes of a route without a metric. An IPv6 route of metric 0 gets the default, too.
 DEFAULT_METRIC = {4: 0, 6: 1024}
+
+# Networks of a filter that are worth a line.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,6 @@ def describe(thing: Thing) -> str:  # noqa: PLR0911 - one for each kind
             return f"sysctl {name}={value}"
         case Link(name, mtu):
             return f"link {name} mtu {mtu}"
-        case Masquerade(inside, outside):
-            return f"filter iifname {inside} oifname {outside} masquerade"
-        case Clamp(device, mtu):
-            return f"filter forward {device} tcp maxseg for mtu {mtu}"
-        case Guard(server, port):
-            return f"filter to {server} only udp dport {port}"
         case PointToPoint(device, local, peer):
             return f"address {local} peer {peer} dev {device}"
         case Route():
@@ -64,6 +63,8 @@ def describe(thing: Thing) -> str:  # noqa: PLR0911 - one for each kind
         case Dns(device, servers, domains):
             names = ["domain", *domains] if domains else []
             return " ".join(["dns", *map(str, servers), *names, "dev", device])
+        case _:
+            return f"filter {_describe_filter(thing)}"
 
 
 def slot(thing: Thing) -> Hashable:
@@ -78,7 +79,7 @@ def slot(thing: Thing) -> Hashable:
             return device, local
         case Dns(device):
             return device
-        case Rule() | Masquerade() | Clamp() | Guard():
+        case Rule() | Masquerade() | Clamp() | Guard() | NoWay() | Enclosure():
             return thing
 
 
@@ -193,3 +194,19 @@ def _describe_rule(rule: Rule) -> str:
     least = rule.suppress_prefix_length
     suppressed = "" if least is None else f" suppress_prefixlength {least}"
     return f"rule{family} priority {rule.priority}{mark} table {table}{suppressed}"
+
+
+def _describe_filter(thing: Filter) -> str:
+    match thing:
+        case Masquerade(inside, outside):
+            return f"iifname {inside} oifname {outside} masquerade"
+        case Clamp(device, mtu):
+            return f"forward {device} tcp maxseg for mtu {mtu}"
+        case Guard(server, port):
+            return f"to {server} only udp dport {port}"
+        case NoWay():
+            return "ip6 unreachable, by any device, drop"
+        case Enclosure(networks):
+            beside = f" and to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""
+            more = f" and {len(networks) - _NAMED} more" if len(networks) > _NAMED else ""
+            return f"ip6 only through tunnels{beside}{more}"

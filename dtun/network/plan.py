@@ -21,11 +21,13 @@ from dtun.network.state import (
     Address,
     Clamp,
     Dns,
+    Enclosure,
     Filter,
     Guard,
     Link,
     Network,
     NetworkState,
+    NoWay,
     PointToPoint,
     Route,
     Rule,
@@ -128,7 +130,7 @@ def desired(routing: Routing, tunnel: Tunnel | None, outside: Outside) -> Networ
         routes,
         rules,
         frozenset(_sysctls(routing, tunnel)),
-        frozenset(_filters(routing, tunnel, outside)),
+        frozenset(_filters(routing, tunnel, blocked, outside)),
         frozenset({tunnel.dns} if tunnel is not None and tunnel.dns is not None else ()),
     )
 
@@ -258,10 +260,18 @@ def _sysctls(routing: Routing, tunnel: Tunnel | None) -> Iterator[Sysctl]:
             yield Sysctl(FORWARDING[6], "1")
 
 
-def _filters(routing: Routing, tunnel: Tunnel | None, outside: Outside) -> Iterator[Filter]:
+def _filters(
+    routing: Routing, tunnel: Tunnel | None, blocked: list[Version], outside: Outside
+) -> Iterator[Filter]:
     if routing.forwarding and tunnel is not None:
         yield Clamp(routing.device, tunnel.mtu)
     if routing.block:
         for server, port in outside.ports:
             if is_pinned(routing, server):
                 yield Guard(server, port)
+    # Linux looks past unreachable routes of IPv6 for a socket that is bound to a device.
+    if 6 in blocked and routing.block:
+        spared = aggregate((*routing.bypassed, *outside.local))
+        yield Enclosure(tuple(network for network in spared if network.version == 6))
+    elif 6 in blocked:
+        yield NoWay()

@@ -94,7 +94,22 @@ class Guard:
     port: int
 
 
-Filter = Masquerade | Clamp | Guard
+@dataclass(frozen=True, slots=True)
+class NoWay:
+    """IPv6 that the routes refuse does not leave by a device that a program insists on, either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosure:
+    """IPv6 of this host leaves through tunnels alone, and to the networks in `open`, whatever the routes say.
+
+    What is for the link alone is left in peace.
+    """
+
+    open: tuple[Network, ...] = ()
+
+
+Filter = Masquerade | Clamp | Guard | NoWay | Enclosure
 """What the packet filter does for us."""
 
 

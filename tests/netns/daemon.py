@@ -102,9 +102,9 @@ class Daemon:
         return False
 
 
-def can_ping(host: Host, address: str, *, count: int = 1) -> bool:
-    """Whether `address` answers from this host, every one of `count` times."""
-    options = ["-c", str(count), "-i", "0.05", "-W", "1"]
+def can_ping(host: Host, address: str, *more: str, count: int = 1) -> bool:
+    """Whether `address` answers from this host, every one of `count` times; `more` are options of ping(8)."""
+    options = ["-c", str(count), "-i", "0.05", "-W", "1", *more]
     done = subprocess.run(
         host.inside(["ping", "-q", *options, address]), capture_output=True, check=False, timeout=20
     )

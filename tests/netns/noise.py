@@ -71,9 +71,7 @@ def programs(
     for address in (*servers, *addresses):
         yield partial(datagram, address)
         yield partial(datagram, address, sources[":" in address])
-        if ":" not in address:
-            # For IPv6 see test_kill_switch.py: Linux looks past unreachable routes then.
-            yield partial(datagram, address, device=device)
+        yield partial(datagram, address, device=device)
         yield partial(ping, address)
         yield partial(callers.call, address, 80)
     for server in servers:

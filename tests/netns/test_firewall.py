@@ -8,12 +8,12 @@ import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from topology import Host, Topology, wait_for
 
-from dtun.network.state import Clamp, Filter, Guard, Masquerade
+from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
 from dtun.platform.linux import sysctls
 from dtun.platform.linux.firewall import NOT_PERMITTED, Firewall, FirewallError
 from dtun.platform.linux.sysctls import SysctlError
@@ -60,7 +60,7 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as cal
 # Has filters until it is killed: holder.py FILTERS
 HOLDER = """
 import asyncio, sys
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from dtun.network.state import Clamp, Guard, Masquerade
 from dtun.platform.linux.firewall import Firewall
 async def story():
@@ -98,15 +98,28 @@ def code(filters: frozenset[Filter]) -> str:
 def rules(host: Host, table: str = TABLE) -> dict[str, list[str]]:
     """The rules of each chain, as nft(8) shows them; without a table, nothing."""
     found: dict[str, list[str]] = {}
+    name = ""
     for line in host.run("nft", "list", "table", "inet", table, check=False).splitlines()[1:-1]:
         match line.split():
             case ["chain", name, "{"]:
                 found[name] = []
+            case ["set" | "map", _, "{"]:
+                name = ""
             case [] | ["}"]:
                 pass
-            case words:
+            case words if name:
                 found[name].append(" ".join(words))
     return found
+
+
+def elements(host: Host, name: str) -> dict[str, int]:
+    """What a map from devices to segment sizes has."""
+    (shown,) = (
+        entry["map"]
+        for entry in json.loads(host.run("nft", "-j", "list", "map", "inet", TABLE, name))["nftables"]
+        if "map" in entry
+    )
+    return {device: int(size) for device, size in shown.get("elem", [])}
 
 
 @contextmanager
@@ -134,9 +147,9 @@ def call(host: Host, address: str, *, source: str = "", size: int = 0) -> bool:
     return caller.wait(timeout=20) == 0
 
 
-def pings(host: Host, address: str) -> bool:
+def pings(host: Host, address: str, *options: str) -> bool:
     ping = host.popen(
-        "ping", "-n", "-c1", "-W1", address, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        "ping", "-n", "-c1", "-W1", *options, address, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     return ping.wait(timeout=10) == 0
 
@@ -320,7 +333,7 @@ def test_the_table_is_made_replaced_and_deleted(way: tuple[Host, Host, Host]) ->
     masquerading = {
         "nat_postrouting": [
             "type nat hook postrouting priority srcnat; policy accept;",
-            'iifname "inside0" oifname "outside0" masquerade',
+            "iifname . oifname @masqueraded masquerade",
         ]
     }
     assert rules(router) == masquerading
@@ -398,9 +411,96 @@ def test_a_thousand_tunnels_are_clamped_in_one_go(way: tuple[Host, Host, Host]) 
         firewall.close()
 
     router.play(story)
-    clamps = rules(router)["clamp_forward"]
-    assert len(clamps) == 1 + 2 + 4 * 1000
     assert list(rules(router)) == ["clamp_forward"]
+    assert elements(router, "clamped4") == {f"dtun{number}": 1360 for number in range(1000)}
+    assert elements(router, "clamped6") == {f"dtun{number}": 1340 for number in range(1000)}
+
+
+def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -> None:
+    """A login on a server with many clients is a few elements. What others have done to the table is found out."""
+    _, router, _ = way
+
+    def handles() -> list[str]:
+        listing = router.run("nft", "--handle", "list", "table", "inet", TABLE)
+        return re.findall(r"(?:chain|set|map) .*# handle \d+", listing)
+
+    async def story() -> None:
+        firewall = Firewall(TABLE)
+        await firewall.apply(NAT | CLAMP)
+        before = handles()
+        more: set[Filter] = {
+            Clamp("inside1", 1200),
+            Clamp("inside0", 1310),
+            Masquerade("inside1", "outside0"),
+        }
+        await firewall.apply(NAT | more)
+        assert elements(router, "clamped4") == {"inside0": 1270, "inside1": 1160}
+        assert elements(router, "clamped6") == {"inside0": 1250, "inside1": 1140}
+        await firewall.apply(NAT | {Clamp("inside1", 1200)})
+        assert elements(router, "clamped4") == {"inside1": 1160}
+        assert handles() == before
+        router.run("nft", "flush", "ruleset")
+        await firewall.apply(NAT | CLAMP)
+        assert elements(router, "clamped4") == {"inside0": 1260}
+        await firewall.apply(frozenset())
+        firewall.close()
+
+    router.play(story)
+    assert router.run("nft", "list", "tables") == ""
+
+
+@pytest.mark.parametrize("filters", [frozenset({NoWay()}), frozenset({Enclosure()})])
+def test_ipv6_that_routes_refuse_does_not_leave_by_a_device_that_is_insisted_on(
+    way: tuple[Host, Host, Host], filters: frozenset[Filter]
+) -> None:
+    _, router, far = way
+    far.ip("-6 address add 2001:db8:7::7/128 dev lo")
+    router.ip("-6 route add default via 2001:db8::2")
+    for half in ("::/1", "8000::/1"):
+        router.ip(f"-6 route add unreachable {half} metric 4294901760")
+    insisting = ("-I", "outside0")
+    assert not pings(router, "2001:db8:7::7")
+    assert pings(router, "2001:db8:7::7", *insisting)
+
+    applied(router, filters)
+
+    assert not pings(router, "2001:db8:7::7", *insisting)
+    # The link itself goes on: neighbours, and how they are found and find us.
+    router.ip("-6 neigh flush all")
+    link_local = re.findall(r"inet6 (fe80\S+)/", far.ip("-6 address show dev eth0"))[0]
+    assert pings(router, f"{link_local}%outside0")
+    assert pings(router, "ff02::1%outside0")
+    assert pings(router, "::1")
+    assert pings(router, "192.0.2.2")
+
+
+def test_the_enclosure_is_open_for_what_is_spared_and_for_tunnels(way: tuple[Host, Host, Host]) -> None:
+    _, router, far = way
+    for address in ("2001:db8:7::7", "2001:db8:8::7", "2001:db8:9::7"):
+        far.ip(f"-6 address add {address}/128 dev lo")
+    router.ip("-6 route add default via 2001:db8::2")
+    router.ip("link add elsewhere0 type veth peer name elsewhere1")
+    router.ip("link set elsewhere1 up")
+    router.ip("tuntap add dev tun7 mode tun")
+    for device in ("elsewhere0", "tun7"):
+        router.ip(f"link set {device} up")
+        router.ip(f"-6 address add fd07:{len(device)}::1/64 dev {device} nodad")
+    spared = (ip_network("2001:db8::/64"), ip_network("2001:db8:7::/48"), ip_network("2001:db8:8::/48"))
+    applied(router, frozenset({Enclosure(spared)}))
+
+    assert pings(router, "2001:db8::2")
+    assert pings(router, "2001:db8:7::7")
+    assert pings(router, "2001:db8:8::7")
+    assert not pings(router, "2001:db8:9::7"), "also without insisting"
+
+    def counted(device: str) -> int:
+        stats = json.loads(router.ip(f"-j -s link show dev {device}"))[0]["stats64"]["tx"]
+        return int(stats["packets"]) + int(stats["dropped"])
+
+    for device, leaves in (("elsewhere0", False), ("tun7", True)):
+        before = counted(device)
+        router.run("ping", "-n", "-c3", "-i0.1", "-W1", f"fd07:{len(device)}::2", check=False)
+        assert (counted(device) - before >= 3) is leaves, device
 
 
 def test_without_the_right_it_says_which(way: tuple[Host, Host, Host]) -> None:

@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from daemon import can_ping
 from snapshots import changes, snapshot
-from topology import Topology, wait_for
+from topology import Host, Topology, wait_for
 from wire import Flow, Sniffer
 from worlds import SERVER, SERVER6, TUNNEL, WORLD, WORLD6, World, wait_reached
 
@@ -123,15 +125,59 @@ def test_not_one_packet_leaves_beside_the_tunnel(
     assert not [line for line in left.splitlines() if re.search(r'"217"|7217|unreachable|dtun', line)], left
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Linux looks past unreachable IPv6 routes if a socket is bound to a device"
-)
-def test_ipv6_does_not_leave_by_a_device_that_a_program_insists_on(net: Topology, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_disconnect", ["block", "keep"])
+@pytest.mark.parametrize("routing", ["main", "policy"])
+def test_ipv6_does_not_leave_by_a_device_that_a_program_insists_on(
+    net: Topology, tmp_path: Path, routing: str, on_disconnect: str
+) -> None:
+    """Linux looks past unreachable IPv6 routes then. Not so the packet filter, also when dtun has been killed."""
     world = World(net, tmp_path)
-    world.client(routes="everything", on_disconnect="block")
+    neighbour, insisting = "2001:db8:1::1", ("-I", "eth0")
+    world.server()
+    client = world.client(
+        routes="everything", bypass=["2001:db8:90::/48"], routing=routing, on_disconnect=on_disconnect
+    )
+    client.wait_connected()
     watch = Watch(world.sniffer())
-    world.home.run("ping", "-c1", "-W1", "-I", "eth0", WORLD[0], check=False)
-    assert watch.leaked() == {}, "IPv4 does not"
 
-    world.home.run("ping", "-c1", "-W1", "-I", "eth0", WORLD6[0], check=False)
-    assert watch.leaked() == {}
+    def gets_out() -> set[str]:
+        watch.forget()
+        for address in (WORLD[0], WORLD6[0]):
+            world.home.run("ping", "-c1", "-W1", *insisting, address, check=False)
+        return {flow.destination for flow in watch.leaked()} - {SERVER}
+
+    ipv4 = set() if on_disconnect == "block" else {WORLD[0]}
+    assert gets_out() == ipv4
+    client.kill()
+    assert gets_out() == ipv4
+
+    # What is bypassed gets out, insisting or not, and so do packets for the link.
+    client.start()
+    client.wait_connected()
+    world.home.ip("-6 neigh flush all")
+    for address in (WORLD6[1], neighbour, f"{link_local(world.gate, 'lan')}%eth0", "ff02::1%eth0"):
+        assert can_ping(world.home, address), address
+        assert can_ping(world.home, address, *insisting), address
+    assert client.stop() == 0
+    assert "dtun" not in world.home.run("nft", "list", "ruleset")
+    assert gets_out() == {WORLD[0], WORLD6[0]}
+
+
+def test_down_opens_what_a_killed_one_has_closed(net: Topology, tmp_path: Path) -> None:
+    world = World(net, tmp_path)
+    before = snapshot(world.home)
+    client = world.client(routes="everything", on_disconnect="block")
+    wait_for(lambda: "guard_output" in world.home.run("nft", "list", "ruleset"), "the filter")
+    client.kill()
+    assert not can_ping(world.home, WORLD6[0], "-I", "eth0")
+
+    world.home.run(sys.executable, "-m", "dtun", "down", "-c", str(client.config))
+
+    assert changes(before, snapshot(world.home)) == ""
+    assert can_ping(world.home, WORLD6[0], "-I", "eth0")
+
+
+def link_local(host: Host, device: str) -> str:
+    found = re.search(r"inet6 (fe80\S+)/", host.ip(f"-6 address show dev {device}"))
+    assert found is not None
+    return found[1]

@@ -156,4 +156,4 @@ def test_the_plan_of_a_server_is_what_it_does(world: World) -> None:
     }
     filters = {line for line in plan[START] if line.startswith("add filter")}
     assert {"masquerade" in line for line in filters} == {True, False}, "masquerading, and segments that fit"
-    assert 'oifname "eth0"' in world.far.run("nft", "list", "ruleset")
+    assert '"dtun-home" . "eth0"' in world.far.run("nft", "list", "ruleset")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dtun.network.difference import Thing, describe
-from dtun.network.state import MAIN_TABLE, Clamp, Filter, Masquerade, NetworkState
+from dtun.network.state import MAIN_TABLE, Clamp, Enclosure, Filter, Masquerade, NetworkState, NoWay
 from dtun.platform.darwin import resolver, settings
 
 Refused = list[tuple[Thing, str]]
@@ -40,7 +40,9 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
         if reason := resolver.refusal(dns):
             yield dns, reason
     for one in desired.filters:
-        yield one, _no_filter(one)
+        # What these two are for, programs that insist on a device, docs/routing.md tells: not each start.
+        if not isinstance(one, NoWay | Enclosure):
+            yield one, _no_filter(one)
 
 
 def _no_filter(one: Filter) -> str:

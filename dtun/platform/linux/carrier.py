@@ -7,7 +7,7 @@ from typing import Any
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing
-from dtun.network.state import Clamp, Filter, Guard, Masquerade, Route, Rule
+from dtun.network.state import Filter, Guard, Route, Rule
 from dtun.platform.entries import Entry, Held, Table
 from dtun.platform.journal import Journal
 from dtun.platform.linux.bulk import BATCH, Bulk
@@ -98,16 +98,23 @@ class Carrier:
         """
         done: list[Change] = []
         refused: list[tuple[Change, str]] = []
-        of_filters = [change for change in changes if isinstance(change.what, Masquerade | Clamp | Guard)]
-        filtered = not of_filters and not self.filters_left
+        of_filters = [change for change in changes if isinstance(change.what, Filter)]
+        # What a predecessor's table does is not known: it stays until the routes are those of now. So do guards of
+        # servers that are given up: the routes to these are removed after the filters come.
+        late = self.filters_left
+        kept = _kept_for_now(of_filters)
+        turn = not late
         for batch in _batches(changes):
+            results: Iterable[tuple[Change, str | None]]
             if isinstance(batch[0].what, Route):
                 results = zip(batch, await self._routes(batch), strict=True)
-            elif isinstance(batch[0].what, Masquerade | Clamp | Guard):
+            elif isinstance(batch[0].what, Filter):
                 # All at once, when it is the turn of the first.
-                todo = [] if filtered else of_filters
-                results = zip(todo, repeat(None if filtered else await self._filter(filters)), strict=False)
-                filtered = True
+                todo = of_filters if turn else []
+                results = zip(
+                    todo, repeat(await self._filter(filters | kept) if turn else None), strict=False
+                )
+                turn = False
             else:
                 results = zip(batch, [await self._one(batch[0])], strict=True)
             for change, reason in results:
@@ -115,8 +122,12 @@ class Carrier:
                 if device_of(change.what) not in self._devices.closed:
                     self._note(change, reason, done, refused)
             await asyncio.sleep(0)
-        if not filtered and (reason := await self._filter(filters)):
-            raise UnavailableError(f"cannot put the packet filter in order: {reason}")
+        if late or kept:
+            reason = await self._filter(filters)
+            for change in of_filters if late else []:
+                self._note(change, reason, done, refused)
+            if reason and not of_filters:
+                raise UnavailableError(f"cannot put the packet filter in order: {reason}")
         return done, refused
 
     async def _one(self, change: Change) -> str | None:
@@ -179,6 +190,16 @@ class Carrier:
     async def _missing(self, things: Iterable[Thing]) -> set[Any]:
         with errors_in_words():
             return await missing(things)
+
+
+def _kept_for_now(of_filters: Iterable[Change]) -> frozenset[Filter]:
+    """The guards that go while other filters come: not yet when it is the turn of these."""
+    actions = {change.action for change in of_filters}
+    return frozenset(
+        change.what
+        for change in of_filters
+        if "add" in actions and change.action == "remove" and isinstance(change.what, Guard)
+    )
 
 
 def _batches(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:

@@ -1,4 +1,4 @@
-"""dtun's own nf_tables table: what is masqueraded, clamped and guarded, replaced as a whole, through netlink."""
+"""dtun's own nf_tables table: what is masqueraded, clamped, guarded and kept in, through netlink."""
 
 import asyncio
 import errno
@@ -10,7 +10,7 @@ from typing import Final
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Filter
-from dtun.platform.linux.firewall_rules import replacement
+from dtun.platform.linux.firewall_rules import Layout, amendment, layout, replacement
 from dtun.platform.linux.firewall_wire import (
     NFT_MSG_GETTABLE,
     Answer,
@@ -56,6 +56,8 @@ class Firewall:
 
     def __init__(self, table: str) -> None:
         self._table = table
+        # What is in the table, as far as this process has put it there and nobody has changed it since.
+        self._known: Layout | None = None
         # The kernel carries out a batch while it is being sent, and may load modules for it, or wait for somebody
         # else's batch. One thread, so that batches come in the order in which they were asked for.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="firewall")
@@ -76,15 +78,34 @@ class Firewall:
         """
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._present)
 
+    def forget(self) -> None:
+        """Somebody has been at the table: the next `apply` makes all of it anew."""
+        self._known = None
+
     def close(self) -> None:
         """Wait for what is under way, some milliseconds. The table stays as it is."""
         self._worker.shutdown()
 
     def _apply(self, filters: frozenset[Filter]) -> None:
-        messages = replacement(self._table, filters)
+        wanted = layout(filters)
+        known, self._known = self._known, None
+        changes = None if known is None else amendment(self._table, known, wanted)
+        if changes is None or not self._amend(changes):
+            self._replace(wanted)
+        self._known = wanted
+
+    def _amend(self, changes: list[Message]) -> bool:
+        """Whether the kernel takes these few changes. If not, the table is not what it was."""
+        if not changes:
+            return True
+        found = _ask(batch(changes))
+        return bool(found) and not any(answer.error for answer in found)
+
+    def _replace(self, wanted: Layout) -> None:
+        messages = replacement(self._table, wanted)
         found = _ask(batch(messages))
         refused = next((answer for answer in found if answer.error), None)
-        if refused is not None and not (_no_nftables(refused) and not filters):
+        if refused is not None and not (_no_nftables(refused) and not wanted.chains):
             raise FirewallError(explanation(self._table, messages, refused))
         if refused is None and not found:
             raise FirewallError("the kernel did not answer whether it filters packets as wanted; try again")

@@ -17,15 +17,16 @@ The numbers of what is in NFTA_EXPR_DATA, and in which order nft(8) sends it:
     cmp        1 register, 2 operation, 3 value
     payload    1 register, 2 which header, 3 offset, 4 length
     bitwise    1 from register, 2 to register, 6 operation (0: mask, then xor), 3 length, 4 mask, 5 xor
-    exthdr     1 to register, 2 kind of option, 3 offset, 4 length, 6 of which protocol, 5 flags
-               7 from register, 2 kind of option, 3 offset, 4 length, 6 of which protocol
+    lookup     2 register, 3 to register, 1 set's name, 4 set's number in this batch
+    fib        3 what to look for, 2 result, 1 to register
+    exthdr     7 from register, 2 kind of option, 3 offset, 4 length, 6 of which protocol
     immediate  1 register, 2 value or verdict
 
 `nft --debug=netlink list ruleset` shows a table in these terms.
 """
 
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+import sys
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final
 
@@ -36,13 +37,18 @@ _EXPR_NAME, _EXPR_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE = 1, 2, 1
 
 _VERDICT_REGISTER: Final = 0
-_REGISTER: Final = 1  # sixteen bytes, enough for all that is loaded here
+_REGISTER: Final = 1  # sixteen bytes, enough for all that is loaded here; a pair of names goes on in the next
+_NEXT_REGISTER: Final = 2
 
 META_IIFNAME: Final = 6
 META_OIFNAME: Final = 7
 _META_NFPROTO: Final = 15
 _META_L4PROTO: Final = 16
-_CMP_EQ, _CMP_NEQ, _CMP_GT = 0, 1, 4
+_META_OIFKIND: Final = 27
+_CMP_EQ, _CMP_NEQ = 0, 1
+_FIB_DESTINATION_AND_MARK: Final = 2 | 4  # NFTA_FIB_F_DADDR, NFTA_FIB_F_MARK
+_FIB_RESULT_TYPE: Final = 3
+_RTN_UNREACHABLE: Final = 7  # linux/rtnetlink.h
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EXTHDR_OP_TCPOPT: Final = 1
 
@@ -76,8 +82,7 @@ def version_is(version: int) -> bytes:
 
 def destination_is(address: IPv4Address | IPv6Address) -> bytes:
     """The packet goes to this address."""
-    load = _payload(_NETWORK_HEADER, _DESTINATION[address.version], len(address.packed))
-    return version_is(address.version) + load + _compare(address.packed)
+    return _destination(address.version) + _compare(address.packed)
 
 
 def udp_port_is(port: int) -> bytes:
@@ -104,22 +109,49 @@ def tcp_does_not_open() -> bytes:
     return load + flags + _compare(bytes((_TCP_SYN,)), _CMP_NEQ)
 
 
-@lru_cache
-def lower_segment_size(size: int) -> bytes:
-    """TCP announces segments of `size` bytes where it announced more. Without the option, it stays without.
+def in_pair_of_devices(name: str, number_in_batch: int) -> bytes:
+    """The devices that the packet comes in and goes out by are together in this set."""
+    return _meta(META_IIFNAME) + _meta(META_OIFNAME, _NEXT_REGISTER) + _lookup(name, number_in_batch)
 
-    The kernel looks for the option in whole TCP headers only: everything else does not hold.
+
+def goes_into(name: str, number_in_batch: int) -> bytes:
+    """The IPv6 packet goes into one of the networks in this set."""
+    return _destination(6) + _lookup(name, number_in_batch)
+
+
+def begins_like(network: IPv6Network, mask: int) -> bytes:
+    """The bits of `mask` in the packet's IPv6 destination are those of `network`."""
+    registers = number(1, _REGISTER) + number(2, _REGISTER)
+    masked = _data(4, mask.to_bytes(16, "big"))
+    bits = _expression("bitwise", registers, number(6, 0), number(3, 16), masked, _data(5, bytes(16)))
+    return _destination(6) + bits + _compare(network.network_address.packed)
+
+
+def tunnel_is(kind: str) -> bytes:
+    """The packet goes out by a device of this driver (IFLA_INFO_KIND), such as "tun"; from Linux 5.1 on."""
+    return _meta(_META_OIFKIND) + _compare(kind.encode().ljust(_IFNAMSIZ, b"\0"))
+
+
+def is_refused_by_routes() -> bytes:
+    """A packet like this, with its mark, is unreachable for whoever does not insist on a device."""
+    look = (number(3, _FIB_DESTINATION_AND_MARK), number(2, _FIB_RESULT_TYPE), number(1, _REGISTER))
+    return _expression("fib", *look) + _compare(_RTN_UNREACHABLE.to_bytes(4, sys.byteorder))
+
+
+def lower_segment_size(key: int, name: str, number_in_batch: int) -> bytes:
+    """TCP announces no larger segments than this map says for the device (`key`: META_IIFNAME or META_OIFNAME).
+
+    The kernel never makes the value larger, looks for the option in whole TCP headers only, and leaves alone what is
+    not in the map.
     """
-    value = size.to_bytes(2, "big")
-    place = (
+    store = (
+        number(7, _REGISTER),
         attribute(2, bytes((_TCP_MSS,))),
         number(3, _TCP_MSS_VALUE),
         number(4, 2),
         number(6, _EXTHDR_OP_TCPOPT),
     )
-    load = _expression("exthdr", number(1, _REGISTER), *place, number(5, 0))
-    store = _expression("exthdr", number(7, _REGISTER), *place)
-    return load + _compare(value, _CMP_GT) + _immediate(_REGISTER, attribute(_DATA_VALUE, value)) + store
+    return _meta(key) + _lookup(name, number_in_batch, value=True) + _expression("exthdr", *store)
 
 
 def masquerade() -> bytes:
@@ -132,8 +164,18 @@ def verdict(code: int) -> bytes:
     return _immediate(_VERDICT_REGISTER, nested(_DATA_VERDICT, number(_VERDICT_CODE, code)))
 
 
-def _meta(key: int) -> bytes:
-    return _expression("meta", number(2, key), number(1, _REGISTER))
+def _meta(key: int, register: int = _REGISTER) -> bytes:
+    return _expression("meta", number(2, key), number(1, register))
+
+
+def _destination(version: int) -> bytes:
+    return version_is(version) + _payload(_NETWORK_HEADER, _DESTINATION[version], 4 if version == 4 else 16)
+
+
+def _lookup(name: str, number_in_batch: int, *, value: bool = False) -> bytes:
+    """Ends the rule unless what is in the register is there; with `value`, what a map has for it takes its place."""
+    found = number(3, _REGISTER) if value else b""
+    return _expression("lookup", number(2, _REGISTER), found, text(1, name), number(4, number_in_batch))
 
 
 def _protocol(protocol: int) -> bytes:

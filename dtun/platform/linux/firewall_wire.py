@@ -58,6 +58,9 @@ NFT_MSG_GETTABLE: Final = 1
 NFT_MSG_DELTABLE: Final = 2
 NFT_MSG_NEWCHAIN: Final = 3
 NFT_MSG_NEWRULE: Final = 6
+NFT_MSG_NEWSET: Final = 9
+NFT_MSG_NEWSETELEM: Final = 12
+NFT_MSG_DELSETELEM: Final = 14
 
 
 def attribute(kind: int, value: bytes) -> bytes:

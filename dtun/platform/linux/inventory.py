@@ -8,11 +8,13 @@ from dtun.network.difference import Thing
 from dtun.network.state import (
     Clamp,
     Dns,
+    Enclosure,
     Filter,
     Guard,
     Link,
     Masquerade,
     NetworkState,
+    NoWay,
     PointToPoint,
     Route,
     Rule,
@@ -71,7 +73,7 @@ class Inventory:
                 return self.sysctls
             case Dns():
                 return self.dns
-            case Masquerade() | Clamp() | Guard():
+            case Masquerade() | Clamp() | Guard() | NoWay() | Enclosure():
                 return self.filters
 
 
@@ -99,7 +101,7 @@ def device_of(thing: Thing) -> str:
             return name
         case PointToPoint() | Route() | Dns():
             return thing.device
-        case Sysctl() | Rule() | Masquerade() | Clamp() | Guard():
+        case Sysctl() | Rule() | Masquerade() | Clamp() | Guard() | NoWay() | Enclosure():
             return ""
 
 

@@ -12,10 +12,12 @@ from dtun.network.state import (
     Address,
     Clamp,
     Dns,
+    Enclosure,
     Guard,
     Link,
     Network,
     NetworkState,
+    NoWay,
     PointToPoint,
     Route,
     Sysctl,
@@ -125,6 +127,12 @@ class TestConnected:
         state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == "unreachable"
 
+    def test_nor_by_a_device_that_a_program_insists_on(self, policy: Policy | None) -> None:
+        routing = Routing(TUN, (ALL4, ALL6), policy=policy)
+        assert desired(routing, WITHOUT6, OUTSIDE).filters == {NoWay()}
+        assert desired(routing, WITH6, OUTSIDE).filters == frozenset()
+        assert desired(replace(routing, ipv6="allow"), WITHOUT6, OUTSIDE).filters == frozenset()
+
     def test_unless_that_is_wanted(self, policy: Policy | None) -> None:
         state = desired(Routing(TUN, (ALL4,), policy=policy, ipv6="allow"), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == UPLINK
@@ -167,10 +175,21 @@ class TestKillSwitch:
         assert goes(left, "203.0.113.9") == UPLINK
 
     def test_the_server_gets_nothing_but_the_tunnel(self, policy: Policy | None) -> None:
-        assert desired(self.routing(policy), None, OUTSIDE).filters == {Guard(SERVER, 443)}
+        assert desired(self.routing(policy), None, OUTSIDE).filters == {Guard(SERVER, 443), Enclosure()}
+
+    def test_ipv6_goes_through_tunnels_alone_but_to_what_is_spared(self, policy: Policy | None) -> None:
+        bypassed = nets("203.0.113.0/24", "2001:db8:90::/49", "2001:db8:90:8000::/49")
+        routing = replace(self.routing(policy), bypassed=bypassed)
+        outside = replace(OUTSIDE, local=nets("192.168.1.0/24", "2001:db8:1::/64"))
+        spared = Enclosure(nets("2001:db8:1::/64", "2001:db8:90::/48"))
+        for tunnel in (None, WITHOUT6, WITH6):
+            assert spared in desired(routing, tunnel, outside).filters
+        elsewhere = replace(routing, included=nets("203.0.113.0/24", "2001:db8:90::/48"))
+        assert spared not in desired(elsewhere, WITH6, outside).filters
 
     def test_nothing_is_guarded_without_it(self, policy: Policy | None) -> None:
-        assert desired(replace(self.routing(policy), block=False), WITHOUT6, OUTSIDE).filters == frozenset()
+        state = desired(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
+        assert not any(isinstance(what, Guard | Enclosure) for what in state.filters)
 
 
 class TestFewestRoutes:

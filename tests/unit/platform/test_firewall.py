@@ -5,15 +5,23 @@ import errno
 import struct
 import sys
 import zlib
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.state import Clamp, Filter, Guard, Masquerade
+from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
 from dtun.platform.linux.firewall import NOT_PERMITTED, explanation
-from dtun.platform.linux.firewall_rules import chains, replacement
-from dtun.platform.linux.firewall_wire import NLM_F_ACK, Answer, answers, batch
+from dtun.platform.linux.firewall_rules import amendment, layout, replacement
+from dtun.platform.linux.firewall_wire import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_NEWSET,
+    NFT_MSG_NEWSETELEM,
+    NLM_F_ACK,
+    Answer,
+    answers,
+    batch,
+)
 
 FILTERS: frozenset[Filter] = frozenset(
     {
@@ -23,38 +31,51 @@ FILTERS: frozenset[Filter] = frozenset(
         Guard(ip_address("192.0.2.1"), 4433),
         Guard(ip_address("2001:db8::1"), 4434),
         Guard(ip_address("2001:db8::1"), 4433),
+        Enclosure((ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
     }
 )
 
 SENT_BY_NFT = zlib.decompress(
     base64.b64decode(
-        "eNrtmr9u00Acx393sRPXcdukGAjQoUMHhhYFiQGhjIwMwIwUTO00RvlHclFhy4BEH4AH4DEYGPoADIw8AA/A1DX8zj4nVlIc"
-        "n2W1+eNISezr77738/dzd/65igkAJSAQeulH3ieZtPLvHfy02bBz3Oy2HTzXgHp/O8Q3xVgaERvo5WLovcF3TieKEhFrolLH"
-        "YvVed8D63SFzO6fYv8Db8Fv1upmgjDT/ChShbb8V2mqE9h5qn7Ssdq/e6PbPrL6NbUXUbrgt5vThKn3K9cfj8ftAPx+hX0b9"
-        "0yHq1jHx3pDBYv2c0L8M9AsL8vf1pfO/1PA0rxNDi/Seznn/C7UOgYy2MLbtMAv8uJHwPS/GIU8xhh+ftHs4J2gwPgnYVyA3"
-        "MmfG8+fYf7ULstoOa1bDk90MtK3BB2+y8L7Ch60b9qHhNpjjdI5bDkN2g9R9ePS4Wo3y4Qf4PuiR843OrZfP0T6UgpyOQrke"
-        "zOdKDMxVxTa+nqoYy8d2223Hdi3Gx96f9sE9jI6MkEZTMCxK5l4lqeQO4dyfYKyBxz3rU6tr2chxLh7XoLc7bmvg7Xzkhejz"
-        "zmVn7sCB2hX+aODvNKIv+qVMxjRA9Y7B23/j+UwT+HwhfDYkfT4nN7Zn7Moy5GfPMbbI181H1rT7nOk0XsUIOuVABUMq+BCx"
-        "5y7ioPDx8timvvRjZzlUQn04gyC2NpOb71MhVm4Bv+015qdfN7+aBL9aOvx20uVXyNbf9a6/3TXmt87r76fgV4qs+elczf81"
-        "ml+iNRKjziDiOkriOpQ4+rztAihJsy4qy9VFE9/j6HOu5VfytcxvwbIsyfJbyix1OZYV4U0p7lo/INvfQ49AG8N1L+O6vFxf"
-        "J+d6K+OamOszOa4QPJ/G1f8CybmaGdel5XqegOu+4HpbkusfWL1aSdIbeCi8uSPpzV9Y7Tkv61NQb99d8Lw0+z/wrN5e3rqs"
-        "Isky2+dXg+u9jOta1dvB/fu+JNdNun8/kPRm0+7fplfHEIyZ/t7gH06ffBs="
+        "eNrtWr1v20YUvztRH6YlW3bVVE3cREnU1EnkQAUMoyg8de7QFhkDOIxJR0wlUZEpuN00GGiHDhk8ZMzoPyFDB48d/Ad07NAh"
+        "YyZvjfru+I6SaYHiKbQt2yJAfZDv/e7e7/fug08qEELyhJKBQ6+IV+pf5e9z8Gq6neZKzWlY8D1DmLhXhpOBLQuxlXiJCHhP"
+        "4EzoVNNCbAuA1DTcjZaz7badjms3n4N/ml+D96RwKxCtm/Ei0BDbfIrYyRDsRcDerBuN1saW094x2iZcmwXsLbvuWm0yDJ9x"
+        "/F6v90Lip0LwFwD/eQdwN6DjrY5LRuMnEP9I4qdH9N/DV+7/UQ2+zAB+JgQ/D7YNY/tlx2obpmUCnqdqhnDFdBvxSxmiYzs5"
+        "Im7xMLScQH0Nr1loZ0apHQFCn5BEt0JodxnOcsCHH5Zbqw4mc4Uw33bL3nItq7lSt1zgYlvYPvq66tvvY/x6SL9y0C+RH5a5"
+        "6sUt4s9g/+5j/PkMSWHupZFjgcq+E3xwZKrxrEzMEcEDTRGRN9p1Ivini959pnk5zD+ncFDUkL9ZpX4KZ1YB/jgfRTgLQ/jL"
+        "Al8puJ78oc9HNlo7a2PwkYiTj5xSP72kjMzHujc3cT7mQtrRoR2nZTXX+lxo2Famz4WIHfIsh5EQ8g/GMB8ZW2Bq+9B/yO0u"
+        "tkVlHMFjCeKQ90o093bQpAwYQX+0oX1/zff/L4BdJskT/h8CNodcL51m86HzOjsxr+9Buzy+GbBtWK5BPLsuzukpnMNoiE1a"
+        "znOrYDMLn+uO83Onxfvt21C+Bg6bbwoSF+4JwsHnT4xlIXQeZifWkd3wWPIylorQk5LNRouUxH3vuuxrFvRKwjU+Pqpgy9u2"
+        "Gw3LtA3XQq3Rh8+j3ewARo16fV9U7HuVxtJ3Mth3rkcWPreMX+uOYaIex+wZ5lVO6vE9+jyz3R172yLrQ/jBuUaOP+BL89vM"
+        "Qq4mkZuoPLMxeF5Gnj9R5Pl9eI7Mq/LMxPgcPX7WA2OjMjA2JI853t6QNUX6Wr+4NbMtfcU8T5OAwfpaMOmDGvk8Fc6ZJ/10"
+        "eDq21sTB06eTnU/pScmna5OdT+nzzqdD5Omz0GcVduJZZY/Gn08R1gHJRV7ue6Lg82sHhNE4160FtXWL9ffdo/H5PnPhR/W1"
+        "5m/Usqio5Rsaf84raFlEbvLfDOBXhuAXAd/fk/aPK6Pr51NdJ1fXn8bX9fpU17F1/VZNV/95Lir+b2R8XW9MdZ1YXX8fQ9cl"
+        "1HVJUdd/ycXbKylyQ+R++wtFbk5jv32WOa/K0x/I001Fnh5PyNxgBuouj0fXXfJF0Jhz1zs4XgsskuTQGmVULT50j/upjmep"
+        "xa2rqMV8vFr02Mdp8RfWUkuKWrwKnz/85+uocdSdeOK4HW8cN1TjgOZiiePOOcexY7ct0caYcdRxjN9VjGOVnmkd6FLseyXX"
+        "5SnXp74XLSHXXypy/W5C9lvVQL2zNFDv1OF68PdNVX7kb3P3FPnZPQV+VPeIsib71YjadfD/HdOa7OTW7pYVtZzWAi6Grven"
+        "ul6qmqys8TxQ1PUq1XgeKnJz1Wo8BbG3oN7/XfG/tP8DcDGsRA=="
     )
 )
-"""What nft 1.0.6 sends to the kernel in one sendmsg() when it is fed with this, by strace(1):
+"""What nft 1.0.6 sends to the kernel in one sendmsg() when it is fed with this:
 
   add table inet dtun-home
   delete table inet dtun-home
   table inet dtun-home {
+    set masqueraded { type ifname . ifname;
+      elements = { "dtun-home" . "eth0", "fifteen-letters" . "eth0.100" }
+    }
+    map clamped4 { typeof iifname : tcp option maxseg size; elements = { "dtun-home" : 1360 } }
+    map clamped6 { typeof iifname : tcp option maxseg size; elements = { "dtun-home" : 1340 } }
+    set open6 { type ipv6_addr; flags interval; elements = { 2001:db8:1::/64, fd00::/8 } }
     chain nat_postrouting { type nat hook postrouting priority srcnat; policy accept;
-      iifname "dtun-home" oifname "eth0" masquerade
-      iifname "fifteen-letters" oifname "eth0.100" masquerade
+      iifname . oifname @masqueraded masquerade
     }
     chain clamp_forward { type filter hook forward priority mangle; policy accept;
       meta l4proto != tcp accept
       tcp flags & (syn | rst) != syn accept
-      iifname "dtun-home" meta nfproto ipv4 tcp option maxseg size > 1360 tcp option maxseg size set 1360
-      (the same with ipv6 and 1340; both again with oifname)
+      meta nfproto ipv4 tcp option maxseg size set iifname map @clamped4
+      meta nfproto ipv6 tcp option maxseg size set iifname map @clamped6
+      (both again with oifname)
     }
     chain guard_output { type filter hook output priority -10; policy accept;
       ip daddr 192.0.2.1 udp dport 4433 accept
@@ -64,12 +85,24 @@ SENT_BY_NFT = zlib.decompress(
       ip6 daddr 2001:db8::1 icmpv6 type nd-neighbor-advert accept
       ip daddr 192.0.2.1 drop
       ip6 daddr 2001:db8::1 drop
+      ip6 daddr & ffc0:: == fe80:: accept
+      ip6 daddr & ff0f:: == ff02:: accept
+      oifname "lo" accept
+      meta oifkind "tun" accept
+      meta oifkind "wireguard" accept
+      icmpv6 type nd-neighbor-solicit accept
+      icmpv6 type nd-neighbor-advert accept
+      ip6 daddr @open6 accept
+      meta nfproto ipv6 drop
     }
     chain guard_forward { type filter hook forward priority -10; policy accept;
-      (the same without nd-neighbor-...)
+      (what is about the servers, without nd-neighbor-...)
     }
   }
 """
+
+
+NF_TABLES = 10 << 8
 
 
 def messages(datagram: bytes) -> list[tuple[int, int, bytes]]:
@@ -83,21 +116,30 @@ def messages(datagram: bytes) -> list[tuple[int, int, bytes]]:
     return found
 
 
+def without_notes(kind: int, flags: int, rest: bytes) -> tuple[int, int, bytes]:
+    """A set without what nft notes in it for itself, which is the last attribute: after the number in the batch."""
+    if kind == NF_TABLES | NFT_MSG_NEWSET:
+        rest = rest[: rest.rindex(struct.pack("=HH", 8, 10)) + 8]
+    return kind, flags, rest
+
+
 def names(filters: frozenset[Filter]) -> list[str]:
-    return [chain.name for chain in chains(filters)]
+    return [chain.name for chain in layout(filters).chains]
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="was recorded on a little-endian machine")
 def test_the_bytes_are_those_of_nft() -> None:
-    ours = messages(batch(replacement("dtun-home", FILTERS)))
-    *others, last, end = messages(SENT_BY_NFT)
-    # Only the last one differs: nft does not ask whether all is done.
-    kind, flags, rest = last
-    assert ours == [*others, (kind, flags | NLM_F_ACK, rest), end]
+    ours = messages(batch(replacement("dtun-home", layout(FILTERS))))
+    theirs = messages(SENT_BY_NFT)
+    # nft does not ask whether all is done.
+    kind, flags, rest = theirs[-2]
+    theirs[-2] = kind, flags | NLM_F_ACK, rest
+    ours, theirs = ([without_notes(*one) for one in both] for both in (ours, theirs))
+    assert ours == theirs
 
 
 def test_without_filters_the_table_is_made_and_deleted() -> None:
-    ours = messages(batch(replacement("dtun-home", frozenset())))
+    ours = messages(batch(replacement("dtun-home", layout(frozenset()))))
     begin, new, delete, end = messages(SENT_BY_NFT)[:3] + messages(SENT_BY_NFT)[-1:]
     kind, flags, rest = delete
     assert ours[:3] == [begin, new, (kind, flags | NLM_F_ACK, rest)]
@@ -110,22 +152,53 @@ def test_there_are_only_chains_with_rules() -> None:
     assert names(frozenset({Masquerade("dtun-home", "eth0")})) == ["nat_postrouting"]
     assert names(frozenset({Clamp("dtun-home", 1400)})) == ["clamp_forward"]
     assert names(frozenset({Guard(ip_address("192.0.2.1"), 1)})) == ["guard_output", "guard_forward"]
+    assert names(frozenset({NoWay()})) == names(frozenset({Enclosure()})) == ["guard_output"]
     assert names(FILTERS) == ["nat_postrouting", "clamp_forward", "guard_output", "guard_forward"]
 
 
 @given(st.permutations(sorted(FILTERS, key=repr)))
 def test_the_order_of_the_filters_makes_no_difference(filters: list[Filter]) -> None:
-    assert chains(filters) == chains(FILTERS)
+    assert layout(filters) == layout(FILTERS)
 
 
 def test_all_ports_of_a_server_are_accepted_before_the_rest_is_dropped() -> None:
     server = ip_address("192.0.2.1")
-    (output, forward) = chains([Guard(server, 1), Guard(server, 2)])
+    (output, forward) = layout([Guard(server, 1), Guard(server, 2)]).chains
     assert output.rules == forward.rules
-    accept_one, drop_of_one = chains([Guard(server, 1)])[0].rules
-    accept_two, drop_of_two = chains([Guard(server, 2)])[0].rules
+    accept_one, drop_of_one = layout([Guard(server, 1)]).chains[0].rules
+    accept_two, drop_of_two = layout([Guard(server, 2)]).chains[0].rules
     assert drop_of_one == drop_of_two
     assert output.rules == (accept_one, accept_two, drop_of_one)
+
+
+def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None:
+    def devices(*numbers: int) -> list[Filter]:
+        clamps = [Clamp(f"dtun{number}", 1400) for number in numbers]
+        return [*clamps, *(Masquerade(f"dtun{number}", "eth0") for number in numbers)]
+
+    before = layout(devices(*range(1000)))
+    kinds = []
+    for after in (layout(devices(*range(1001))), layout(devices(*range(999)))):
+        changes = amendment("dtun-home", before, after)
+        assert changes is not None
+        assert sum(len(change.attributes) for change in changes) < 500
+        kinds.append([change.kind for change in changes])
+    assert kinds == [[NFT_MSG_NEWSETELEM] * 3, [NFT_MSG_DELSETELEM] * 3]
+    assert amendment("dtun-home", before, before) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FILTERS - {Masquerade("dtun-home", "eth0"), Masquerade("fifteen-letters", "eth0.100")},
+        FILTERS - {Guard(ip_address("2001:db8::1"), 4433)},
+        FILTERS | {Enclosure((ip_network("2001:db8:2::/64"),))},
+        frozenset(),
+    ],
+)
+def test_where_more_than_devices_has_changed_all_is_made_anew(other: frozenset[Filter]) -> None:
+    assert amendment("dtun-home", layout(FILTERS), layout(other)) is None
+    assert amendment("dtun-home", layout(other), layout(FILTERS)) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.booleans())))
@@ -151,13 +224,14 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
         (4, errno.ENOENT, "this kernel cannot masquerade (modules nft_chain_nat and nft_masq"),
         (5, errno.EOPNOTSUPP, "this kernel cannot lower TCP segment sizes: "),
         (
-            6,
+            7,
             errno.ENOSPC,
             "the kernel refuses to guard the server's address in the packet filter inet dtun: No",
         ),
+        (6, errno.EOPNOTSUPP, "this kernel cannot keep IPv6 in the tunnel (Linux 5.1 or later): "),
         (99, errno.EINVAL, "the kernel refuses the packet filter inet dtun: Invalid argument"),
     ],
 )
 def test_a_refusal_says_what_the_kernel_lacks(sequence: int, number: int, told: str) -> None:
-    sent = replacement("dtun", FILTERS)
+    sent = replacement("dtun", layout(FILTERS))
     assert explanation("dtun", sent, Answer(sequence, number)).startswith(told)
