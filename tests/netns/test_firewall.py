@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 
 import pytest
+from kernels import until
 from topology import Host, Topology, wait_for
 
 from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
@@ -447,6 +448,42 @@ def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -
 
     router.play(story)
     assert router.run("nft", "list", "tables") == ""
+
+
+def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host, Host, Host]) -> None:
+    _, router, _ = way
+    losses: list[bool] = []
+    many: frozenset[Filter] = frozenset(Clamp(f"dtun{number}", 1400) for number in range(1000))
+
+    async def taken(command: str) -> None:
+        await asyncio.to_thread(router.run, *command.split())
+        await until(lambda: bool(losses), f"`{command}` to be noticed")
+        assert len(losses) == 1
+        losses.clear()
+
+    async def story() -> None:
+        firewall = Firewall(TABLE, lambda: losses.append(True))
+        # What it does itself, and what others do elsewhere, is no loss.
+        for filters in (NAT, many | NAT, NAT | CLAMP, GUARD, many, frozenset[Filter](), NAT | CLAMP):
+            await firewall.apply(filters)
+        for table in ("inet dtun-hom", "ip dtun-home"):
+            for action in ("add", "flush", "delete"):
+                await asyncio.to_thread(router.run, "nft", action, "table", *table.split())
+        assert losses == []
+        for what in (
+            "map inet dtun-home clamped4",
+            "chain inet dtun-home clamp_forward",
+            "table inet dtun-home",
+        ):
+            await taken(f"nft flush {what}")
+            await firewall.apply(NAT | CLAMP)
+            assert len(rules(router)["clamp_forward"]) == 7
+            assert elements(router, "clamped4") == {"inside0": 1260}
+        await taken("nft flush ruleset")
+        firewall.close()
+
+    router.play(story)
+    applied(router, frozenset())
 
 
 @pytest.mark.parametrize("filters", [frozenset({NoWay()}), frozenset({Enclosure()})])

@@ -11,7 +11,7 @@ import pytest
 from kernels import PIN, TUN, into, opened, state, tunnel, until
 from topology import Host
 
-from dtun.network.state import NetworkState, Route, Rule
+from dtun.network.state import Clamp, Enclosure, Guard, Masquerade, NetworkState, Route, Rule, Sysctl
 from dtun.platform import repair
 
 host, runtime = kernels.host, kernels.runtime
@@ -66,6 +66,66 @@ def test_what_is_taken_comes_back(host: Host, runtime: Path, theft: str) -> None
                 host.ip(arguments)
             await until(lambda: seen(host) == before, f"the repair after `ip {theft}`")
             assert await linux.apply(WANTED) == []
+
+    host.play(story)
+
+
+FILTERING = NetworkState(
+    sysctls=frozenset({Sysctl("net.ipv4.ip_forward", "1"), Sysctl("net.ipv6.conf.all.forwarding", "1")}),
+    filters=frozenset(
+        {Masquerade(TUN, "eth0"), Clamp(TUN, 1400), Guard(ip_address("203.0.113.5"), 443), Enclosure()}
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        "nft flush ruleset",
+        "nft delete table inet dtun-demo",
+        "nft flush table inet dtun-demo",
+        "nft flush chain inet dtun-demo guard_output",
+        "nft flush set inet dtun-demo masqueraded",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
+        "sysctl -q --load=-",
+    ],
+)
+def test_filters_and_settings_come_back(
+    host: Host, runtime: Path, theft: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="dtun.platform.repair")
+
+    def look() -> str:
+        switches = host.run("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+        return switches + host.run("nft", "list", "ruleset")
+
+    before = look()
+
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, _):
+            await linux.apply(state() | FILTERING)
+            wanted = look()
+            settings = "net.ipv4.ip_forward = 0\nnet.ipv6.conf.all.forwarding = 0\n"
+            await asyncio.to_thread(host.run, *theft.split(), text=settings)
+            await until(lambda: look() == wanted and bool(caplog.messages), f"the repair after `{theft}`")
+            assert await linux.apply(state() | FILTERING) == []
+
+    host.play(story)
+    assert caplog.messages[0].startswith("put back what was taken from us: "), caplog.messages
+    assert look() == before
+
+
+def test_what_could_not_be_put_back_is_tried_again(
+    host: Host, runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with opened(runtime) as linux:
+            await linux.apply(kernels.only(PIN))
+            host.ip("link set eth0 down")
+            await until(lambda: "cannot put back" in caplog.text, "the repair to fail")
+            host.ip("link set eth0 up")
+            await until(lambda: kernels.routes(host) != set(), "the pin")
 
     host.play(story)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing
-from dtun.network.state import Filter, Guard, Route, Rule
+from dtun.network.state import Filter, Guard, Route, Rule, Sysctl
 from dtun.platform.entries import Entry, Held, Table
 from dtun.platform.journal import Journal
 from dtun.platform.linux.bulk import BATCH, Bulk
@@ -31,6 +31,8 @@ class Carrier:
         self.applied = Inventory()
         # The packet filter's table is there with contents that only a dead predecessor knew.
         self.filters_left = False
+        # Somebody has taken some of what is in it.
+        self.filters_taken = False
         self._services = services
         self._journal = journal
         self._devices = devices
@@ -67,7 +69,13 @@ class Carrier:
         Raises:
             UnavailableError: the kernel does not say.
         """
+        things = list(things)
         lost: set[Thing] = await self._missing(things)
+        lost.update(thing for thing in things if isinstance(thing, Sysctl) and not is_set(thing))
+        filters = [thing for thing in things if isinstance(thing, Filter)]
+        if self.filters_taken and filters:
+            self.filters_taken = False
+            lost.update(filters)
         for thing in lost:
             self.applied.discard(thing)
         return lost

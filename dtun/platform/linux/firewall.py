@@ -1,17 +1,20 @@
 """dtun's own nf_tables table: what is masqueraded, clamped, guarded and kept in, through netlink."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Filter
+from dtun.platform.linux.firewall_monitor import FirewallMonitor
 from dtun.platform.linux.firewall_rules import Layout, amendment, layout, replacement
 from dtun.platform.linux.firewall_wire import (
+    NETLINK_NETFILTER,
     NFT_MSG_GETTABLE,
     Answer,
     Message,
@@ -27,7 +30,6 @@ NOT_PERMITTED: Final = (
 )
 
 # From linux/netlink.h and asm-generic/socket.h.
-_NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _SO_SNDBUFFORCE: Final = 32
@@ -51,11 +53,15 @@ class Firewall:
     """The table `inet NAME` of the network namespace that this runs in. Other tables are nobody's business here.
 
     The table has no owner in the kernel's sense (NFT_TABLE_F_OWNER): it outlives a killed process, so that its
-    guards do, and the next process replaces or deletes it.
+    guards do, and the next process replaces or deletes it. `lost` is called, in the event loop, when others take
+    something from it; to have it as it was is for the caller, by another `apply`.
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, lost: Callable[[], None] | None = None) -> None:
         self._table = table
+        self._lost = lost
+        self._monitor: FirewallMonitor | None = None
+        self._socket: socket.socket | None = None
         # What is in the table, as far as this process has put it there and nobody has changed it since.
         self._known: Layout | None = None
         # The kernel carries out a batch while it is being sent, and may load modules for it, or wait for somebody
@@ -68,7 +74,13 @@ class Firewall:
         Raises:
             FirewallError: the kernel refuses, and everything is as before.
         """
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._apply, filters)
+        loop = asyncio.get_running_loop()
+        if filters and self._lost is not None and self._monitor is None:
+            # Before there is something to lose.
+            with contextlib.suppress(OSError):
+                port = await loop.run_in_executor(self._worker, self._port)
+                self._monitor = FirewallMonitor(self._table, (port,), self._taken)
+        await loop.run_in_executor(self._worker, self._apply, filters)
 
     async def present(self) -> bool:
         """Whether the table exists, from this process or one before it.
@@ -78,13 +90,19 @@ class Firewall:
         """
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._present)
 
-    def forget(self) -> None:
-        """Somebody has been at the table: the next `apply` makes all of it anew."""
-        self._known = None
-
     def close(self) -> None:
         """Wait for what is under way, some milliseconds. The table stays as it is."""
+        if self._monitor is not None:
+            self._monitor.close()
         self._worker.shutdown()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _taken(self) -> None:
+        """The next `apply` makes all of it anew."""
+        self._known = None
+        if self._lost is not None:
+            self._lost()
 
     def _apply(self, filters: frozenset[Filter]) -> None:
         wanted = layout(filters)
@@ -98,12 +116,12 @@ class Firewall:
         """Whether the kernel takes these few changes. If not, the table is not what it was."""
         if not changes:
             return True
-        found = _ask(batch(changes))
+        found = self._ask(batch(changes))
         return bool(found) and not any(answer.error for answer in found)
 
     def _replace(self, wanted: Layout) -> None:
         messages = replacement(self._table, wanted)
-        found = _ask(batch(messages))
+        found = self._ask(batch(messages))
         refused = next((answer for answer in found if answer.error), None)
         if refused is not None and not (_no_nftables(refused) and not wanted.chains):
             raise FirewallError(explanation(self._table, messages, refused))
@@ -112,11 +130,34 @@ class Firewall:
 
     def _present(self) -> bool:
         message = Message(NFT_MSG_GETTABLE, text(1, self._table), purpose="show its tables")
-        for answer in _ask(request(message)):
+        for answer in self._ask(request(message)):
             if answer.error and answer.error not in _NO_SUCH_PART:
                 raise FirewallError(explanation(self._table, [message], answer))
             return not answer.error
         return False
+
+    def _ask(self, datagram: bytes) -> list[Answer]:
+        """What the kernel answers, all of which is there when the datagram is sent."""
+        try:
+            kernel = self._opened()
+            _make_room(kernel, len(datagram) + _SEND_OVERHEAD)
+            kernel.sendto(datagram, (0, 0))
+            return _received(kernel)
+        except OSError as error:
+            return [Answer(0, error.errno or errno.EIO)]
+
+    def _port(self) -> int:
+        """By this number the kernel says in a notification whose request it was."""
+        return int(self._opened().getsockname()[0])
+
+    def _opened(self) -> socket.socket:
+        if self._socket is None:
+            flags = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC  # type: ignore[attr-defined,unused-ignore]
+            self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER)  # type: ignore[attr-defined,unused-ignore]
+            # Answers need not repeat the question.
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            self._socket.bind((0, 0))
+        return self._socket
 
 
 def explanation(table: str, messages: Sequence[Message], refused: Answer) -> str:
@@ -141,20 +182,6 @@ def explanation(table: str, messages: Sequence[Message], refused: Answer) -> str
 def _no_nftables(answer: Answer) -> bool:
     """Whether the whole of nf_tables is missing: the answer is then to the frame around the batch."""
     return answer.sequence == 0 and answer.error in _NO_NFTABLES
-
-
-def _ask(datagram: bytes) -> list[Answer]:
-    """What the kernel answers, all of which is there when the datagram is sent."""
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:  # type: ignore[attr-defined,unused-ignore]
-            kernel.setblocking(False)
-            # Answers need not repeat the question.
-            kernel.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            _make_room(kernel, len(datagram) + _SEND_OVERHEAD)
-            kernel.sendto(datagram, (0, 0))
-            return _received(kernel)
-    except OSError as error:
-        return [Answer(0, error.errno or errno.EIO)]
 
 
 def _make_room(kernel: socket.socket, size: int) -> None:

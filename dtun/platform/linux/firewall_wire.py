@@ -41,7 +41,6 @@ _NUMBER: Final = struct.Struct(">I")
 
 _NLA_F_NESTED: Final = 1 << 15
 _NLMSG_ERROR: Final = 2
-_NFNL_SUBSYS_NFTABLES: Final = 10
 _NFNL_MSG_BATCH_BEGIN: Final = 16
 _NFNL_MSG_BATCH_END: Final = 17
 
@@ -50,15 +49,20 @@ NLM_F_ACK: Final = 0x4
 NLM_F_CREATE: Final = 0x400
 NLM_F_APPEND: Final = 0x800
 
-# From linux/netfilter.h and linux/netfilter/nf_tables.h.
+# From linux/netlink.h, linux/netfilter.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
+NETLINK_NETFILTER: Final = 12
+NFNL_SUBSYS_NFTABLES: Final = 10
 NFPROTO_UNSPEC: Final = 0
 NFPROTO_INET: Final = 1
 NFT_MSG_NEWTABLE: Final = 0
 NFT_MSG_GETTABLE: Final = 1
 NFT_MSG_DELTABLE: Final = 2
 NFT_MSG_NEWCHAIN: Final = 3
+NFT_MSG_DELCHAIN: Final = 5
 NFT_MSG_NEWRULE: Final = 6
+NFT_MSG_DELRULE: Final = 8
 NFT_MSG_NEWSET: Final = 9
+NFT_MSG_DELSET: Final = 11
 NFT_MSG_NEWSETELEM: Final = 12
 NFT_MSG_DELSETELEM: Final = 14
 
@@ -137,13 +141,13 @@ def answers(data: bytes) -> Iterator[Answer]:
 
 
 def _nftables(message: Message, more_flags: int, sequence: int) -> bytes:
-    kind = _NFNL_SUBSYS_NFTABLES << 8 | message.kind
+    kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind
     body = _NFGEN.pack(NFPROTO_INET, 0, 0) + message.attributes
     return _packed(kind, NLM_F_REQUEST | message.flags | more_flags, sequence, body)
 
 
 def _frame(kind: int, sequence: int) -> bytes:
-    return _packed(kind, NLM_F_REQUEST, sequence, _NFGEN.pack(NFPROTO_UNSPEC, 0, _NFNL_SUBSYS_NFTABLES))
+    return _packed(kind, NLM_F_REQUEST, sequence, _NFGEN.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES))
 
 
 def _packed(kind: int, flags: int, sequence: int, body: bytes) -> bytes:

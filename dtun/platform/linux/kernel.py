@@ -39,10 +39,15 @@ class _Open:
     def __init__(self, journal: Journal, devices: Devices) -> None:
         self.netlink = Netlink()
         self.bulk = Bulk()
-        self.services = Services(f"dtun-{journal.instance}")
+        self.services = Services(f"dtun-{journal.instance}", self._filters_taken)
         self.carrier = Carrier(self.netlink, self.bulk, self.services, journal, devices)
         self.monitor: Monitor | None = None
         self.repairer: Repairer | None = None
+
+    def _filters_taken(self) -> None:
+        self.carrier.filters_taken = True
+        if self.repairer is not None:
+            self.repairer.lost()
 
     async def close(self) -> None:
         if self.repairer is not None:
@@ -71,12 +76,15 @@ class LinuxKernel:
         self._inherited: set[str] = set()
         self._desired: NetworkState | None = None
         self._stale = False
+        # What is missing still after a repair.
+        self._owed: set[Thing] = set()
         self._lock = asyncio.Lock()
         self._open: _Open | None = None
 
     async def open(self) -> None:
         """See `Kernel.open`."""
         self._desired, self._stale = None, False
+        self._owed.clear()
         opened = _Open(self._journal, self._devices)
         try:
             await _check_permission(opened.netlink)
@@ -198,19 +206,22 @@ class LinuxKernel:
             if self._open is None:
                 return Mended()
             carrier = self._carrier
-            lost = await carrier.forget_lost(carrier.applied.things())
+            lost = self._owed | await carrier.forget_lost(carrier.applied.things())
             if not lost:
                 return Mended()
             self._stale = False
+            self._owed.clear()
             if self._desired is None:
                 carrier.settle()
                 return Mended()
             applied, refused = await self._change_to(self._desired)
             carrier.settle()
-            return Mended(
+            mended = Mended(
                 [change for change in applied if change.what in lost],
                 [(change, reason) for change, reason in refused if change.what in lost],
             )
+            self._owed.update(change.what for change, _ in mended.refused)
+            return mended
 
     def _host_changed(self) -> None:
         self._stale = True

@@ -6,6 +6,10 @@ from dtun.platform.linux.rtnetlink import (
     IFADDRMSG,
     IFF_UP,
     IFINFOMSG,
+    NETCONFA_FORWARDING,
+    NETCONFA_IFINDEX,
+    NETCONFA_IFINDEX_ALL,
+    NETCONFMSG,
     ROUTE_PROTOCOL,
     RTA_OIF,
     RTM_DELADDR,
@@ -13,6 +17,7 @@ from dtun.platform.linux.rtnetlink import (
     RTM_DELROUTE,
     RTM_DELRULE,
     RTM_NEWLINK,
+    RTM_NEWNETCONF,
     RTMSG,
     attributes,
     messages,
@@ -55,6 +60,8 @@ class LossView:
                 loss |= IFADDRMSG.unpack_from(body)[4] in self._own
             elif kind in (RTM_NEWLINK, RTM_DELLINK) and len(body) >= IFINFOMSG.size:
                 loss |= self._link(body, present=kind == RTM_NEWLINK)
+            elif kind == RTM_NEWNETCONF:
+                loss |= _forwarding_ends(body)
         return loss
 
     def _route(self, body: memoryview) -> bool:
@@ -74,3 +81,12 @@ class LossView:
         went = index in self._up
         self._up.discard(index)
         return went
+
+
+def _forwarding_ends(body: memoryview) -> bool:
+    """The host as a whole is no router any more: net.ipv4.ip_forward, net.ipv6.conf.all.forwarding."""
+    found = attributes(body, NETCONFMSG.size)
+    return (
+        number(found.get(NETCONFA_IFINDEX)) == NETCONFA_IFINDEX_ALL
+        and number(found.get(NETCONFA_FORWARDING)) == 0
+    )

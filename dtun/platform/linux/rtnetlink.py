@@ -10,9 +10,11 @@ pyroute2 takes a tenth of a millisecond and more for each message: fine for a de
                          | table u8 | protocol u8 | scope u8 | type u8 | flags u32 |
     struct fib_rule_hdr  | family u8 | dst u8 | src u8 | tos u8 |
                          | table u8 | reserved u8 | reserved u8 | action u8 | flags u32 |
+    struct netconfmsg    | family u8 | pad 3 bytes |
     struct rtattr        | length u16 | type u16 | value |     every part padded to 4 bytes; host byte order
 
-The numbers are from linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h and linux/fib_rules.h.
+The numbers are from linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netconf.h and
+linux/fib_rules.h.
 """
 
 import socket
@@ -25,6 +27,7 @@ IFINFOMSG = struct.Struct("=BBHiII")
 IFADDRMSG = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 FIB_RULE_HDR = RTMSG
+NETCONFMSG = struct.Struct("=Bxxx")
 RTATTR = struct.Struct("=HH")
 U32 = struct.Struct("=I")
 
@@ -33,6 +36,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWNETCONF = 80
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -44,6 +48,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
 RTA_TABLE, RTA_MARK, RTA_VIA = 15, 16, 18
 RTAX_MTU = 2
 FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 14, 15, 16, 21
+NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_IFINDEX_ALL = 1, 2, 0xFFFFFFFF
 FIB_RULE_INVERT = 0x2
 FR_ACT_TO_TBL = 1
 

@@ -1,5 +1,6 @@
 """What is not netlink's routing part: the packet filter and the resolver, each made when it is first needed."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,15 @@ if TYPE_CHECKING:
 
 
 class Services:
-    """Those of one instance."""
+    """Those of one instance. `filters_taken` is called when others take something from the packet filter's `table`."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, filters_taken: Callable[[], None]) -> None:
         self.table = table
+        self._filters_taken = filters_taken
 
     @cached_property
     def firewall(self) -> Firewall:
-        return Firewall(self.table)
+        return Firewall(self.table, self._filters_taken)
 
     @cached_property
     def resolved(self) -> "Resolved":

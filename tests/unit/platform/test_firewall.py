@@ -12,8 +12,10 @@ from hypothesis import given, strategies as st
 
 from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
 from dtun.platform.linux.firewall import NOT_PERMITTED, explanation
+from dtun.platform.linux.firewall_monitor import takes_from
 from dtun.platform.linux.firewall_rules import amendment, layout, replacement
 from dtun.platform.linux.firewall_wire import (
+    NFPROTO_INET,
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM,
@@ -21,6 +23,7 @@ from dtun.platform.linux.firewall_wire import (
     Answer,
     answers,
     batch,
+    text,
 )
 
 FILTERS: frozenset[Filter] = frozenset(
@@ -199,6 +202,22 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
 def test_where_more_than_devices_has_changed_all_is_made_anew(other: frozenset[Filter]) -> None:
     assert amendment("dtun-home", layout(FILTERS), layout(other)) is None
     assert amendment("dtun-home", layout(other), layout(FILTERS)) is None
+
+
+def test_a_loss_is_a_deletion_in_our_table_and_in_no_other() -> None:
+    def deleted(table: str, kind: int = NFT_MSG_DELSETELEM, family: int = NFPROTO_INET) -> bytes:
+        body = struct.pack(">BBH", family, 0, 0) + text(1, table) + text(2, "clamped4")
+        return struct.pack("=IHHII", 16 + len(body), NF_TABLES | kind, 0, 0, 7) + body
+
+    other = deleted("dtun-hom") + deleted("dtun-home2") + deleted("dtun-home", family=2)
+    other += deleted("dtun-home", NFT_MSG_NEWSETELEM)
+    assert not takes_from("dtun-home", other)
+    assert takes_from("dtun-home", other + deleted("dtun-home"))
+
+
+@given(st.binary(max_size=100))
+def test_notifications_that_make_no_sense_are_no_loss(data: bytes) -> None:
+    assert not takes_from("dtun-home", data)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.booleans())))

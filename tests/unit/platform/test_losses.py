@@ -40,6 +40,10 @@ def link(kind: int, index: int, flags: int) -> bytes:
     return message(kind, struct.pack("=BBHiII", 0, 0, 1, index, flags, 0))
 
 
+def netconf(index: int, *attributes: bytes, family: int = 2) -> bytes:
+    return message(80, struct.pack("=Bxxx", family) + number(1, index & 0xFFFFFFFF) + b"".join(attributes))
+
+
 @pytest.fixture
 def view() -> LossView:
     """With one device of ours, which is up."""
@@ -48,6 +52,16 @@ def view() -> LossView:
     assert not view.learn(link(NEWLINK, TUN, 0))
     assert not view.learn(link(NEWLINK, TUN, UP))
     return view
+
+
+def test_the_host_is_no_router_any_more(view: LossView) -> None:
+    every, default = -1, -2
+    ends, begins, other = number(2, 0), number(2, 1), number(3, 0)
+    assert view.learn(netconf(every, ends))
+    assert view.learn(netconf(every, other, ends, family=10))
+    assert not view.learn(netconf(every, begins))
+    assert not view.learn(netconf(every, other))
+    assert not view.learn(netconf(default, ends) + netconf(ETH0, ends) + netconf(TUN, ends))
 
 
 def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: LossView) -> None:
