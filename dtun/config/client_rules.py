@@ -26,20 +26,40 @@ def client_problems(client: ClientConfig) -> Iterator[Problem]:
                     f"{route} is inside {subnet}, which is behind this client itself; remove one of them"
                 )
                 yield Problem(("client", "routes", index), message, _uses("subnets"))
+    yield from _loops(client)
     yield from _routing_problems(client)
     if client.go:
         yield from _go_problems(client)
 
 
+def _loops(client: ClientConfig) -> Iterator[Problem]:
+    """What the server would route through the tunnel to reach itself. Names are looked up later; `dtun plan` tells."""
+    for index, server in enumerate(client.servers):
+        if not _is_address(server.host):
+            continue
+        for number, subnet in enumerate(client.subnets):
+            if ip_address(server.host) in subnet:
+                message = (
+                    f"{server.host} is inside {subnet}, which is behind this client: packets to the server would go"
+                    " through the tunnel in a loop; make that subnet smaller"
+                )
+                yield Problem(("client", "servers", index), message, related=("client", "subnets", number))
+
+
 def _routing_problems(client: ClientConfig) -> Iterator[Problem]:
     if client.routing == "main":
-        for name in ("table", "mark"):
+        for name in ("table", "mark", "host_routes_first"):
             if name in client.model_fields_set:
                 message = f"is used with `routing: policy` only; set that, or remove {name}"
                 yield Problem(("client", name), message, _uses("routing"))
     if client.on_disconnect == "block" and not (client.everything(4) or client.everything(6)):
         message = "block needs a tunnel for all of IPv4 or IPv6; write `routes: everything`, or choose keep or release"
         yield Problem(("client", "on_disconnect"), message, _uses("routes"))
+    if client.on_disconnect == "block" and client.host_routes_first:
+        message = (
+            "lets the host's own routes past `on_disconnect: block`; list their networks in exclude instead"
+        )
+        yield Problem(("client", "host_routes_first"), message, _uses("on_disconnect"))
     if client.dns_domains and not client.dns and not client.accept_dns:
         message = "have no name server to go with; set dns, or `accept_dns: true`"
         yield Problem(("client", "dns_domains"), message, _uses("dns", "accept_dns"))

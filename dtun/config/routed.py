@@ -28,6 +28,7 @@ class Routed(Section):
     routes: the networks to reach through the tunnel.
     exclude, bypass, bypass_files: networks that stay out of it; all of them together are `bypassed`.
     routing: in the main table, or by a policy rule in `table`, where the tunnel's own packets carry `mark`.
+    host_routes_first: with a policy rule, the host's own routes come before it, but for its default routes.
     on_disconnect: without a session the routes stay (keep), go (release), or nothing gets out beside them (block).
     ipv6: whether IPv6 may leave beside the tunnel. None: not if all of IPv4 goes through it and it has no IPv6.
     accept_routes, accept_dns: what is taken of what the server pushes; `dns` and `dns_domains` come before that.
@@ -41,6 +42,7 @@ class Routed(Section):
     routing: Literal["main", "policy"] = "main"
     table: Table = DEFAULT_TABLE
     mark: Mark = DEFAULT_MARK
+    host_routes_first: Flag = False
     on_disconnect: Literal["keep", "release", "block"] = "keep"
     ipv6: Literal["block", "allow"] | None = None
     accept_routes: Acceptance = "none"

@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from dtun.network.prefixes import Prefixes, aggregate, covers, halves, subtract
 from dtun.network.state import (
+    MAIN_TABLE,
     Address,
     Clamp,
     Dns,
@@ -42,6 +43,8 @@ BLOCK_METRIC: Final = 0xFFFF0000
 RULE_PRIORITY: Final = 7217
 """Before the main table's 32766, after the local table's 0."""
 
+MAIN_FIRST_PRIORITY: Final = RULE_PRIORITY - 1
+
 EVERYTHING: Final[Mapping[int, Network]] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 FORWARDING: Final[Mapping[int, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -50,10 +53,14 @@ _VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The table of our own, and the firewall mark of the tunnel's own packets, which do not look there."""
+    """The table of our own, and the firewall mark of the tunnel's own packets, which do not look there.
+
+    `after_main`: others do so only after the main table, whose default routes (prefix length 0) do not count then.
+    """
 
     table: int
     mark: int
+    after_main: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +256,11 @@ def _policy_routes(
 
 def _rules(policy: Policy, versions: Iterable[int]) -> Iterator[Rule]:
     for version in _VERSIONS:
-        if version in versions:
-            yield Rule(version, RULE_PRIORITY, policy.table, unless_mark=policy.mark)
+        if version not in versions:
+            continue
+        if policy.after_main:
+            yield Rule(version, MAIN_FIRST_PRIORITY, MAIN_TABLE, suppress_prefix_length=0)
+        yield Rule(version, RULE_PRIORITY, policy.table, unless_mark=policy.mark)
 
 
 def _sysctls(routing: Routing, tunnel: Tunnel | None) -> Iterator[Sysctl]:

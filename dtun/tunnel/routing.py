@@ -15,7 +15,7 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
         device,
         tuple(dict.fromkeys((*config.routes, *taken))),
         config.bypassed,
-        Policy(config.table, config.mark) if config.routing == "policy" else None,
+        Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
         block=config.on_disconnect == "block",
         ipv6=config.ipv6,
         forwarding=config.forwarding,

@@ -70,6 +70,45 @@ def test_only_the_listed_networks_go_through_the_tunnel(world: World, routing: s
     assert changes(before, snapshot(world.home)) == ""
 
 
+@pytest.mark.parametrize(
+    ("settings", "way"),
+    [
+        ({"routing": "policy"}, "tunnel"),
+        ({"routing": "policy", "host_routes_first": True}, "direct"),
+        ({"routing": "main"}, "direct"),
+    ],
+    ids=["policy", "host_routes_first", "main"],
+)
+def test_routes_that_dhcp_brings_pull_nothing_out_of_a_tunnel_by_policy(
+    world: World, settings: dict[str, object], way: str
+) -> None:
+    """Narrow ones, as DHCP option 121 (RFC 3442) and router advertisements (RFC 4191) bring them."""
+    before = set(world.home.ip("route").splitlines() + world.home.ip("-6 route").splitlines())
+    world.server(pool6="fd00:86::/64")
+    client = world.client(routes="everything", **settings)
+    client.wait_connected()
+    wire = world.sniffer()
+    wait_reached(world.home, THERE)
+    wait_reached(world.home, V6)
+    assert set(world.ways(wire, [THERE, BYPASSED, V6]).values()) == {"tunnel"}
+
+    rogue = {
+        "route add 203.0.113.0/24 via 198.18.1.1 dev eth0 proto dhcp metric 10",
+        "route add 192.0.2.80/32 via 198.18.1.1 dev eth0 proto dhcp",
+        "-6 route add 2001:db8:80::/48 via 2001:db8:1::1 dev eth0 proto ra metric 10",
+    }
+    for route in rogue:
+        world.home.ip(route)
+
+    assert world.ways(wire, [THERE, BYPASSED, V6]) == {THERE: way, BYPASSED: way, V6: way}
+    assert world.ways(wire, [LISTED]) == {LISTED: "tunnel"}, "by no route but the default"
+    if settings["routing"] == "policy":
+        main = set(world.home.ip("route").splitlines() + world.home.ip("-6 route").splitlines())
+        assert before <= main, "no route of the main table is touched"
+        assert not [line for line in main if "proto 217" in line]
+    assert client.stop() == 0
+
+
 def test_nothing_goes_through_the_tunnel_unless_it_is_asked_for(world: World) -> None:
     world.server()
     client = world.client()

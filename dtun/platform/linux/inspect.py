@@ -97,7 +97,7 @@ async def decide(address: Address, mark: int | None = None) -> Decision:
             "unicast",
             entry.route.destination,
             entry.route.table,
-            await rule_for(address.version, entry.route.table, mark),
+            await rule_for(address.version, entry.route.table, mark, entry.route.destination.prefixlen),
             entry.route.metric,
             entry.protocol,
             way.route.device,

@@ -199,8 +199,9 @@ async def _rules(version: int) -> set[RuleKey]:
     return set(await collect(RTM_GETRULE, FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0), decode))
 
 
-async def rule_for(version: int, table: int, mark: int | None) -> int | None:
-    """The priority of the first rule that sends packets with `mark` to `table`, whoever made it.
+async def rule_for(version: int, table: int, mark: int | None, length: int) -> int | None:
+    """The priority of the first rule that sends packets with `mark` to `table`, whoever made it, where a route with a
+    prefix of `length` bits counts.
 
     Raises:
         NetlinkError: the kernel does not answer.
@@ -215,6 +216,9 @@ async def rule_for(version: int, table: int, mark: int | None) -> int | None:
             return None
         wanted, mask = number(found.get(FRA_FWMARK)) or 0, number(found.get(FRA_FWMASK)) or 0
         if mask and (((mark or 0) & mask) == wanted) == bool(flags & FIB_RULE_INVERT):
+            return None
+        suppressed = number(found.get(FRA_SUPPRESS_PREFIXLEN))
+        if suppressed not in (None, _NO_SUPPRESSION) and length <= suppressed:
             return None
         return number(found.get(FRA_PRIORITY)) or 0
 

@@ -121,6 +121,11 @@ WRONG = [
     ("  routing: policy\n  mark: 0", "6:9: client.mark: must be at least 1"),
     ("  routing: policy\n  mark: 0x100000000", "6:9: client.mark: must be at most 4294967295"),
     ("  routing: policy\n  mark: 0xZZ", "6:9: client.mark: must be a whole number"),
+    ("  host_routes_first: yes", ("5:22: client.host_routes_first: is used with `routing: policy` only; set that,"
+     " or remove host_routes_first")),
+    ("  routing: policy\n  host_routes_first: yes\n  routes: everything\n  on_disconnect: block",
+     ("6:22: client.host_routes_first: lets the host's own routes past `on_disconnect: block`;"
+     " list their networks in exclude instead")),
     ("  on_disconnect: panic", "5:18: client.on_disconnect: must be 'keep', 'release' or 'block'"),
     ("  on_disconnect: block\n  routes: [0.0.0.0/1]", ("5:18: client.on_disconnect: block needs a tunnel for all of"
      " IPv4 or IPv6; write `routes: everything`, or choose keep or release")),
@@ -197,6 +202,22 @@ def test_what_is_behind_the_client_cannot_go_around_the_tunnel(problems: Problem
     assert said == [
         f"dtun.yaml:5:13: client.subnets[0]: 10.1.2.0/24 {cannot} (the other: around.txt:2)",
         f"dtun.yaml:5:26: client.subnets[1]: 172.16.0.0/12 {cannot}",
+    ]
+
+
+def test_the_server_cannot_be_behind_its_client(problems: Problems) -> None:
+    own = "key_file: /dev/null\n  id: home\n"
+    said = problems(
+        f"client:\n  servers: [vpn.example, 10.1.2.3, 'fd00:10::1']\n  {own}"
+        "  subnets: [192.168.0.0/16, 10.1.0.0/16, 'fd00:10::/48']\n"
+    )
+    loop = (
+        "which is behind this client: packets to the server would go through the tunnel in a loop;"
+        " make that subnet smaller"
+    )
+    assert [line for line in said if "loop" in line] == [
+        f"dtun.yaml:2:26: client.servers[1]: 10.1.2.3 is inside 10.1.0.0/16, {loop} (the other: dtun.yaml:5:29)",
+        f"dtun.yaml:2:36: client.servers[2]: fd00:10::1 is inside fd00:10::/48, {loop} (the other: dtun.yaml:5:42)",
     ]
 
 

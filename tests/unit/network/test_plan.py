@@ -20,6 +20,7 @@ from dtun.network.state import (
     NoWay,
     PointToPoint,
     Route,
+    Rule,
     Sysctl,
 )
 
@@ -235,6 +236,15 @@ class TestTheRest:
         state = released(desired(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
         assert goes(state, "8.8.8.8") == UPLINK
         assert state.links == {Link(TUN, 1400)}
+
+    def test_the_hosts_own_routes_come_first_on_request_but_for_its_default_routes(self) -> None:
+        policy = replace(POLICY, after_main=True)
+        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        ours = {Rule(version, 7217, 7217, unless_mark=POLICY.mark) for version in (4, 6)}
+        assert state.rules == ours | {
+            Rule(version, 7216, 254, suppress_prefix_length=0) for version in (4, 6)
+        }
+        assert desired(Routing(TUN, (ALL4, ALL6), policy=POLICY), WITH6, OUTSIDE).rules == ours
 
     def test_no_rules_where_there_is_nothing_to_look_for(self) -> None:
         assert desired(Routing(TUN, policy=POLICY), WITHOUT6, OUTSIDE).rules == frozenset()
