@@ -68,6 +68,15 @@ def _running(config: Config) -> Mapping[str, str]:
     }
 
 
+def _own_addresses(config: ClientConfig) -> list[Address]:
+    """Both ends' in the tunnel, which come from the server: none, if dtun does not run."""
+    try:
+        rows = ask(config.control_socket)["tunnels"]
+    except DtunError:
+        return []
+    return [ip_address(row[end]) for row in rows for end in ("address", "peer_address") if row[end]]
+
+
 async def _plan_client(config: ClientConfig, host: Onlooker) -> int:
     found = await forecast.of_client(config, host)
     there = await host.existing(found.after, config.tun)
@@ -75,7 +84,7 @@ async def _plan_client(config: ClientConfig, host: Onlooker) -> int:
     await _print_changes(found.before, there)
     say(f"With the first session, of {', '.join(map(str, config.servers))}:")
     await _print_changes(found.after, found.before | there)
-    own = [pair.local for pair in there.addresses]
+    own = _own_addresses(config)
     problems = conflicts.of_client(found.routing, config.subnets, found.servers, own, await _neighbours(host))
     return _print_remarks(found.remarks, problems)
 

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 
 from dtun.network.difference import describe
 from dtun.network.plan import Routing
-from dtun.network.state import Address, Network, Route
+from dtun.network.state import MAIN_TABLE, Address, Network, Route
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The route that the kernel would use now, and whether dtun has made it. `route` None: there is none."""
+    """The route that the kernel would use now, and whether dtun has made it. `route` None: there is none.
+
+    `rule` is the priority of the policy rule that leads to its table; None: the kernel does not tell.
+    """
 
     route: Route | None
     ours: bool = False
+    rule: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,13 @@ def for_client(
     """Lines for a person: what happens, by which route, and why."""
     wanted, why = _wanted(address, routing, set(servers), origin)
     actual = _where(found, {routing.device})
-    lines = [f"{address} {actual}", f"  route: {_route(found)}", f"  why:   {why}"]
+    lines = [f"{address} {actual}", *_decided_by(found), f"  why:   {why}"]
     into = found.route is not None and found.route.device == routing.device
     if wanted == "tunnel" and not into:
-        lines.append("  but:   the configuration wants it in the tunnel; is dtun connected (dtun status)?")
+        ipv6 = ", and does its server give it IPv6" if address.version == 6 else ""
+        lines.append(
+            f"  but:   the configuration wants it in the tunnel; is dtun connected (dtun status){ipv6}?"
+        )
     if wanted == "outside" and into:
         lines.append(
             "  but:   the configuration wants it outside; has the configuration changed since the start?"
@@ -51,7 +58,7 @@ def for_server(address: Address, clients: Iterable[Served], found: Found) -> lis
     """Lines for a person: which client has this address behind it, and whether the kernel knows."""
     clients = list(clients)
     owner, network = _owner(address, clients)
-    lines = [f"{address} {_where(found, {client.device for client in clients})}", f"  route: {_route(found)}"]
+    lines = [f"{address} {_where(found, {client.device for client in clients})}", *_decided_by(found)]
     if owner is None or network is None:
         return [*lines, "  why:   no client has it behind it, so the host's own routes decide"]
     lines.append(f"  why:   {network} belongs to client {owner.id} ({owner.device}), which is {owner.state}")
@@ -89,6 +96,14 @@ def _where(found: Found, tunnels: set[str]) -> str:
         return f"goes through the tunnel ({route.device})"
     via = f" by way of {route.gateway}" if route.gateway else ""
     return f"goes out of {route.device}{via}, not through the tunnel"
+
+
+def _decided_by(found: Found) -> list[str]:
+    lines = [f"  route: {_route(found)}"]
+    if found.route is not None and found.rule is not None:
+        table = "main" if found.route.table == MAIN_TABLE else str(found.route.table)
+        lines.append(f"  rule:  {found.rule}, which looks in table {table}")
+    return lines
 
 
 def _route(found: Found) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from dtun.config import ClientConfig, Config
 from dtun.errors import ConfigError, DtunError
+from dtun.network.plan import FORWARDING
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.protocol.record import is_hello_request
@@ -109,6 +110,8 @@ class Client:
         Raises:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
+        if self._config.forwarding:
+            log.info("this host forwards packets between its networks and the tunnel (%s=1)", FORWARDING[4])
         taken = self._end.keeper.take_session() if self._vault.names() else None
         welcome = taken[0].description.greeting if taken else None
         if taken is None or not isinstance(welcome, Welcome) or taken[0].description.notes != self._notes():

@@ -63,6 +63,9 @@ def test_a_host_behind_the_client_reaches_one_that_does_not_know_it(
 
     wait_reached(pc, "203.0.112.2")
     serve(www, "203.0.112.2", 8000)
+    assert (
+        "this host forwards packets between its networks and the tunnel (net.ipv4.ip_forward=1)" in client.log
+    )
     # The device of pc takes 1,500 bytes, and no ICMP has to tell it that the tunnel takes less.
     serve(www, "203.0.112.2", 8001, "flows.py", "sink")
     assert largest_segment(pc, "203.0.112.2", 8001) == mtu - 40 - TIMESTAMPS

@@ -1,5 +1,6 @@
 """What a person gets who has made a mistake: one line that says what, where and what to do, and an exit code."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from daemon import Daemon, make_key
+from snapshots import changes, snapshot
 from topology import Host, Topology, wait_for
 
 pytestmark = pytest.mark.netns
@@ -124,6 +126,38 @@ def test_a_key_file_that_others_can_read(host: Host, tmp_path: Path, key: str) -
     assert code == BAD_CONFIG
     assert f"chmod 600 {key}" in said
     assert Path(key).read_text().strip() not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "told"),
+    [
+        ("192.0.2.300/24", {}, "around.txt:2: '192.0.2.300/24' is not a network"),
+        (
+            "192.0.2.0/24",
+            {"routes": ["192.0.2.0/24"]},
+            "192.0.2.0/24 is in two lists: it cannot go both through the tunnel and around it",
+        ),
+        (
+            "192.0.2.0/24",
+            {"subnets": ["198.51.96.0/19"]},
+            "packets to the server would go through the tunnel in a loop",
+        ),
+    ],
+    ids=["a broken line", "in two lists", "a loop"],
+)
+def test_a_list_that_is_wrong_stops_before_anything_is_changed(
+    host: Host, tmp_path: Path, key: str, line: str, settings: dict[str, object], told: str
+) -> None:
+    networks = tmp_path / "around.txt"
+    networks.write_text(f"# ours\n{line}\n203.0.113.0/24\n")
+    before = snapshot(host)
+
+    code, said = fails(host, tmp_path, a_client(key, bypass_files=[str(networks)], **settings))
+
+    assert code == BAD_CONFIG
+    assert told in said
+    assert re.search(r"broken\.yaml:\d+:\d+: |around\.txt:2: ", said), said
+    assert changes(before, snapshot(host)) == ""
 
 
 def test_a_name_that_does_not_resolve_is_said_and_tried_again(host: Host, tmp_path: Path, key: str) -> None:

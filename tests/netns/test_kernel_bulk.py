@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -10,7 +14,7 @@ from pathlib import Path
 import kernels
 import pytest
 from kernels import GATEWAY, only, opened, until
-from topology import Host
+from topology import REPOSITORY, Host
 
 from dtun.network.state import Route
 from dtun.platform.interface import ChangesRefusedError
@@ -72,6 +76,28 @@ def test_ten_thousand_routes_in_and_out(
     host.play(story)
     assert in_kernel(host) == set()
     assert list(runtime.iterdir()) == []
+
+
+def test_no_slower_than_twice_ip_batch_and_in_bounded_memory() -> None:
+    """bench/routes.py measures the two and one `ip` for each route side by side."""
+    command = [sys.executable, "-m", "bench.routes"]
+    bench = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert bench.stdout is not None
+    output = bench.stdout.read()
+    bench.stdout.close()
+    _, status, usage = os.wait4(bench.pid, 0)
+    bench.returncode = os.waitstatus_to_exitcode(status)
+    assert bench.returncode == 0, output
+    times = {
+        name: (float(coming), float(going))
+        for name, coming, going in re.findall(r"^(\S.*?) {2,}([\d.]+) s +([\d.]+) s$", output, re.MULTILINE)
+    }
+    (dtun, batch, single) = times.values()
+    for ours, theirs, each in zip(dtun, batch, single, strict=True):
+        assert ours < 1, output
+        assert ours < 2 * theirs, output
+        assert ours < each / 10, output
+    assert usage.ru_maxrss < 100_000, f"{usage.ru_maxrss} KiB"
 
 
 def test_others_get_their_turn_meanwhile(host: Host, runtime: Path) -> None:

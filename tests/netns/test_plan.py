@@ -133,6 +133,35 @@ def test_a_start_does_what_the_plan_says(world: World, routing: str, on_disconne
     assert client.stop() == 0
 
 
+def test_conflicts_are_told_before_anything_is_changed(world: World) -> None:
+    """A list with the tunnel's own network, what is also local, another VPN."""
+    world.home.ip("tuntap add dev vpn0 mode tun")
+    world.home.ip("address add 10.9.0.1/24 dev vpn0")
+    world.home.ip("link set vpn0 up")
+    world.server()
+    client = world.client(routes=["10.9.0.0/16", "198.18.1.0/24"], bypass=["10.86.0.0/16"])
+    client.wait_connected()
+    before = snapshot(world.home)
+
+    output = world.home.run(
+        *(sys.executable, "-m", "dtun", "plan", "-c", str(client.config)), check=False
+    ).splitlines()
+
+    assert changes(before, snapshot(world.home)) == ""
+    conflicts = [line for line in output if line.startswith("conflict: ")]
+    to_go = "to go through the tunnel,"
+    vpn = "contains a network of another VPN, 10.9.0.0/24 (vpn0): that part of it stays outside the tunnel"
+    local = "is this host's own network 198.18.1.0/24 (eth0): the route there stays, and dtun's is refused"
+    own = "is kept out of the tunnel, but contains the tunnel's own address"
+    for told in (
+        f"10.86.0.0/16 {own} 10.86.0.1",
+        f"10.86.0.0/16 {own} 10.86.0.2",
+        f"198.18.1.0/24, {to_go} {local}",
+        f"10.9.0.0/16, {to_go} {vpn}",
+    ):
+        assert f"conflict: {told}" in conflicts, output
+
+
 def test_the_plan_of_a_server_is_what_it_does(world: World) -> None:
     world.far.ip("route add default via 198.18.3.2")
     clients = {"home": {"key_file": world.key, "subnets": ["10.0.0.0/16"]}}

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from snapshots import changes, snapshot
 from topology import Topology, wait_for
-from worlds import SERVER6, WORLD, WORLD6, World, wait_reached
+from wire import Flow
+from worlds import SERVER, SERVER6, WORLD, WORLD6, World, wait_reached
 
 MODES = ("main", "policy")
 THERE, BYPASSED, LISTED, EXCLUDED = WORLD
@@ -155,6 +156,29 @@ def test_outside_there_may_be_ipv6_only(world: World, routing: str) -> None:
 
     assert client.stop() == 0
     assert changes(before, snapshot(world.home)) == ""
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_the_server_goes_around_whichever_it_is(world: World, routing: str) -> None:
+    second = "198.18.3.9"
+    world.far.ip(f"address add {second}/24 dev eth0")
+    world.own |= {Flow("udp", second, 443)}
+    first = world.server(listen=[SERVER])
+    client = world.client(servers=[SERVER, second], routes="everything", routing=routing)
+    client.wait_connected()
+    wait_reached(world.home, THERE)
+
+    first.kill()
+    world.server(listen=[second], pool="10.87.0.0/24")
+    wait_for(lambda: client.tunnel()["address"] == "10.87.0.2", f"the other server\n{client.log}", 20)
+    wait_reached(world.home, THERE)
+
+    wire = world.sniffer()
+    assert world.ways(wire, [THERE]) == {THERE: "tunnel"}
+    assert Flow("udp", second, 443) in wire.sent()
+    routes = world.home.ip("route show table all proto 217")
+    assert second in routes
+    assert SERVER not in routes
 
 
 @pytest.mark.parametrize(

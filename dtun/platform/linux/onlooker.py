@@ -42,4 +42,4 @@ class LinuxOnlooker(Onlooker):
             metric=found.metric or None,
             table=found.table or MAIN_TABLE,
         )
-        return Found(route, found.protocol == ROUTE_PROTOCOL)
+        return Found(route, found.protocol == ROUTE_PROTOCOL, found.rule)

@@ -11,10 +11,12 @@ from dtun.network.difference import Change, Thing, difference, slot
 from dtun.network.state import (
     Clamp,
     Dns,
+    Enclosure,
     Guard,
     Link,
     Masquerade,
     NetworkState,
+    NoWay,
     PointToPoint,
     Route,
     Rule,
@@ -69,6 +71,8 @@ FILTERS = (
     st.builds(Masquerade, DEVICES, DEVICES)
     | st.builds(Clamp, DEVICES, st.integers(1280, 1283))
     | st.builds(Guard, ADDRESSES, st.integers(1, 3))
+    | st.just(NoWay())
+    | st.builds(Enclosure, st.lists(NETWORKS, max_size=2).map(tuple))
 )
 SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
 DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
@@ -108,7 +112,7 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
         those(Route),
         those(Rule),
         those(Sysctl),
-        those(Masquerade, Clamp, Guard),
+        those(Masquerade, Clamp, Guard, NoWay, Enclosure),
         those(Dns),
     )
 
@@ -164,7 +168,7 @@ def test_nothing_is_removed_before_everything_new_is_there(
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
         (Link,),
-        (Masquerade, Clamp, Guard),
+        (Masquerade, Clamp, Guard, NoWay, Enclosure),
         (PointToPoint,),
         (Route,),
         (Rule,),
@@ -249,6 +253,11 @@ def test_changes_read_like_ip() -> None:
             "remove route unreachable 10.0.0.0/16 metric 9"
         ),
         Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
+        Change("add", NoWay()): "add filter ip6 unreachable, by any device, drop",
+        Change("add", Enclosure()): "add filter ip6 only through tunnels",
+        Change(
+            "add", Enclosure((ip_network("fd00::/8"),))
+        ): "add filter ip6 only through tunnels and to fd00::/8",
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
         Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",

@@ -11,6 +11,7 @@ from dtun.network.state import Route
 SERVER = ip_address("198.51.100.7")
 ROUTING = Routing("dtun0", (ip_network("0.0.0.0/0"),), (ip_network("203.0.113.0/24"),))
 INTO = Found(Route(ip_network("0.0.0.0/1"), "dtun0"), ours=True)
+BY_RULE = Found(Route(ip_network("0.0.0.0/0"), "dtun0", table=7217), ours=True, rule=7216)
 OUT = Found(Route(ip_network("0.0.0.0/0"), "eth0", ip_address("192.168.1.1")))
 REFUSED = Found(Route(ip_network("0.0.0.0/1"), metric=9, kind="unreachable"), ours=True)
 
@@ -43,6 +44,7 @@ def explained(address: str, found: Found, routing: Routing = ROUTING) -> str:
         ("198.51.100.7", OUT, ["it is a server of this tunnel"]),
         ("8.8.8.8", REFUSED, ["is refused: nothing leaves this host (dtun blocks it)", "is dtun connected"]),
         ("8.8.8.8", OUT, ["not through the tunnel", "but:   the configuration wants it in the tunnel"]),
+        ("8.8.8.8", BY_RULE, ["rule:  7216, which looks in table 7217"]),
         ("203.0.113.9", INTO, ["but:   the configuration wants it outside"]),
         ("8.8.8.8", Found(None), ["cannot be reached: the host has no route to it"]),
         ("2001:db8::1", REFUSED, ["IPv6 may not leave beside it"]),
