@@ -11,8 +11,9 @@ import pytest
 from kernels import PIN, kill, only, opened, routes, start_victim
 from topology import Host
 
-from dtun.network.state import Clamp, Guard, NetworkState, Route, Rule, Sysctl
+from dtun.network.state import Clamp, Enclosure, Filter, Guard, NetworkState, Route, Rule, Sysctl
 from dtun.platform.interface import ChangesRefusedError
+from dtun.platform.linux.firewall import Firewall
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -238,3 +239,25 @@ def test_a_route_that_is_ours_without_our_knowing_is_no_obstacle(host: Host, run
 
     host.play(story)
     assert routes(host) == set()
+
+
+def test_a_guard_stays_until_the_way_to_its_server_has_gone(
+    host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while other filters come, which are before routes."""
+    guard = Guard(ip_address("203.0.113.5"), 443)
+    seen: list[tuple[bool, bool]] = []
+    apply = Firewall.apply
+
+    async def spy(self: Firewall, filters: frozenset[Filter]) -> None:
+        seen.append((guard in filters, "203.0.113.5" in host.ip("route")))
+        await apply(self, filters)
+
+    async def story() -> None:
+        async with opened(runtime) as linux:
+            await linux.apply(only(PIN) | NetworkState(filters=frozenset({guard})))
+            monkeypatch.setattr(Firewall, "apply", spy)
+            await linux.apply(NetworkState(filters=frozenset({Enclosure()})))
+            assert seen == [(True, True), (False, False)]
+
+    host.play(story)
