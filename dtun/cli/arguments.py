@@ -164,7 +164,7 @@ def _genkey(commands: Commands) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="a new file, readable by its owner only (default: print the key)",
+        help="a new file for its owner only, in /etc/dtun for the service too (default: print the key)",
     )
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -o FILE")
     command.add_argument("--compat", choices=["go"], help="for an original Go dtun: 32 characters of text")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 from pathlib import Path
 
 from dtun.cli.output import complain, say
@@ -156,7 +155,7 @@ def _genkey(arguments: argparse.Namespace) -> int:
         say(text)
         return 0
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        keys.write_file(path, text)
     except FileExistsError:
         raise UnavailableError(
             f"{path} exists already and is left as it is; remove it first, or choose another"
@@ -172,8 +171,6 @@ def _genkey(arguments: argparse.Namespace) -> int:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UnavailableError(f"{path} cannot be written: {reason}; choose another") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
     return 0
 
 

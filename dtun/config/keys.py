@@ -109,9 +109,34 @@ def read_file(path: Path, *, private: bool = True) -> bytes:
         os.close(descriptor)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Make a new key file. Where new files belong to the service's group, as in the /etc/dtun that an installation
+    makes (its set-group-ID bit is on), that group may read it; otherwise its owner alone.
+
+    Raises:
+        OSError: it cannot be written, or is there already.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        status = os.fstat(descriptor)
+        if status.st_uid == 0 and _group_name(status.st_gid) == GROUP:
+            os.fchmod(descriptor, 0o640)
+        file.write(text + "\n")
+
+
+def unreadable(path: Path) -> str:
+    """What to do about a file that this process has no right to read."""
+    if _group_name(os.getegid()) == GROUP:
+        return (
+            f"cannot be read by the service, which is not root; keep it in /etc/dtun, and run"
+            f" `chown root:{GROUP} {path} && chmod 640 {path}`"
+        )
+    return "cannot be read by this user; start dtun as the file's owner or as root"
+
+
 def _cannot_read(path: Path, error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return f"{path} cannot be read by this user; start dtun as the file's owner or as root"
+        return f"{path} {unreadable(path)}"
     if isinstance(error, FileNotFoundError):
         return (
             f"{path} does not exist; correct the path, copy the key from the other end,"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtun.config.errors import Location, Problem
+from dtun.config.keys import unreadable
 from dtun.config.values import parse_network
 from dtun.network.state import Network
 
@@ -69,7 +70,7 @@ def _content(path: Path) -> bytes:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; correct the path, or write the list") from None
     except PermissionError:
-        message = f"{path} cannot be read by this user; start dtun as the file's owner or as root"
+        message = f"{path} {unreadable(path)}"
         raise ValueError(message) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None

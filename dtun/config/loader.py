@@ -10,7 +10,7 @@ from dtun.config.client_rules import client_warnings
 from dtun.config.common import Hooked, Keyed
 from dtun.config.document import Document, Position
 from dtun.config.errors import ConfigErrors, Location, Place, Problem, dotted, shown
-from dtun.config.keys import shared_with
+from dtun.config.keys import shared_with, unreadable
 from dtun.config.model import Config
 from dtun.config.server import ANY_ID, ServerConfig
 from dtun.config.validation import Sections
@@ -52,7 +52,7 @@ def _read(path: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         message = f"{path}: does not exist; write it (see etc/dtun.yaml.example), or give -c FILE"
     except PermissionError:
-        message = f"{path}: cannot be read by this user; start dtun as the file's owner or as root"
+        message = f"{path}: {unreadable(path)}"
     except OSError as error:
         message = f"{path}: cannot be read: {error.strerror}"
     raise ConfigErrors([message])

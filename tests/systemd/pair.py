@@ -111,10 +111,9 @@ def installed_pair() -> Iterator[Pair]:
         for machine in (pair.server, pair.client):
             install_package(machine.container)
         server.run("dtun", "genkey", "-o", "/etc/dtun/home.key")
-        client.write("/etc/dtun/home.key", server.read("/etc/dtun/home.key"), 0o600)
+        client.write("/etc/dtun/home.key", server.read("/etc/dtun/home.key"), 0o640, "root:dtun")
         for machine in (pair.server, pair.client):
             machine.configure()
-            machine.container.run("systemd-tmpfiles", "--create", "dtun.conf")
             machine.container.run("dtun", "check")
             machine.container.run("systemctl", "enable", "--now", machine.unit)
         wait_for(pair.talk, "the tunnel")

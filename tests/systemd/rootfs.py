@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path(os.environ.get("DTUN_TEST_CACHE", "/var/cache/dtun-tests"))
-MIRROR = os.environ.get("DTUN_TEST_MIRROR", "http://deb.debian.org/debian")
+# Where from, in place of debootstrap's own choice.
+MIRROR = os.environ.get("DTUN_TEST_MIRROR")
 BUILD_TIMEOUT = 540.0
 
 SUITE = "bookworm"
@@ -92,7 +93,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _debootstrap(suite: str, packages: list[str], directory: Path) -> None:
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite]
     done = subprocess.run(
-        [*command, str(directory), MIRROR],
+        [*command, str(directory), *([MIRROR] if MIRROR else [])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

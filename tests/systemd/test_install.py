@@ -39,7 +39,7 @@ def mode(container: Container, path: str) -> str:
 
 def start_a_server(container: Container) -> None:
     container.run("dtun", "genkey", "-o", "/etc/dtun/home.key")
-    container.run("systemd-tmpfiles", "--create", "dtun.conf")
+    assert mode(container, "/etc/dtun/home.key") == "root:dtun 640"
     container.run("systemctl", "enable", "--now", "dtun-server")
     assert "0 of 1 clients connected" in container.run("systemctl", "status", "dtun-server")
 
@@ -59,7 +59,7 @@ def test_make_install_update_and_uninstall(fresh: Container) -> None:
     before = of_dtun(fresh)
     assert "edit /etc/dtun.yaml" in fresh.run(*INSTALL, "--wheels", "/wheels", timeout=60)
     assert mode(fresh, "/etc/dtun.yaml") == "root:dtun 640"
-    assert mode(fresh, "/etc/dtun") == "root:dtun 750"
+    assert mode(fresh, "/etc/dtun") == "root:dtun 2750"
     start_a_server(fresh)
     pid = fresh.show("dtun-server", "MainPID")
     config = fresh.read("/etc/dtun.yaml") + "# mine\n"

@@ -205,3 +205,31 @@ def test_the_services_own_group_may_read_what_is_roots(
     monkeypatch.setattr(grp, "getgrgid", lambda number: SimpleNamespace(gr_name="users", gr_gid=number))
     with pytest.raises(ValueError, match="chmod 600"):
         keys.read_file(key_file)
+
+
+def test_a_new_key_is_for_the_service_where_its_directory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the file would have to be root's")
+    group = 4217
+    os.chown(tmp_path, -1, group)
+    tmp_path.chmod(0o2750)
+    names = {group: "users"}
+    monkeypatch.setattr(grp, "getgrgid", lambda number: SimpleNamespace(gr_name=names.get(number, "")))
+    keys.write_file(tmp_path / "users.key", "text")
+    assert stat.S_IMODE((tmp_path / "users.key").stat().st_mode) == 0o600
+
+    names[group] = "dtun"
+    keys.write_file(tmp_path / "home.key", "text")
+    status = (tmp_path / "home.key").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o640, group)
+    assert keys.read_file(tmp_path / "home.key") == b"text\n"
+
+
+def test_the_service_is_told_how_to_get_at_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("/etc/dtun/home.key")
+    monkeypatch.setattr(grp, "getgrgid", lambda _number: SimpleNamespace(gr_name="dtun"))
+    assert "`chown root:dtun /etc/dtun/home.key && chmod 640 /etc/dtun/home.key`" in keys.unreadable(path)
+    monkeypatch.setattr(grp, "getgrgid", lambda _number: SimpleNamespace(gr_name="root"))
+    assert "start dtun as the file's owner or as root" in keys.unreadable(path)
