@@ -72,10 +72,13 @@ reference: setup ## write docs/configuration.md anew, from the models of the con
 INSTALL ?=
 
 install: ## install or update dtun on this machine (root; docs/install.md)
+	@$(PYTHON) tools/bootstrap.py install
 	@$(PYTHON) -B -m tools.install $(INSTALL)
 
 uninstall: ## remove it; INSTALL=--purge removes configuration and keys as well (root)
+	@$(PYTHON) tools/bootstrap.py install
 	@$(PYTHON) -B -m tools.uninstall $(INSTALL)
 
 deb: ## build dist/dtun_VERSION_ARCH.deb, which needs no network to be installed
+	@$(PYTHON) tools/bootstrap.py install
 	@$(PYTHON) -B -m tools.deb

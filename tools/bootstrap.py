@@ -2,6 +2,7 @@
 
 `bootstrap.py test` brings everything that the tests and linters use, `bootstrap.py demo` only what the
 demo runs on, `bootstrap.py bench` also the tunnels that dtun is compared with, as far as they can be had.
+`bootstrap.py install` only stops a Python that is too old even to read tools/install.py.
 A stamp in .venv remembers what was installed, so that the next run has nothing to do.
 
 Standard library only, and no syntax newer than Python 3.7: an unsuitable Python must get as far as the
@@ -226,12 +227,16 @@ def stop(message: str) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 1 or arguments[0] not in SYSTEM_PACKAGES:
-        stop("usage: bootstrap.py test|bench|demo")
+    if len(arguments) != 1 or arguments[0] not in {*SYSTEM_PACKAGES, "install"}:
+        stop("usage: bootstrap.py test|bench|demo|install")
     profile = arguments[0]
-    advice = mbedtls_advice(Machine.this(), os.environ)
+    # To install, python-mbedtls is compiled where that can be done; tools/install.py says what it takes.
+    compile_it = {COMPILE_VARIABLE: "1"} if profile == "install" else os.environ
+    advice = mbedtls_advice(Machine.this(), compile_it)
     if advice is not None:
         stop(advice)
+    if profile == "install":
+        return
     if platform.system() == "Linux":
         missing = missing_packages(SYSTEM_PACKAGES[profile])
         if missing:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dtun
-from tools import layout, wheels
+from tools import bootstrap, layout, machine, wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "packaging" / "deb"
@@ -101,7 +101,9 @@ def _output(*command: str) -> str:
 
 
 def main() -> None:
-    versions = PYTHONS if wheels.OWN_VERSION in PYTHONS else (wheels.OWN_VERSION,)
+    own = wheels.OWN_VERSION
+    compiler = not wheels.is_on_pypi(own)
+    versions = PYTHONS if own in PYTHONS and not compiler else (own,)
     parser = argparse.ArgumentParser(prog="make deb", description="Build a Debian package of this tree.")
     parser.add_argument("--wheels", type=Path, help="take the packages from here, not from PyPI")
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
@@ -115,11 +117,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         try:
             if arguments.wheels is None:
+                lacking = machine.missing_packages(compiler=compiler)
+                if lacking:
+                    bootstrap.install_system_packages(lacking)
                 print(
                     f"Fetching the packages that dtun needs, for Python {' and '.join(versions)} ...",
                     flush=True,
                 )
                 wheels.download(Path(directory), versions)
+            if compiler:
+                wheels.compiled(arguments.wheels or Path(directory))
             package = build(arguments.output, arguments.wheels or Path(directory), versions)
         except (OSError, subprocess.CalledProcessError) as error:
             sys.exit(f"deb: {error}")

@@ -2,6 +2,7 @@
 
     /opt/dtun/NUMBER/        a virtual environment with this tree's dtun and the packages of requirements/runtime.txt
     /opt/dtun/current        a link to the newest, which is changed when that one is whole
+    /opt/dtun/directories    those that were made for the files elsewhere, for `make uninstall`
     everything else          tools/layout.py
 
 Running it again is an update. The one before stays in its place, for what still runs from it. Configuration and keys
@@ -19,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tools import launchd, layout, machine, wheels
+from tools import bootstrap, launchd, layout, machine, wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("/opt/dtun")
 COMMAND = Path("/usr/local/bin/dtun")
 CONFIG = Path("/etc/dtun.yaml")
 KEYS = Path("/etc/dtun")
+DIRECTORIES = PREFIX / "directories"
 
 
 def install(wheel_directory: Path | None, start: str | None = None) -> None:
@@ -37,19 +39,25 @@ def install(wheel_directory: Path | None, start: str | None = None) -> None:
 
     `start`: the role whose job is to be started as well, on macOS.
     """
-    problems = machine.problems(pip=wheel_directory is None)
+    problems = machine.problems()
     if wheel_directory is None:
         problems += wheels.problems(wheels.OWN_VERSION)
     if problems:
         stop("nothing was installed:", *problems)
-    print(f"Installing into {PREFIX} with {sys.executable} ...", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         if wheel_directory is None:
+            lacking = machine.missing_packages(compiler=not wheels.is_on_pypi(wheels.OWN_VERSION))
+            if lacking:
+                bootstrap.install_system_packages(lacking)
+            print("Fetching the packages that dtun needs ...", flush=True)
             wheels.download(Path(directory), [wheels.OWN_VERSION])
-        new = _environment(wheel_directory or Path(directory))
+        found = wheels.compiled(wheel_directory or Path(directory))
+        print(f"Installing into {PREFIX} with {sys.executable} ...", flush=True)
+        new = _environment(found)
     _point(PREFIX / "current", new)
     _point(COMMAND, PREFIX / "current" / "bin" / "dtun")
     for path, text in layout.here().items():
+        _make_directories(Path(path).parent)
         write(Path(path), text)
     darwin = platform.system() == "Darwin"
     if darwin:
@@ -65,9 +73,17 @@ def install(wheel_directory: Path | None, start: str | None = None) -> None:
         _say_how_to_go_on()
 
 
+def _make_directories(wanted: Path) -> None:
+    """Make a directory and those above it, and note each that was not there."""
+    if not wanted.is_dir():
+        _make_directories(wanted.parent)
+        wanted.mkdir(mode=0o755)
+        with DIRECTORIES.open("a") as file:
+            file.write(f"{wanted}\n")
+
+
 def write(path: Path, text: str) -> None:
     """Write a file for everybody to read; whoever reads it meanwhile sees the old one or the new one."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.chmod(0o644)
@@ -75,17 +91,13 @@ def write(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _environment(wheel_directory: Path) -> Path:
+def _environment(found: Iterable[Path]) -> Path:
     """A new virtual environment with everything in it; one that is not finished is taken away again."""
     number = max([0, *map(_number, _numbered())]) + 1
     place = PREFIX / str(number)
-    version = wheels.OWN_VERSION
     try:
         venv.create(place, symlinks=True)
-        packages = place / "lib" / f"python{version}" / "site-packages"
-        found = sorted((wheel_directory / version).glob("*.whl"))
-        if not found:
-            stop(f"there are no wheels for Python {version} in {wheel_directory / version}")
+        packages = place / "lib" / f"python{wheels.OWN_VERSION}" / "site-packages"
         wheels.unpack(found, packages)
         shutil.copytree(ROOT / "dtun", packages / "dtun", ignore=shutil.ignore_patterns("__pycache__"))
         launcher = place / "bin" / "dtun"
@@ -97,6 +109,9 @@ def _environment(wheel_directory: Path) -> Path:
         modules = "dtun.dtls.mbed, dtun.service.run, dtun.tunnel.server, dtun.tunnel.client"
         subprocess.run([place / "bin" / "python", "-I", "-c", f"import {modules}"], check=True)
         subprocess.run([launcher, "--version"], check=True)
+        if shutil.which("restorecon"):
+            # SELinux, as on Fedora: what is in a bin directory may be run by systemd, once it is labelled so.
+            machine.attempt("restorecon", "-R", str(PREFIX))
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise

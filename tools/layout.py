@@ -13,6 +13,18 @@ PACKAGING = ROOT / "packaging"
 UNITS = ("dtun-server.service", "dtun-server.socket", "dtun-client.service", "dtun-client@.service")
 
 
+# 69: something is missing, see `dtun --help`.
+LAUNCH = """\
+try:
+    from dtun.cli import main
+except ModuleNotFoundError as error:
+    sys.stderr.write(f"dtun: {error}; it was not installed for this Python, {version}: install it again\\n")
+    sys.exit(69)
+
+sys.exit(main())
+"""
+
+
 @dataclass(frozen=True)
 class Directories:
     """Where things belong: in a package, or beside everything that is in packages."""
@@ -90,11 +102,10 @@ def here() -> dict[str, str]:
 def launcher(python: str, *paths: str) -> str:
     """The command `dtun` for a Python, which looks for modules in `paths` first; "{version}" is its own, as in 3.11."""
     assert " " not in python  # noqa: S101 - a "#!" line has no quotes
-    lines = [f"#!{python} -I", "import sys", ""]
+    lines = [f"#!{python} -I", "import sys", "", 'version = "{}.{}".format(*sys.version_info)']
     if paths:
-        lines += ['version = "{}.{}".format(*sys.version_info)']
-        lines += [f"sys.path[:0] = [path.format(version=version) for path in {list(paths)!r}]", ""]
-    return "\n".join([*lines, "from dtun.cli import main", "", "sys.exit(main())", ""])
+        lines += [f"sys.path[:0] = [path.format(version=version) for path in {list(paths)!r}]"]
+    return "\n".join([*lines, LAUNCH])
 
 
 def _manual(share: str) -> dict[str, str]:

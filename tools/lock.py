@@ -30,6 +30,7 @@ def main() -> int:
     build = project["build-system"]["requires"]
     runtime = project["project"]["dependencies"]
     development = project["dependency-groups"]["dev"]
+    compiling = project["dependency-groups"]["compile"]
 
     requirements = ROOT / "requirements"
     everything = requirements / "dev.txt"
@@ -43,9 +44,11 @@ def main() -> int:
         )
         # The smaller sets hold the same versions as the whole.
         _compile(python, runtime, requirements / "runtime.txt", "what the service needs", same_as=everything)
-        _compile(
-            python, build, requirements / "build.txt", "what building the package needs", same_as=everything
-        )
+        for wanted, name, what in (
+            (build, "build.txt", "what building the package needs"),
+            ([*build, *compiling], "compile.txt", "what compiling python-mbedtls needs"),
+        ):
+            _compile(python, wanted, requirements / name, what, same_as=everything)
     return 0
 
 

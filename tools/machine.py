@@ -8,27 +8,46 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 
-def problems(*, pip: bool) -> list[str]:
-    """What stands in the way of an installation; each with what to do about it. `pip`: whether it is needed."""
+def problems() -> list[str]:
+    """What stands in the way of an installation; each with what to do about it."""
     found = []
     if os.geteuid() != 0:
         found.append("root is needed; run: sudo make install")
-    if pip and importlib.util.find_spec("ensurepip") is None:
-        version = "{}.{}".format(*sys.version_info)
-        found.append(f"Python's venv is missing; on Debian and Ubuntu: apt install python{version}-venv")
     if sys.prefix != sys.base_prefix:
         found.append("this Python is one of a virtual environment; run: make install PYTHON=/usr/bin/python3")
+    if Path(sys.base_prefix).is_relative_to("/home") or Path(sys.base_prefix).is_relative_to("/root"):
+        found.append(
+            f"the services may not read {sys.base_prefix}; run: make install PYTHON=/usr/bin/python3"
+        )
     if platform.system() == "Linux":
         if shutil.which("systemctl") is None:
-            found.append("there is no systemd; without it, see README.md for how to start dtun by hand")
+            found.append("there is no systemd; without it, see docs/install.md for how to start dtun by hand")
         if _is_package():
             found.append("dtun is installed as a Debian package; first: apt remove dtun")
     elif platform.system() != "Darwin":
         found.append(f"dtun runs on Linux and macOS, not on {platform.system()}")
     return found
+
+
+def missing_packages(*, compiler: bool) -> list[str]:
+    """What the installer itself lacks, as Debian calls it. `compiler`: whether something is to be compiled."""
+    version = "{}.{}".format(*sys.version_info)
+    missing = []
+    if importlib.util.find_spec("ensurepip") is None:
+        missing.append(f"python{version}-venv")
+    if compiler:
+        headers = Path(sysconfig.get_path("include"))
+        found = {
+            "gcc": shutil.which("gcc"),
+            "libc6-dev": Path("/usr/include/stdio.h").exists(),
+            f"python{version}-dev": (headers / "Python.h").exists(),
+        }
+        missing += [name for name, there in found.items() if not there]
+    return missing
 
 
 def has_systemd() -> bool:

@@ -5,6 +5,7 @@ With INSTALL=--purge they go as well, and the user dtun.
 
 # ruff: noqa: INP001, T201
 
+import contextlib
 import os
 import platform
 import shutil
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     for path in layout.here():
         Path(path).unlink(missing_ok=True)
     install.COMMAND.unlink(missing_ok=True)
+    _remove_directories()
     for directory in (install.PREFIX, *RUNTIME):
         shutil.rmtree(directory, ignore_errors=True)
     if machine.has_systemd():
@@ -56,6 +58,14 @@ def _stop() -> None:
             sys.exit(f"uninstall: nothing was removed: {error}")
     elif machine.has_systemd():
         machine.attempt("systemctl", "disable", "--now", "dtun-server.socket", *machine.services())
+
+
+def _remove_directories() -> None:
+    """Those that the installation made, if they are empty now."""
+    if install.DIRECTORIES.exists():
+        for line in reversed(install.DIRECTORIES.read_text().splitlines()):
+            with contextlib.suppress(OSError):
+                Path(line).rmdir()
 
 
 def _purge() -> None:

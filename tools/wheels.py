@@ -1,6 +1,9 @@
 """The Python packages that dtun needs, as wheels: fetched by the lock file, unpacked without pip.
 
-python -m tools.wheels DIRECTORY 3.11 3.12     # DIRECTORY/3.11/*.whl, DIRECTORY/3.12/*.whl
+python -m tools.wheels DIRECTORY 3.11 3.13
+
+DIRECTORY/3.11/*.whl           for one Python
+DIRECTORY/3.13/sources/        what python-mbedtls is compiled from for another, of which PyPI has no wheel
 """
 
 # ruff: noqa: INP001, S603, T201
@@ -16,11 +19,13 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tools import bootstrap, mbedtls_wheel
+from tools import bootstrap, mbedtls_sources, mbedtls_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_VERSION = "{}.{}".format(*sys.version_info)
 LOCK = ROOT / "requirements" / "runtime.txt"
+SOURCES = "sources"
+ANOTHER_PYTHON = "install CPython 3.12 and run make again (Fedora: dnf install python3.12)"
 # The C library of Debian 12 is 2.36. Older names do not imply each other for pip, so each is given.
 GLIBC = ("2_36", "2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 
@@ -33,20 +38,24 @@ def is_on_pypi(version: str) -> bool:
 
 
 def problems(version: str) -> list[str]:
-    """What stands in the way of `download`, each with what to do about it."""
+    """What stands in the way of using dtun with this Python, each with what to do about it.
+
+    A compiled python-mbedtls is not offered yet: with Debian's Mbed TLS 2.28.3 on Python 3.13 a server crashes when
+    its first session settles.
+    """
     if is_on_pypi(version):
         return []
-    if platform.system() == "Linux" and version == OWN_VERSION:
-        return mbedtls_wheel.problems()
-    return [f"python-mbedtls has no wheel for Python {version} on this machine; use Python 3.11 or 3.12"]
+    missing = f"python-mbedtls has no wheel for Python {version} on {platform.system()} {platform.machine()}"
+    if is_on_pypi("3.12"):
+        return [f"{missing}; {ANOTHER_PYTHON}"]
+    return [missing]
 
 
 def download(directory: Path, versions: Iterable[str]) -> None:
     """Fetch the locked packages for each of these Pythons, for the machine that this is, checked by their hashes.
-    If there is none of python-mbedtls, that is compiled.
 
     Raises:
-        OSError, subprocess.CalledProcessError: something cannot be fetched or compiled, and that has been said.
+        OSError, subprocess.CalledProcessError: something cannot be fetched, and that has been said.
     """
     with tempfile.TemporaryDirectory() as environment:
         # Debian's own Python comes without pip.
@@ -55,16 +64,33 @@ def download(directory: Path, versions: Iterable[str]) -> None:
         for version in versions:
             lock = Path(environment, "lock.txt")
             entries = LOCK.read_text()
+            target = ["--python-version", version, *_platforms()]
             if not is_on_pypi(version):
-                print(
-                    f"Compiling python-mbedtls for Python {version}, which takes two minutes ...", flush=True
-                )
-                mbedtls_wheel.build(directory / version)
+                mbedtls_sources.fetch(directory / version / SOURCES, pip, target)
                 entries = re.sub(r"^python-mbedtls==.*?(?=^\S)", "", entries, flags=re.MULTILINE | re.DOTALL)
             lock.write_text(entries)
-            command = [*pip, "download", "--require-hashes", "--only-binary", ":all:", "--no-deps"]
-            command += ["--python-version", version, *_platforms(), "--dest", str(directory / version)]
-            subprocess.run([*command, "-r", str(lock)], check=True)
+            command = [*pip, "download", "--require-hashes", "--only-binary", ":all:", "--no-deps", *target]
+            subprocess.run([*command, "--dest", str(directory / version), "-r", str(lock)], check=True)
+
+
+def compiled(directory: Path) -> list[Path]:
+    """All wheels for the Python that runs this, from what `download` has left in `directory`: if it had to leave
+    sources, they are compiled now.
+
+    Raises:
+        FileNotFoundError: there is nothing for this Python.
+        subprocess.CalledProcessError: python-mbedtls cannot be compiled, and that has been said.
+    """
+    place = directory / OWN_VERSION
+    if (place / SOURCES).is_dir() and not list(place.glob("python_mbedtls-*.whl")):
+        print(
+            f"Compiling python-mbedtls for Python {OWN_VERSION}, which takes a minute or two ...", flush=True
+        )
+        mbedtls_wheel.build(place / SOURCES, place)
+    found = sorted(place.glob("*.whl"))
+    if not found:
+        raise FileNotFoundError(f"there are no wheels for Python {OWN_VERSION} in {place}")
+    return found
 
 
 def _platforms() -> list[str]:

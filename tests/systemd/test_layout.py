@@ -39,7 +39,7 @@ def test_no_file_of_make_install_is_in_a_package_s_place() -> None:
 
 
 def test_a_file_is_replaced_whole_and_for_everybody_to_read(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
+    path = tmp_path / "file"
     install.write(path, "old")
     path.chmod(0o600)
     with path.open() as reader:
