@@ -8,7 +8,7 @@ from typing import Final
 
 _HOOKS: Final = {
     "up": "A program to run, without a shell, when a tunnel comes up: a path, or a list with arguments. "
-    "docs/operations.md has its variables.",
+    "README.md has its variables.",
     "down": "The same for when it goes down.",
     "hook_timeout": "Seconds after which a hook is ended. 30 if nothing is set.",
 }
@@ -76,6 +76,7 @@ CLIENT: Final[Mapping[str, str]] = {
     "ipv6": "Whether IPv6 may leave beside the tunnel. If not set: it may not, if all of IPv4 goes through a tunnel "
     "without IPv6.",
     "routing": "Where the routes are: in the `main` table, or in one of their own, by a `policy` rule.",
+    "host_routes_first": "With `policy`: the host's own routes, but for its default routes, come before the tunnel's.",
     "table": "The number of that table, for `policy`.",
     "mark": "The firewall mark of the tunnel's own packets, for `policy`.",
     "accept_routes": "Which networks that the server pushes go through the tunnel: `none`, `all`, or those inside of "

@@ -1,5 +1,6 @@
 """The operating system's part of dtun, behind one small interface (`dtun.platform.interface`)."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,18 @@ def onlooker(running: Mapping[str, str]) -> Onlooker:
 
         return DarwinOnlooker(running)
     raise _unknown()
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """A new loop for packets: asyncio's, with what this system can do better."""
+    loop: asyncio.AbstractEventLoop
+    if sys.platform == "linux":
+        from dtun.platform.linux.loop import DirectLoop  # noqa: PLC0415
+
+        loop = DirectLoop()
+    else:
+        loop = asyncio.new_event_loop()
+    return loop
 
 
 def _unknown() -> UnavailableError:

@@ -15,7 +15,7 @@ import dtun
 from dtun.config import Config
 from dtun.config.common import Hook
 from dtun.errors import ConfigError, PermissionDeniedError
-from dtun.platform import kernel as platform_kernel
+from dtun.platform import event_loop, kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import notify
 from dtun.service.commands import commands
@@ -83,7 +83,7 @@ def run_client(config: Config) -> int:
 
 def _to_the_end(service: Coroutine[Any, Any, int]) -> int:
     try:
-        with asyncio.Runner(loop_factory=_loop) as runner:
+        with asyncio.Runner(loop_factory=event_loop) as runner:
             return runner.run(service)
     except (ConfigError, PermissionDeniedError):
         raise  # nobody starts it again
@@ -91,17 +91,6 @@ def _to_the_end(service: Coroutine[Any, Any, int]) -> int:
         if notify.status(f"has failed: {error}"):
             time.sleep(RESTART_PAUSE)
         raise
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    loop: asyncio.AbstractEventLoop
-    if sys.platform == "linux":
-        from dtun.service.loop import DirectLoop  # noqa: PLC0415 - epoll is Linux's
-
-        loop = DirectLoop()
-    else:
-        loop = asyncio.new_event_loop()
-    return loop
 
 
 def _raise_descriptor_limit() -> None:

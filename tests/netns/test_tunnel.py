@@ -130,7 +130,7 @@ def test_ipv6_goes_through_a_tunnel_over_the_smallest_path(net: Topology, tmp_pa
 
 def test_subnets_that_are_not_granted_are_refused_and_named_on_both_sides(pair: Pair) -> None:
     server = pair.server(subnets=["10.0.0.0/16"])
-    client = pair.client(subnets=["10.0.0.0/16", "192.0.2.0/24", "198.51.100.0/25"])
+    client = pair.client(subnets=["10.0.0.0/16", "192.0.2.0/24", "198.18.100.0/25"])
     client.wait_connected()
 
     assert server.tunnel()["subnets"] == ["10.0.0.0/16"]
@@ -140,11 +140,12 @@ def test_subnets_that_are_not_granted_are_refused_and_named_on_both_sides(pair: 
 
 
 def test_a_subnet_that_the_server_itself_is_in_is_refused_with_its_owner(pair: Pair) -> None:
-    server = pair.server(subnets=["198.51.0.0/16"])
-    client = pair.client(subnets=["198.51.100.0/24"])
+    pair.left.ip("address add 203.0.113.1/24 dev eth0")
+    server = pair.server(subnets=["203.0.0.0/16"])
+    client = pair.client(subnets=["203.0.113.0/25"])
     client.wait_connected()
 
-    server.wait_log("overlaps 198.51.100.0/24, which belongs to the server's own interface eth0")
+    server.wait_log("overlaps 203.0.113.0/24, which belongs to the server's own interface eth0")
     assert server.tunnel()["subnets"] == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dtun.service.loop import DirectLoop
+from dtun.platform.linux.loop import DirectLoop
 
 
 @pytest.fixture

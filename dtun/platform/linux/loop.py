@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVarTuple
 
-assert sys.platform == "linux"  # noqa: S101 - so that type checkers for other systems pass on
+assert sys.platform == "linux"  # noqa: S101 - tells type checkers for other systems that epoll is not theirs
 
 _EVENTS_AT_ONCE = 64
 
