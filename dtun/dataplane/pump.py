@@ -194,11 +194,16 @@ class Pump:
         self._loop.add_reader(self._device.fileno(), self._read_device)
 
     def _read_socket(self, port: Port) -> None:
-        self._receive(port)
+        alone = self._receive(port)
         # Not after each batch: a super-packet that came in two of them is one write.
         self._device.flush()
+        if alone and not self._pending and self._rest is None:
+            # If the host answers at once, as to a ping, that need not wait for the next turn.
+            self._read_device()
 
-    def _receive(self, port: Port) -> None:
+    def _receive(self, port: Port) -> bool:
+        """Take in what has come by a socket, up to `RECEIVES` batches; whether it was a single datagram."""
+        alone = False
         buffer, datagrams, deliver, accepts = (
             self._buffer,
             port.datagrams,
@@ -209,10 +214,11 @@ class Pump:
             try:
                 length, size = datagrams.receive_into(buffer)
             except BlockingIOError:
-                return
+                return alone
             except OSError as error:
                 self._failed(port, "udp receive", error)
-                return
+                break
+            alone = turn == 0 and length == size
             odd: list[bytes] = []
             plaintexts = port.open_batch(buffer[:length], size or 1, odd)
             for plaintext in deliver(plaintexts, accepts):
@@ -220,11 +226,8 @@ class Pump:
             for datagram in odd:
                 self.receive(port, datagram)
             if datagrams.socket.fileno() not in self._ports:
-                return  # one of them ended the session
-            if turn == 0 and length == size and not self._pending and self._rest is None:
-                # It came alone. If the host answers at once, as to a ping, that need not wait for the next turn.
-                self._device.flush()
-                self._read_device()
+                break  # one of them ended the session
+        return False
 
     def _failed(self, port: Port, doing: str, error: OSError) -> None:
         self._counters.dropped(doing, error)
