@@ -10,6 +10,10 @@ It knows these habits of python-mbedtls:
 - After any error but the "want" ones the buffer has been reset. It must not be used again.
 - The PSK lookup is called from C in the middle of a step. It is the one place where the client's identity
   shows, and an exception there would be swallowed and look like an unknown identity.
+- A state is restored into an object that `__init__` has not seen: `__setstate__` calls it, and what an earlier
+  call allocated (33 KiB) would never be freed.
+- A state that Mbed TLS refuses would crash the process, see `_Copy`; one with an ALPN name in it often is
+  refused, see `MbedBuffer.export`.
 """
 
 import os
@@ -25,6 +29,9 @@ from dtun.dtls.suites import Suite, by_code, by_name
 from dtun.protocol.record import MAX_PLAINTEXT, server_hello_suite, split
 
 ALPN: Final = "dtun/1"
+# How a state ends in which it was agreed: length and name.
+_ALPN_FIELD: Final = bytes([len(ALPN)]) + ALPN.encode()
+_NO_ALPN_FIELD: Final = bytes(1)
 
 _OUTPUT_MAX: Final = 1 << 15
 # A full record of the most roomy suite. More would be left over in the buffer and run into the next datagram.
@@ -51,13 +58,23 @@ _FAILURES: Final = {
 KeyLookup = Callable[[str, Suite], bytes | None]
 
 
-class MbedBuffer:
-    """One DTLS connection inside Mbed TLS. `wrap` makes the object underneath."""
+class _Copy(tls.TLSWrappedBuffer):  # type: ignore[misc]  # mypy does not look into mbedtls
+    """The object underneath a connection that is restored from a state.
 
-    def __init__(self, wrap: Callable[[], Any], store: "KeyStore | None" = None) -> None:
-        self._wrap = wrap
+    When Mbed TLS refuses a state it frees the connection, and then python-mbedtls resets it, which reads through a
+    null pointer: SIGSEGV. So this one is never reset; after an error it is thrown away anyway.
+    """
+
+    def _reset(self) -> None:
+        pass
+
+
+class MbedBuffer:
+    """One DTLS connection inside Mbed TLS, around an object of python-mbedtls."""
+
+    def __init__(self, buffer: Any, store: "KeyStore | None" = None) -> None:
         self._store = store
-        self._buffer = wrap()
+        self._buffer = buffer
         self._buffer.setmtu(HANDSHAKE_MTU)
         self._output: list[bytes] = []
         self._chosen: Suite | None = None
@@ -170,11 +187,16 @@ class MbedBuffer:
         except TypeError:
             return None
         self.failure = Failure.OTHER
+        connection: bytes = state["connection"]
+        if connection.endswith(_ALPN_FIELD):
+            # Before 2.28.8 Mbed TLS looks for the name in the wrong place and refuses any state that has one
+            # (mbedtls_ssl_context_load). The name has done its work in the handshake.
+            state["connection"] = connection.removesuffix(_ALPN_FIELD) + _NO_ALPN_FIELD
         return state
 
     def restored(self, state: dict[str, Any]) -> Self:
         """A new connection that goes on where `state` was exported; ExportError if Mbed TLS refuses it."""
-        copy = type(self)(self._wrap, self._store)
+        copy = type(self)(_Copy.__new__(_Copy), self._store)
         try:
             copy._buffer.__setstate__(state)  # noqa: SLF001 - of our own class
         except (TLSError, TypeError, ValueError, KeyError):
@@ -264,7 +286,7 @@ def client_factory(
             **_common(suites, retransmit),
         )
     )
-    return lambda: MbedBuffer(lambda: context.wrap_buffers(None))
+    return lambda: MbedBuffer(context.wrap_buffers(None))
 
 
 def server_factory(
@@ -279,7 +301,7 @@ def server_factory(
             **_common(suites, retransmit),
         )
     )
-    return lambda: MbedBuffer(context.wrap_buffers, store)
+    return lambda: MbedBuffer(context.wrap_buffers(), store)
 
 
 def _common(suites: Sequence[Suite], retransmit: tuple[float, float]) -> dict[str, Any]:
