@@ -1,14 +1,20 @@
 """The keys of a session, read from the state that Mbed TLS 2.28 serialises (`mbedtls_ssl_context_save`).
 
-      0  version of Mbed TLS 3 | configuration 5 | length of the session 4
+      0  version of Mbed TLS 3 | session flags 2 | connection flags 3 | length of the session 4
      12  session: start time 8 | suite 2 | compression 1 | session id length 1 | session id 32 |
          master secret 48 | the rest: what certificates and extensions need
     then randoms 64, in the order of the key expansion: server, client
          failed MACs 4 | replay window, highest 8 | replay window, bitmap 8 (bit n: highest - n has come)
          no packing 1 | epoch and sequence of the next record out 8 | MTU 2 | ALPN length 1, name
 
-All numbers are big-endian. The layout is private to Mbed TLS, so every constant of it is checked here, and
-settle.py checks the result against Mbed TLS itself before a record depends on it.
+All numbers are big-endian. The flags say with which options Mbed TLS was compiled, as far as they add fields:
+
+    session     1 start time | 2 certificates | 4 tickets of clients | 8 maximum fragment length | 16 truncated HMAC |
+                32 encrypt-then-MAC | 64 tickets | 128 keeps the peer's certificate (not told before 2.28.8)
+    connection  1 connection IDs, after the randoms | 2 failed MACs | 4 replay window | 8 ALPN
+
+The layout is private to Mbed TLS, so every constant of it is checked here, and settle.py checks the result
+against Mbed TLS itself before a record depends on it.
 """
 
 import hmac
@@ -18,10 +24,13 @@ from typing import Final
 
 from dtun.dtls.suites import Suite
 
-# Versions 2.28.x write the same layout, as long as the flags say that they were configured alike.
+# Versions 2.28.0 to 2.28.10, the last one, write the same layout where their flags are the same.
 _VERSION: Final = b"\x02\x1c"
-_CONFIGURATION: Final = b"\x00\xff\x00\x00\x0e"
-_HEADER: Final = struct.Struct("!2sB5sI")
+# The fields of these come after all that is read of the session, and its length says where they end.
+_ANY_SESSION_FLAGS: Final = 0x00FE
+_SESSION_FLAGS: Final = 0x0001
+_CONNECTION_FLAGS: Final = b"\x00\x00\x0e"
+_HEADER: Final = struct.Struct("!2sBH3sI")
 _SESSION: Final = struct.Struct("!QHBB32s48s")
 _TRANSFORM: Final = struct.Struct("!64sIQQB2sHIHB")
 _BITMAP_SIZE: Final = 64
@@ -58,11 +67,11 @@ def parse(state: bytes, suite: Suite) -> SessionKeys:
 
 
 def _parse(state: bytes, suite: Suite) -> SessionKeys:
-    version, _patch, configuration, session_length = _HEADER.unpack_from(state)
+    version, _patch, session_flags, connection_flags, session_length = _HEADER.unpack_from(state)
     if version != _VERSION:
         raise ExportError(f"Mbed TLS {version[0]}.{version[1]} where 2.28 is known")
-    if configuration != _CONFIGURATION:
-        raise ExportError(f"Mbed TLS is configured as {configuration.hex()}, not {_CONFIGURATION.hex()}")
+    if session_flags & ~_ANY_SESSION_FLAGS != _SESSION_FLAGS or connection_flags != _CONNECTION_FLAGS:
+        raise ExportError(f"Mbed TLS is configured as {session_flags:04x} {connection_flags.hex()}")
     if session_length < _SESSION.size:
         raise ExportError(f"a session of {session_length} bytes")
     _, code, compression, _, _, master_secret = _SESSION.unpack_from(state, _HEADER.size)
