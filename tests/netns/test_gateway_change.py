@@ -84,3 +84,25 @@ def test_flows_go_on_by_the_better_gateway(net: Topology, tmp_path: Path, routin
     assert float(gap) < LONGEST_GAP
     assert client.stop() == 0
     assert "217" not in world.home.ip("route show table all")
+
+
+@pytest.mark.parametrize("routing", ["main", "policy"])
+def test_the_host_gets_another_address(net: Topology, tmp_path: Path, routing: str) -> None:
+    """As a DHCP server does it that has given the old one away: it goes, and the routes by it with it."""
+    world = World(net, tmp_path)
+    server = world.server()
+    client = world.client(routes="everything", routing=routing, bypass=["192.0.2.0/24"])
+    client.wait_connected()
+    wait_reached(world.home, THERE)
+
+    world.home.ip("address flush dev eth0 scope global")
+    world.home.ip("address add 198.18.1.22/24 dev eth0")
+    world.home.ip("route add default via 198.18.1.1 dev eth0 metric 100")
+
+    wait_for(lambda: (server.tunnel()["endpoint"] or "").startswith("198.18.1.22:"), "the server to hear of it")
+    wait_reached(world.home, THERE)
+    wait_reached(world.home, BYPASSED)
+    wire = world.sniffer()
+    assert world.ways(wire, [THERE, BYPASSED]) == {THERE: "tunnel", BYPASSED: "direct"}
+    assert client.stop() == 0
+    assert "217" not in world.home.ip("route show table all")

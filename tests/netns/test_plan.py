@@ -162,6 +162,17 @@ def test_conflicts_are_told_before_anything_is_changed(world: World) -> None:
         assert f"conflict: {told}" in conflicts, output
 
 
+def test_a_subnet_that_is_also_the_servers_own_is_told(world: World) -> None:
+    config = world.directory / "plan.yaml"
+    entry = {"key_file": world.key, "subnets": ["198.18.3.0/24", "10.0.0.0/16"]}
+    config.write_text(yaml.safe_dump({"server": {"clients": {"home": entry}}}))
+    command = (sys.executable, "-m", "dtun", "plan", "-c", str(config))
+    output = world.far.run(*command, check=False).splitlines()
+    (conflict,) = [line for line in output if line.startswith("conflict: ")]
+    assert "198.18.3.0/24" in conflict
+    assert "is this host's own network 198.18.3.0/24 (eth0)" in conflict
+
+
 def test_the_plan_of_a_server_is_what_it_does(world: World) -> None:
     world.far.ip("route add default via 198.18.3.2")
     clients = {"home": {"key_file": world.key, "subnets": ["10.0.0.0/16"]}}
