@@ -99,7 +99,9 @@ def test_the_host_gets_another_address(net: Topology, tmp_path: Path, routing: s
     world.home.ip("address add 198.18.1.22/24 dev eth0")
     world.home.ip("route add default via 198.18.1.1 dev eth0 metric 100")
 
-    wait_for(lambda: (server.tunnel()["endpoint"] or "").startswith("198.18.1.22:"), "the server to hear of it")
+    wait_for(
+        lambda: (server.tunnel()["endpoint"] or "").startswith("198.18.1.22:"), "the server to hear of it"
+    )
     wait_reached(world.home, THERE)
     wait_reached(world.home, BYPASSED)
     wire = world.sniffer()
