@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import yaml
 
 from dtun.config import keys
 from dtun.dtls.association import AssociationState
 from dtun.dtls.engine import ClientEngine
+from dtun.service.control import ask
 from tests.interop.gopeer.peer import PION, GoPeer
 
 # The helpers for namespaces are imported by their bare names, as they import each other.
@@ -338,6 +340,43 @@ def test_a_greeting_may_look_like_an_ip_packet(world: World, pool: str) -> None:
     assert server.wait_connected("old")["peer_address"] == address
     assert can_ping(world.left, address, count=3)
     assert "tun write" not in str(client.tunnel()["drops"])
+
+
+# Moving from one to the other (docs/from-go-dtun.md), a client keeping its id
+
+
+def test_one_client_after_another_moves_to_dtun_and_can_go_back(world: World) -> None:
+    old = {"key_file": world.key_file(), "compat": "go"}
+    home, office = {**old, "subnets": ["10.0.0.0/16"]}, {**old, "subnets": ["10.1.0.0/16"]}
+    server = world.server({"home": home, "office": office})
+    before = world.go_client("-id", "home", "-peernet", "10.0.0.0/16")
+    before.wait_for("UP")
+    world.go_client("-id", "office", "-peernet", "10.1.0.0/16", "-tun", "office").wait_for("UP")
+    untouched = server.wait_connected("office")
+
+    before.kill()
+    new_key = world.key_file(keys.generate())
+    reload(server, {"home": {"key_file": new_key, "subnets": ["10.0.0.0/16"]}, "office": office})
+    client = world.client(id="home", key_file=new_key, compat=None, subnets=["10.0.0.0/16"])
+
+    client.wait_connected()
+    row = server.wait_connected("home")
+    assert (row["suite"], row["subnets"]) == ("ECDHE-PSK-CHACHA20-POLY1305", ["10.0.0.0/16"])
+    now = server.tunnel("office")
+    assert (now["suite"], now["since"]) == ("PSK-AES-128-CCM-8", untouched["since"])
+
+    reload(server, {"home": home, "office": office})
+    assert client.stop() == 0
+    world.go_client("-id", "home", "-peernet", "10.0.0.0/16").wait_for("UP")
+    assert server.wait_connected("home")["subnets"] == ["10.0.0.0/16"]
+
+
+def reload(server: Daemon, clients: Row) -> None:
+    """Have a server go on with other entries."""
+    server.section["clients"] = clients
+    server.config.write_text(yaml.safe_dump({"server": server.section}))
+    lines = (ask(Path(server.section["runtime_directory"]) / "server.sock", "reload", timeout=30))["lines"]
+    assert any("home: compat is" in line for line in lines), lines
 
 
 # What is off by default
