@@ -116,3 +116,10 @@ def test_its_words_hold_no_secret() -> None:
             Keepsake(descriptor)
         assert "AQEB" not in str(caught.value)
         os.close(descriptor)
+
+
+def test_a_suite_that_only_another_version_knows_is_refused_at_once() -> None:
+    with keepsake() as made:
+        other = made.description.model_copy(update={"suite": 0xFFFF})
+        with pytest.raises(ValueError, match="suite 0xffff is unknown"):
+            Keepsake.make(other)
