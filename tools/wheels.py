@@ -38,12 +38,8 @@ def is_on_pypi(version: str) -> bool:
 
 
 def problems(version: str) -> list[str]:
-    """What stands in the way of using dtun with this Python, each with what to do about it.
-
-    A compiled python-mbedtls is not offered yet: with Debian's Mbed TLS 2.28.3 on Python 3.13 a server crashes when
-    its first session settles.
-    """
-    if is_on_pypi(version):
+    """What stands in the way of using dtun with this Python, each with what to do about it."""
+    if is_on_pypi(version) or mbedtls_sources.release() is not None:
         return []
     missing = f"python-mbedtls has no wheel for Python {version} on {platform.system()} {platform.machine()}"
     if is_on_pypi("3.12"):

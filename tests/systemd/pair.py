@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.systemd.container import Container, cable, wait_for
-from tests.systemd.package import install_package
+from tests.systemd.package import install_package, system
+from tests.systemd.rootfs import SUITE
 
 SERVER = """\
 server:
@@ -102,14 +103,17 @@ class Pair:
 
 
 @contextmanager
-def installed_pair() -> Iterator[Pair]:
-    """From two fresh systems to a tunnel."""
-    with Container("server") as server, Container("client") as client:
+def installed_pair(server_suite: str = SUITE, client_suite: str = SUITE) -> Iterator[Pair]:
+    """From two fresh systems, of these releases of Debian, to a tunnel."""
+    with (
+        Container("server", system=system(server_suite)) as server,
+        Container("client", system=system(client_suite)) as client,
+    ):
         cable(server, "eth0", client, "eth0", "192.0.2.1/24", "192.0.2.2/24")
         client.ip(f"address add {BEHIND_CLIENT}/32 dev lo")
         pair = Pair(Machine(server, "server", SERVER), Machine(client, "client", CLIENT))
-        for machine in (pair.server, pair.client):
-            install_package(machine.container)
+        install_package(server, server_suite)
+        install_package(client, client_suite)
         server.run("dtun", "genkey", "-o", "/etc/dtun/home.key")
         client.write("/etc/dtun/home.key", server.read("/etc/dtun/home.key"), 0o640, "root:dtun")
         for machine in (pair.server, pair.client):

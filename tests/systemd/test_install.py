@@ -1,5 +1,6 @@
 """Installing, updating and removing dtun on a fresh Debian 12 and 13: from the tree, and from the package."""
 
+import json
 import shutil
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 import dtun
 from tests.systemd.container import Container
 from tests.systemd.package import PYTHONS, copy_checkout, fetched_wheels, install_package, system
+from tests.systemd.pair import installed_pair
 
 # What `make install` and `make uninstall` run, with the Python and in the directory that make would.
 INSTALL = ("env", "-C", "/src", "/usr/bin/python3", "-B", "-m", "tools.install")
@@ -182,3 +184,13 @@ def test_the_package_is_installed_updated_removed_and_purged(
     fresh.run("dpkg", "-P", "dtun")
     assert everything(fresh) - before == {"/root/dtun.deb"}
     assert fresh.complete("id", "dtun").returncode != 0
+
+
+@pytest.mark.parametrize(("server", "client"), [("trixie", "bookworm"), ("bookworm", "trixie")])
+def test_debian_12_and_13_talk(server: str, client: str) -> None:
+    """With python-mbedtls from PyPI at one end and compiled at the other; records leave Mbed TLS at both."""
+    with installed_pair(server, client) as pair:
+        for machine in (pair.server, pair.client):
+            (tunnel,) = json.loads(machine.container.run("dtun", "status", "--json"))["tunnels"]
+            assert tunnel["offloaded"] is True
+            assert tunnel["suite"] == "ECDHE-PSK-CHACHA20-POLY1305"
