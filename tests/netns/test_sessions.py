@@ -316,8 +316,10 @@ def test_hooks_know_the_tunnel_and_run_in_order(world: World) -> None:
     hook.write_text(f"#!/bin/sh\nenv | sort >> {seen}\necho --- >> {seen}\necho said by the hook\n")
     hook.chmod(0o755)
     server = world.server()
-    dns = {"dns": ["10.86.0.1", "192.0.2.53"], "dns_domains": ["~corp.example", "example.org"]}
-    client = world.client(up=str(hook), down=[str(hook)], subnets=[], **dns)
+    domains = ["~corp.example", "example.org"]
+    client = world.client(
+        up=str(hook), down=[str(hook)], subnets=[], dns=["10.86.0.1", "192.0.2.53"], dns_domains=domains
+    )
     client.wait_connected()
     client.wait_log("said by the hook")
     client.stop()
