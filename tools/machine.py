@@ -19,11 +19,11 @@ def problems() -> list[str]:
         found.append("root is needed; run: sudo make install")
     if sys.prefix != sys.base_prefix:
         found.append("this Python is one of a virtual environment; run: make install PYTHON=/usr/bin/python3")
-    if Path(sys.base_prefix).is_relative_to("/home") or Path(sys.base_prefix).is_relative_to("/root"):
-        found.append(
-            f"the services may not read {sys.base_prefix}; run: make install PYTHON=/usr/bin/python3"
-        )
     if platform.system() == "Linux":
+        if Path(sys.base_prefix).is_relative_to("/home") or Path(sys.base_prefix).is_relative_to("/root"):
+            found.append(
+                f"the services may not read {sys.base_prefix}; run: make install PYTHON=/usr/bin/python3"
+            )
         if shutil.which("systemctl") is None:
             found.append("there is no systemd; without it, see docs/install.md for how to start dtun by hand")
         if _is_package():

@@ -89,7 +89,8 @@ def test_the_benchmark_of_routes_measures_all_three_ways_in_bounded_memory() -> 
     bench.returncode = os.waitstatus_to_exitcode(status)
     assert bench.returncode == 0, output
     assert len(re.findall(r"^(\S.*?) {2,}([\d.]+) s +([\d.]+) s$", output, re.MULTILINE)) == 3, output
-    assert usage.ru_maxrss < 100_000, f"{usage.ru_maxrss} KiB"
+    # All of Python and of what is imported is in there.
+    assert usage.ru_maxrss < 200_000, f"{usage.ru_maxrss} KiB"
 
 
 def test_others_get_their_turn_meanwhile(host: Host, runtime: Path) -> None:
