@@ -19,7 +19,7 @@ if __name__ == "__main__":
         return Path(f"{root}{path}")
 
     for module, names in (
-        (install, ("PREFIX", "COMMAND", "CONFIG", "KEYS")),
+        (install, ("PREFIX", "COMMAND", "CONFIG", "KEYS", "DIRECTORIES")),
         (launchd, ("DAEMONS", "LOGS")),
     ):
         for name in names:
