@@ -11,8 +11,8 @@ from dtun.protocol import virtio
 from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
 from dtun.protocol.trains import Train
 
-_SEGMENT = bytes([SEGMENT])
-_JOINED = (_SEGMENT, bytes([PARTIAL]))
+_SEGMENT, _PARTIAL = bytes([SEGMENT]), bytes([PARTIAL])
+_JOINED = (_SEGMENT, _PARTIAL)
 
 
 class TunDevice(Protocol):
@@ -49,7 +49,6 @@ class OffloadDevice:
         self._buffer = bytearray(virtio.SIZE + MAX_PACKET)
         self._read_into = reader(self._descriptor).readinto
         self._joined: Run | Train | None = None
-        self._joins = b""
         self._view = memoryview(self._buffer)
 
     def fileno(self) -> int:
@@ -82,7 +81,8 @@ class OffloadDevice:
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []
-        joined, joins = self._joined, self._joins
+        joined = self._joined
+        joins = _SEGMENT if isinstance(joined, Run) else _PARTIAL
         number, count = 0, len(plaintexts)
         while number < count:
             frame = plaintexts[number]
@@ -105,7 +105,7 @@ class OffloadDevice:
                     self._write((virtio.NO_OFFLOAD, frame), 1)
             else:
                 others.append(frame)
-        self._joined, self._joins = joined, joins
+        self._joined = joined
         return others
 
     def flush(self) -> None:

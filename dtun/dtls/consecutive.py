@@ -9,7 +9,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Final
 
-from dtun.protocol.record import APPLICATION_DATA, HEADER_SIZE
+from dtun.protocol.record import APPLICATION_DATA
 
 VERSION: Final = b"\xfe\xfd"
 DATA: Final = bytes([APPLICATION_DATA]) + VERSION
@@ -85,8 +85,3 @@ def _associated_ends(length: int) -> list[bytes]:
 def rows(size: int, header: int) -> Struct:
     """For records of `size` bytes that follow each other: iter_unpack gives the header and the rest of each."""
     return Struct(f"{header}s{size - header}s")
-
-
-def number_in(header: bytes) -> int:
-    """Epoch and sequence number."""
-    return int.from_bytes(header[3 : HEADER_SIZE - 2])

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 
-from dtun.dtls.consecutive import DATA, VERSION, Consecutive, number_in, rows
+from dtun.dtls.consecutive import DATA, VERSION, Consecutive, rows
 from dtun.dtls.export import SessionKeys
 from dtun.dtls.window import ReplayWindow
 from dtun.protocol.record import (
@@ -29,6 +29,7 @@ from dtun.protocol.record import (
     HEADER_SIZE,
     MAX_PLAINTEXT,
     MAX_SEQUENCE,
+    sequence_of,
     split,
 )
 
@@ -226,8 +227,8 @@ class AeadRecords:
         """The plaintexts if all of these are authentic and in order, which is nearly always; else nothing happens."""
         headers, sealed = zip(*rows(size, self._body).iter_unpack(datagrams), strict=True)
         numbers, length = self._opening, size - self._body - self._tag
-        number = number_in(headers[0])
-        sequence = number ^ _EPOCH_1
+        sequence = sequence_of(headers[0])
+        number = _EPOCH_1 | sequence
         # One comparison for all that a header says: whatever is not as expected is for `_open_each` to judge.
         if (
             not self._window.highest < sequence <= MAX_SEQUENCE - count

@@ -5,11 +5,9 @@ all have the port of the socket that it came by. dtun.platform.linux.firewall_wi
 """
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from dtun.platform.linux.bulk import force_receive_buffer
 from dtun.platform.linux.firewall_wire import (
     NETLINK_NETFILTER,
     NFNL_SUBSYS_NFTABLES,
@@ -20,8 +18,8 @@ from dtun.platform.linux.firewall_wire import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
 )
-from dtun.platform.linux.quiet import leave_out
-from dtun.platform.linux.rtnetlink import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, attributes, messages, text
+from dtun.platform.linux.quiet import notifications
+from dtun.platform.linux.rtnetlink import attributes, messages, text
 
 _NFNLGRP_NFTABLES: Final = 7  # linux/netfilter/nfnetlink.h
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20
@@ -64,19 +62,7 @@ class FirewallMonitor:
         self._lost = lost
         self._overflowed = False
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(
-            socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
-            NETLINK_NETFILTER,
-        )
-        try:
-            force_receive_buffer(self._socket, _RECEIVE_BUFFER_BYTES)
-            leave_out(self._socket, ports)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = notifications(NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], _RECEIVE_BUFFER_BYTES, ports)
         self._loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:

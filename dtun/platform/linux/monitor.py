@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
-from dtun.platform.linux.bulk import force_receive_buffer
 from dtun.platform.linux.losses import LossView
-from dtun.platform.linux.quiet import leave_out
+from dtun.platform.linux.quiet import notifications
 from dtun.platform.linux.rtnetlink import (
     IFA_ADDRESS,
     IFA_F_TENTATIVE,
@@ -23,7 +22,6 @@ from dtun.platform.linux.rtnetlink import (
     IFINFOMSG,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
-    NETLINK_ADD_MEMBERSHIP,
     ROUTE_PROTOCOL,
     RTA_OIF,
     RTM_DELADDR,
@@ -33,7 +31,6 @@ from dtun.platform.linux.rtnetlink import (
     RTM_NEWLINK,
     RTM_NEWROUTE,
     RTMSG,
-    SOL_NETLINK,
     attributes,
     messages,
     number,
@@ -147,16 +144,12 @@ class Monitor:
         self._lost = lost
         self._overflowed = False
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(
-            socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
+        self._socket = notifications(
             socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
+            GROUPS,
+            RECEIVE_BUFFER_BYTES,
+            ports,
         )
-        force_receive_buffer(self._socket, RECEIVE_BUFFER_BYTES)
-        leave_out(self._socket, ports)
-        self._socket.bind((0, 0))
-        for group in GROUPS:
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A socket filter that leaves out what this process did itself, before it takes room in the socket's queue.
+"""Sockets for the kernel's notifications, which leave out what this process did itself before it takes room in a queue.
 
 Ten thousand routes of our own would overflow any queue. Classic BPF (Documentation/networking/filter.rst in the
 kernel's source), on a notification as dtun.platform.linux.rtnetlink draws it:
@@ -18,7 +18,14 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from dtun.platform.linux.rtnetlink import NLMSGHDR, ROUTE_PROTOCOL, RTM_NEWROUTE
+from dtun.platform.linux.bulk import force_receive_buffer
+from dtun.platform.linux.rtnetlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NLMSGHDR,
+    ROUTE_PROTOCOL,
+    RTM_NEWROUTE,
+    SOL_NETLINK,
+)
 
 SOCK_FILTER = struct.Struct("=HBBI")
 SOCK_FPROG = struct.Struct("@HP")
@@ -60,3 +67,28 @@ def leave_out(netlink: socket.socket, ports: Iterable[int]) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     count = len(code) // SOCK_FILTER.size
     netlink.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SOCK_FPROG.pack(count, ctypes.addressof(buffer)))
+
+
+def notifications(protocol: int, groups: Iterable[int], size: int, ports: Iterable[int]) -> socket.socket:
+    """A netlink socket that does not block and hears these multicast groups, with room for `size` bytes.
+
+    `ports` are those of the sockets by which this process makes its own changes.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    made = socket.socket(
+        socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
+        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
+        protocol,
+    )
+    try:
+        force_receive_buffer(made, size)
+        leave_out(made, ports)
+        made.bind((0, 0))
+        for group in groups:
+            made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    except OSError:
+        made.close()
+        raise
+    return made
