@@ -121,7 +121,7 @@ def missing_packages(wanted: Sequence[SystemPackage]) -> list[str]:
         return Path(probe).exists() if probe.startswith("/") else shutil.which(probe, path=path) is not None
 
     missing = [package.name for package in wanted if not present(package.probe)]
-    if not VENV.exists() and importlib.util.find_spec("ensurepip") is None:
+    if not has_this_python(VENV) and importlib.util.find_spec("ensurepip") is None:
         # Debian keeps the part of Python that makes virtual environments in a package of its own.
         missing.append("python{}.{}-venv".format(*sys.version_info))
     return missing
@@ -196,12 +196,19 @@ def is_set_up(profile: str) -> bool:
     return False
 
 
+def has_this_python(venv_directory: Path) -> bool:
+    config = venv_directory / "pyvenv.cfg"
+    return config.is_file() and {
+        f"version = {platform.python_version()}",
+        f"home = {Path(sys.executable).parent}",
+    } <= set(config.read_text().splitlines())
+
+
 def set_up_venv(profile: str) -> None:
     begin = time.monotonic()
     say(f"Setting up .venv with Python {platform.python_version()} ...")
     # An environment whose Python is another one, or gone, is made anew; else it is brought up to date.
-    config = VENV / "pyvenv.cfg"
-    same_python = config.is_file() and f"version = {platform.python_version()}\n" in config.read_text()
+    same_python = has_this_python(VENV)
     for stamp in VENV.glob(".dtun-*"):
         stamp.unlink()
     venv.create(VENV, with_pip=True, clear=not same_python, symlinks=True)

@@ -75,9 +75,10 @@ class Datagrams:
                     size = _SIZE.pack(len(records[done]))
                     self.socket.sendmsg(records[done:end], ((_SOL_UDP, _UDP_SEGMENT, size),))
             except OSError as error:
-                if error.errno in _LATER:
+                more = self.insist(records[done:end], error, refused)
+                if not more:
                     return done
-                done += self._insist(records[done:end], error, refused)
+                done += more
             else:
                 done = end
         return done
@@ -96,10 +97,15 @@ class Datagrams:
                 return length, _GRO_SIZE.unpack_from(data)[0]
         return length, length
 
-    def _insist(
+    def insist(
         self, batch: Sequence[bytes], error: OSError, refused: Callable[[OSError], None] | None
     ) -> int:
-        """A batch, or one datagram, was refused: find out what can be done. Returns how many are done with."""
+        """Find out what can be done after `error` of a send of this batch, or of this one datagram; see `send`.
+
+        Returns how many are done with: none when the socket is full.
+        """
+        if error.errno in _LATER:
+            return 0
         if error.errno in _TOO_LARGE:
             again = self._refusal(batch)
             if again is None:  # it was an earlier one that was meant

@@ -22,6 +22,10 @@ class Device(Protocol):
         """The frames of one read, None when there is nothing. Raises OSError when it is gone or down."""
         ...
 
+    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
+        """Write what is in one plaintext that nothing else waits for; False if it is no packet, but for the session."""
+        ...
+
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         """Write the packets among these plaintexts of records; returns the others, which are for the session.
 
@@ -63,20 +67,20 @@ class PlainDevice:
         counters.tx_bytes += len(packet)
         return (packet,)
 
+    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
+        if not plaintext or plaintext[0] >> 4 not in (4, 6):
+            return False
+        if accepts(plaintext, 0):
+            counters = self._counters
+            try:
+                counters.rx_bytes += os.write(self._descriptor, plaintext)
+                counters.rx_packets += 1
+            except OSError as error:
+                counters.dropped("tun write", error)
+        return True
+
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
-        counters, others = self._counters, []
-        for packet in plaintexts:
-            if not packet or packet[0] >> 4 not in (4, 6):
-                others.append(packet)
-            elif accepts(packet, 0):
-                try:
-                    os.write(self._descriptor, packet)
-                except OSError as error:
-                    counters.dropped("tun write", error)
-                else:
-                    counters.rx_packets += 1
-                    counters.rx_bytes += len(packet)
-        return others
+        return [plaintext for plaintext in plaintexts if not self.deliver_one(plaintext, accepts)]
 
     def flush(self) -> None:
         """Nothing waits here."""

@@ -10,9 +10,12 @@ from dtun.dataplane.utun import UtunDevice
 from dtun.protocol import virtio
 from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
 from dtun.protocol.trains import Train
+from dtun.protocol.virtio import NO_OFFLOAD
 
 _SEGMENT, _PARTIAL = bytes([SEGMENT]), bytes([PARTIAL])
 _JOINED = (_SEGMENT, _PARTIAL)
+_HEADER_SIZE = virtio.SIZE
+_MAX_READ = _HEADER_SIZE + MAX_PACKET
 
 
 class TunDevice(Protocol):
@@ -46,21 +49,23 @@ class OffloadDevice:
         self._trains = "udp-segments" in tun.offloads
         self._descriptor = tun.fileno()
         self._counters = counters
-        self._buffer = bytearray(virtio.SIZE + MAX_PACKET)
-        self._read_into = reader(self._descriptor).readinto
+        self._read = reader(self._descriptor).read
         self._joined: Run | Train | None = None
-        self._view = memoryview(self._buffer)
 
     def fileno(self) -> int:
         return self._descriptor
 
     def read(self) -> Sequence[bytes] | None:
-        length = self._read_into(self._buffer)
-        if length is None:
+        read = self._read(_MAX_READ)
+        if read is None:
             return None
-        flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(self._buffer)
-        packet = bytes(self._view[virtio.SIZE : length])
+        packet = read[_HEADER_SIZE:]
         counters = self._counters
+        if read.startswith(NO_OFFLOAD):
+            counters.tx_packets += 1
+            counters.tx_bytes += len(packet)
+            return (packet,)
+        flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(read)
         frames: Sequence[bytes]
         if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.handed_out:
             # From the kernel's queue, where it has waited since a peer was served that could take it.
@@ -78,6 +83,23 @@ class OffloadDevice:
         counters.tx_packets += len(frames)
         counters.tx_bytes += len(packet)
         return frames
+
+    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
+        if plaintext and plaintext[0] >> 4 in (4, 6):
+            if accepts(plaintext, 0):
+                counters = self._counters
+                try:
+                    os.write(self._descriptor, NO_OFFLOAD + plaintext)
+                    counters.rx_packets += 1
+                    counters.rx_bytes += len(plaintext)
+                except OSError as error:
+                    counters.dropped("tun write", error)
+            return True
+        if plaintext[:1] in _JOINED:
+            self.deliver((plaintext,), accepts)
+            self.flush()
+            return True
+        return False
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []
@@ -100,10 +122,7 @@ class OffloadDevice:
                 joined = self._begin(frame, accepts)
                 if isinstance(joined, Run):
                     number += joined.extend_many(plaintexts, number)
-            elif frame and frame[0] >> 4 in (4, 6):
-                if accepts(frame, 0):
-                    self._write((virtio.NO_OFFLOAD, frame), 1)
-            else:
+            elif not self.deliver_one(frame, accepts):
                 others.append(frame)
         self._joined = joined
         return others

@@ -3,6 +3,9 @@
     out   TUN readable -> read until there is enough for a batch -> seal -> send
     in    UDP readable -> receive a batch -> open -> source allowed? -> write to TUN
 
+What comes after a pause is most likely alone, and takes the same way by itself, without a look for more: processors
+that have slept take half a microsecond for each step of Python, and two for each call, in four wake-ups a round trip.
+
 What the UDP socket does not take now waits here, and TUN is not read until the socket has room again: the
 kernel's queue in front of the TUN device then does what queues are for.
 """
@@ -10,7 +13,7 @@ kernel's queue in front of the TUN device then does what queues are for.
 import asyncio
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from dtun.dataplane.counters import Counters
@@ -22,6 +25,9 @@ FRAMES = 128
 
 READS = 64
 """Reads of TUN in one turn, at most."""
+
+LONE = 8
+"""Turns in a row that take what may be alone; then one that looks for more, and stays with batches if there is."""
 
 RECEIVES = 4
 """Receives on one socket in one turn, each of up to 64 datagrams, so that one busy peer holds up nobody for long."""
@@ -46,17 +52,27 @@ _PATH_ERRORS = frozenset(
 class Port:
     """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
 
-    `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext
-    (an alert, a handshake, a forgery), `on_error` an errno that says something about the path.
+    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all.
+    `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext (an alert, a
+    handshake, a forgery), `on_error` an errno that says something about the path. `lone` is for the pump's use.
     """
 
     datagrams: Datagrams
-    seal: Callable[[Sequence[bytes]], list[bytes]]
+    seal: Callable[[bytes], bytes] | None
+    seal_batch: Callable[[Sequence[bytes]], list[bytes]]
     open: Callable[[bytes], Sequence[bytes]]
     open_batch: Callable[[memoryview, int, list[bytes]], list[bytes]]
     on_control: Callable[[bytes], None]
     on_nothing: Callable[[bytes], None]
     on_error: Callable[[int], None]
+    lone: int = field(init=False, default=0)
+    send: Callable[[bytes], int] = field(init=False)
+    receive: Callable[[int], bytes] = field(init=False)
+    refused: Callable[[OSError], None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.send = self.datagrams.socket.send
+        self.receive = self.datagrams.socket.recv
 
 
 class Pump:
@@ -73,7 +89,7 @@ class Pump:
         self._ports: dict[int, Port] = {}
         self._pending: Sequence[bytes] = ()
         self._rest: asyncio.TimerHandle | None = None
-        self._sparse = True
+        self._lone = 0
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         loop.add_reader(device.fileno(), self._read_device)
 
@@ -85,6 +101,7 @@ class Pump:
     def attach(self, port: Port) -> None:
         """Send through this port from now on; the one before goes on receiving until it is detached."""
         self._resume()
+        port.refused = partial(self._failed, port, "udp send")
         self._port = port
         self._ports[port.datagrams.socket.fileno()] = port
         self._loop.add_reader(port.datagrams.socket, self._read_socket, port)
@@ -100,13 +117,7 @@ class Pump:
 
     def receive(self, port: Port, datagram: bytes) -> None:
         """Take in one datagram of a session, of any kind."""
-        plaintexts = port.open(datagram)
-        others = self._device.deliver(plaintexts, self._accepts)
-        self._device.flush()
-        for plaintext in others:
-            port.on_control(plaintext)
-        if not plaintexts:
-            port.on_nothing(datagram)
+        self._take(port, datagram, port.open(datagram))
 
     def deliver(self, packets: Sequence[bytes]) -> None:
         """Packets that came before the session was attached."""
@@ -122,22 +133,37 @@ class Pump:
             self._rest.cancel()
 
     def _read_device(self) -> None:
-        if self._sparse:
-            # What may be alone leaves before we look for more; in a stream, what there is leaves together.
-            alone = self._frames(1)
-            if not alone or not self._forward(alone):
-                return
-        frames = self._frames(READS)
-        self._sparse = len(frames) <= (0 if self._sparse else 1)
-        if frames:
-            self._forward(frames)
+        if self._lone >= LONE:
+            self._read_batch()
+        else:
+            self._lone += 1
+            self._read_lone()
 
-    def _frames(self, reads: int) -> Sequence[bytes]:
-        """What the device has, in at most so many reads, until it is enough for a batch."""
-        read = self._device.read
-        frames: list[bytes] = []
+    def _read_lone(self) -> None:
         try:
-            for _ in range(reads):
+            frames = self._device.read()
+        except OSError as error:
+            self._unreadable(error)
+            return
+        if not frames:
+            return
+        port = self._port
+        if port is None or port.seal is None or len(frames) > 1:
+            self._lone = LONE
+            self._forward(frames)
+            return
+        record = port.seal(frames[0])
+        try:
+            port.send(record)
+        except OSError as error:
+            if not port.datagrams.insist((record,), error, port.refused):
+                self._wait_for_room(port, (record,))
+
+    def _read_batch(self) -> None:
+        frames: list[bytes] = []
+        read = self._device.read
+        try:
+            for _ in range(READS):
                 more = read()
                 if more is None:
                     break
@@ -145,18 +171,28 @@ class Pump:
                 if len(frames) >= FRAMES:
                     break
         except OSError as error:
-            # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
-            self._counters.dropped("tun read", error)
-            self._let_rest()
-        return frames
+            self._unreadable(error)
+        if len(frames) <= 1:
+            self._lone = 0
+        if frames:
+            self._forward(frames)
 
-    def _forward(self, frames: Sequence[bytes]) -> bool:
-        """Seal frames and send them. False if some wait for room in the socket, and TUN is not read meanwhile."""
+    def _forward(self, frames: Sequence[bytes]) -> None:
+        """Seal frames and send them."""
         port = self._port
         if port is None:
             self._counters.drops["no session"] += len(frames)
-            return True
-        return self._send(port, port.seal(frames))
+            return
+        records = port.seal_batch(frames)
+        # A datagram that is too large for the path must not take with it those that are not.
+        sent = port.datagrams.send(records, port.refused)
+        if sent != len(records):
+            self._wait_for_room(port, records[sent:])
+
+    def _unreadable(self, error: OSError) -> None:
+        # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
+        self._counters.dropped("tun read", error)
+        self._let_rest()
 
     def _let_rest(self) -> None:
         self._loop.remove_reader(self._device.fileno())
@@ -170,20 +206,15 @@ class Pump:
         if not self._pending:
             self._loop.add_reader(self._device.fileno(), self._read_device)
 
-    def _send(self, port: Port, records: Sequence[bytes]) -> bool:
-        """Send records. False if some wait for room in the socket, and TUN is not read meanwhile."""
-        # A datagram that is too large for the path must not take with it those that are not.
-        sent = port.datagrams.send(records, partial(self._failed, port, "udp send"))
-        if sent == len(records):
-            return True
-        if not self._pending:
-            self._loop.remove_reader(self._device.fileno())
-            self._loop.add_writer(port.datagrams.socket, self._room, port)
-        self._pending = records[sent:]
-        return False
+    def _wait_for_room(self, port: Port, records: Sequence[bytes]) -> None:
+        """Keep records that the socket has no room for, and leave TUN alone until it has."""
+        self._pending = records
+        self._loop.remove_reader(self._device.fileno())
+        self._loop.add_writer(port.datagrams.socket, self._room, port)
 
     def _room(self, port: Port) -> None:
-        if self._send(port, self._pending):
+        self._pending = self._pending[port.datagrams.send(self._pending, port.refused) :]
+        if not self._pending:
             self._resume()
 
     def _resume(self) -> None:
@@ -194,31 +225,46 @@ class Pump:
         self._loop.add_reader(self._device.fileno(), self._read_device)
 
     def _read_socket(self, port: Port) -> None:
-        alone = self._receive(port)
-        # Not after each batch: a super-packet that came in two of them is one write.
-        self._device.flush()
-        if alone and not self._pending and self._rest is None:
+        if port.lone >= LONE:
+            self._receive_batches(port)
+            return
+        port.lone += 1
+        try:
+            datagram = port.receive(RECEIVE_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._failed(port, "udp receive", error)
+            return
+        plaintexts = port.open(datagram)
+        if len(plaintexts) != 1:
+            # If it was several datagrams, their records have said where they end.
+            port.lone = LONE
+            self._take(port, datagram, plaintexts)
+        elif not self._device.deliver_one(plaintexts[0], self._accepts):
+            port.on_control(plaintexts[0])
+        elif self._lone < LONE and not self._pending and self._rest is None:
             # If the host answers at once, as to a ping, that need not wait for the next turn.
-            self._read_device()
+            self._read_lone()
 
-    def _receive(self, port: Port) -> bool:
-        """Take in what has come by a socket, up to `RECEIVES` batches; whether it was a single datagram."""
-        alone = False
+    def _receive_batches(self, port: Port) -> None:
+        """Take in what has come by a socket, up to `RECEIVES` batches."""
+        count = 0
         buffer, datagrams, deliver, accepts = (
             self._buffer,
             port.datagrams,
             self._device.deliver,
             self._accepts,
         )
-        for turn in range(RECEIVES):
+        for _ in range(RECEIVES):
             try:
                 length, size = datagrams.receive_into(buffer)
             except BlockingIOError:
-                return alone
+                break
             except OSError as error:
                 self._failed(port, "udp receive", error)
                 break
-            alone = turn == 0 and length == size
+            count += 1 if length == size else 2  # or more
             odd: list[bytes] = []
             plaintexts = port.open_batch(buffer[:length], size or 1, odd)
             for plaintext in deliver(plaintexts, accepts):
@@ -227,7 +273,19 @@ class Pump:
                 self.receive(port, datagram)
             if datagrams.socket.fileno() not in self._ports:
                 break  # one of them ended the session
-        return False
+        if count <= 1:
+            port.lone = 0
+        # Not after each batch: a super-packet that came in two of them is one write.
+        self._device.flush()
+
+    def _take(self, port: Port, datagram: bytes, plaintexts: Sequence[bytes]) -> None:
+        """Pass on what was in a datagram."""
+        others = self._device.deliver(plaintexts, self._accepts)
+        self._device.flush()
+        for plaintext in others:
+            port.on_control(plaintext)
+        if not plaintexts:
+            port.on_nothing(datagram)
 
     def _failed(self, port: Port, doing: str, error: OSError) -> None:
         self._counters.dropped(doing, error)

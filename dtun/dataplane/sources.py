@@ -34,8 +34,8 @@ class SourceFilter:
         IPv6 (RFC 8200)   6. . . . | . . . . | source 16          | destination 16
         """
         length = len(frame) - start
-        version = frame[start] >> 4 if length > 0 else 0
-        if version == 4 and length >= 20:
+        version = frame[start] >> 4 if length >= 20 else 0
+        if version == 4:
             source = frame[start + 12 : start + 16]
         elif version == 6 and length >= 40:
             source = frame[start + 8 : start + 24]

@@ -35,21 +35,21 @@ class UtunDevice:
         counters.tx_bytes += len(packet)
         return (packet,)
 
+    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
+        header = _HEADERS.get(plaintext[0] >> 4) if plaintext else None
+        if header is None:
+            return False
+        if accepts(plaintext, 0):
+            counters = self._counters
+            try:
+                counters.rx_bytes += os.writev(self._descriptor, (header, plaintext)) - HEADER_SIZE
+                counters.rx_packets += 1
+            except OSError as error:
+                counters.dropped("tun write", error)
+        return True
+
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
-        counters, others = self._counters, []
-        for packet in plaintexts:
-            header = _HEADERS.get(packet[0] >> 4) if packet else None
-            if header is None:
-                others.append(packet)
-            elif accepts(packet, 0):
-                try:
-                    os.writev(self._descriptor, (header, packet))
-                except OSError as error:
-                    counters.dropped("tun write", error)
-                else:
-                    counters.rx_packets += 1
-                    counters.rx_bytes += len(packet)
-        return others
+        return [plaintext for plaintext in plaintexts if not self.deliver_one(plaintext, accepts)]
 
     def flush(self) -> None:
         """Nothing waits here."""

@@ -126,7 +126,8 @@ class Link:
         self._pump = pump
         self._port = Port(
             Datagrams(self._socket, batches=tuning.KERNEL_OFFLOADS),
-            seal=records.seal_batch,
+            seal=None,
+            seal_batch=records.seal_batch,
             open=records.open,
             open_batch=records.open_batch,
             on_control=self._control,
@@ -222,9 +223,10 @@ class Link:
         """Cut what the data plane sends, if packets of the tunnel's MTU are too large for the path; else not."""
         if self._port is None:
             return
-        seal = self.session.association.records.seal_batch
+        records = self.session.association.records
         cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
-        self._port.seal = self._seal_pieces if cuts else seal
+        self._port.seal = records.seal if records.offloaded and not cuts else None
+        self._port.seal_batch = self._seal_pieces if cuts else records.seal_batch
         self._port.datagrams.renew()
 
     def _seal_pieces(self, plaintexts: Sequence[bytes]) -> list[bytes]:

@@ -368,10 +368,10 @@ async def test_the_pump_loses_only_what_is_refused_and_counts_it() -> None:
         loop = asyncio.get_running_loop()
         plain = PlainDevice(device.fileno(), counters)
         pump = Pump(plain, counters, accepts=lambda _frame, _start: True, loop=loop)
-        port = Port(pair.sender, list, lambda _: (), lambda *_: [], print, print, print)
+        port = Port(pair.sender, None, list, lambda _: (), lambda *_: [], print, print, print)
         pump.attach(port)
         sent = mixed(20)
-        assert pump._send(port, [*sent[:5], bytes(65508), *sent[5:]])
+        pump._forward([*sent[:5], bytes(65508), *sent[5:]])
         assert pair.received() == sent
         assert counters.drops == {"udp send: EMSGSIZE": 1}
         pump.close()

@@ -54,11 +54,7 @@ class Tun:
         self.written: list[bytes] = []
 
     def read(self, original: Original) -> Sequence[bytes]:
-        def read_into(buffer: bytearray) -> int:
-            buffer[: len(original.read)] = original.read
-            return len(original.read)
-
-        with mock.patch.object(self.device, "_read_into", read_into):
+        with mock.patch.object(self.device, "_read", return_value=original.read):
             frames = self.device.read()
         assert frames is not None
         return frames
@@ -73,8 +69,11 @@ class Tun:
             self.written.append(b"".join(pieces))
             return len(self.written[-1])
 
+        def write(descriptor: int, packet: bytes) -> int:
+            return writev(descriptor, (packet,))
+
         others: list[bytes] = []
-        with mock.patch.object(os, "writev", writev):
+        with mock.patch.object(os, "writev", writev), mock.patch.object(os, "write", write):
             for start in range(0, len(frames), batch):
                 others += self.device.deliver(frames[start : start + batch], accepts)
             self.device.flush()
@@ -87,7 +86,10 @@ class Tun:
 
 @contextmanager
 def refusing(error: OSError) -> Iterator[None]:
-    with mock.patch.object(os, "writev", side_effect=error):
+    with (
+        mock.patch.object(os, "writev", side_effect=error),
+        mock.patch.object(os, "write", side_effect=error),
+    ):
         yield
 
 

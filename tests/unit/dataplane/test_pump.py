@@ -14,7 +14,7 @@ from dtun.dataplane import pump as pump_module
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import Datagrams
 from dtun.dataplane.device import PlainDevice
-from dtun.dataplane.pump import READS, RECEIVES, Port, Pump
+from dtun.dataplane.pump import LONE, READS, RECEIVES, Port, Pump
 
 
 def packet(number: int) -> bytes:
@@ -46,8 +46,28 @@ def open_batch(datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes
     return plaintexts
 
 
+def seal_framed(plaintext: bytes) -> bytes:
+    """A record that says where it ends, as real ones do."""
+    return b"R" + len(plaintext).to_bytes(2) + plaintext
+
+
+def open_framed(datagram: bytes) -> Sequence[bytes]:
+    plaintexts = []
+    while datagram:
+        end = 3 + int.from_bytes(datagram[1:3])
+        plaintexts.append(datagram[3:end])
+        datagram = datagram[end:]
+    return plaintexts
+
+
+def open_batch_framed(datagrams: memoryview, _size: int, _odd: list[bytes]) -> list[bytes]:
+    return list(open_framed(bytes(datagrams)))
+
+
 def port_of(sock: socket.socket, errors: Callable[[int], None] = lambda _: None) -> Port:
-    return Port(Datagrams(sock), seal_all, open_records, open_batch, lambda _: None, lambda _: None, errors)
+    return Port(
+        Datagrams(sock), seal, seal_all, open_records, open_batch, lambda _: None, lambda _: None, errors
+    )
 
 
 class Session:
@@ -64,6 +84,7 @@ class Session:
         self.errors: list[int] = []
         self.port = Port(
             Datagrams(self.socket, batches=False),
+            seal,
             seal_all,
             open_records,
             open_batch,
@@ -198,13 +219,14 @@ async def test_while_the_socket_is_full_packets_wait_in_the_device_and_the_loop_
 ) -> None:
     session = make_session()
     tunnel.pump.attach(session.port)
+    tunnel.pump._lone = LONE
     for number in range(READS + 30):
         tunnel.host.send(packet(number))
     await wait_for(tunnel.is_paused, "the socket to be full")
     taken = tunnel.counters.tx_packets
     await turns(20)
     assert tunnel.counters.tx_packets == taken
-    assert taken == 1 + READS, "the first, which might have been alone, and a turn's worth"
+    assert taken == READS, "a turn's worth"
 
 
 async def test_the_device_is_read_again_when_the_full_port_is_replaced(
@@ -311,6 +333,7 @@ async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(tunnel: Tunn
     busy = Busy()
     port = port_of(tunnel.host)
     port.datagrams = busy  # type: ignore[assignment]
+    port.lone = LONE
     tunnel.pump._ports[tunnel.host.fileno()] = port
     tunnel.pump._read_socket(port)
     del tunnel.pump._ports[tunnel.host.fileno()]
@@ -342,7 +365,7 @@ async def test_a_record_that_is_too_long_is_counted_and_pauses_nothing(tunnel: T
         udp.connect(("127.0.0.1", 9))
         errors: list[int] = []
         port = port_of(udp, errors.append)
-        port.seal = lambda plaintexts: [one + bytes(70000) for one in plaintexts]
+        port.seal = lambda plaintext: plaintext + bytes(70000)
         tunnel.pump.attach(port)
         for number in range(2):
             tunnel.host.send(packet(number))
@@ -363,14 +386,17 @@ async def test_batches_go_through_udp_in_order_whatever_their_sizes(tunnel: Tunn
         udp.connect(peer.getsockname())
         peer.connect(udp.getsockname())
         port = port_of(udp)
+        port.seal, port.open, port.open_batch = seal_framed, open_framed, open_batch_framed
+        port.seal_batch = lambda plaintexts: list(map(seal_framed, plaintexts))
         tunnel.pump.attach(port)
         sizes = [0, 0, 0, 500, 500, 100, 700, 0]
         sent = [packet(number) + bytes(size) for number, size in enumerate(sizes * 5)]
         for one in sent:
             tunnel.host.send(one)
-        assert await received(peer, len(sent)) == seal_all(sent)
+        records = list(map(seal_framed, sent))
+        assert await received(peer, len(sent)) == records
         back = Datagrams(peer)
-        assert back.send(seal_all(sent)) == len(sent)
+        assert back.send(records) == len(sent)
         assert await received(tunnel.host, len(sent)) == sent
         assert tunnel.counters.rx_packets == tunnel.counters.tx_packets == len(sent)
         tunnel.pump.detach(port)
@@ -438,34 +464,112 @@ async def test_one_that_finds_the_socket_full_waits_and_those_behind_it_do_in_th
     assert await received(session.peer, filled + 3) == [b"before"] * filled + seal_all(sent)
 
 
+class Recorder:
+    """Stands in for the device and for the sockets' batches, and notes what the pump does."""
+
+    def __init__(self, tunnel: Tunnel, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        device, datagrams = tunnel.pump._device, session.port.datagrams
+        deliver_one, read, receive_into = device.deliver_one, device.read, datagrams.receive_into
+
+        def noted_deliver(plaintext: bytes, accepts: Callable[[bytes, int], bool]) -> bool:
+            self.done.append("deliver")
+            return deliver_one(plaintext, accepts)
+
+        def noted_read() -> Sequence[bytes] | None:
+            self.done.append("read")
+            return read()
+
+        def noted_receive(buffer: memoryview) -> tuple[int, int]:
+            self.done.append("receive a batch")
+            return receive_into(buffer)
+
+        monkeypatch.setattr(device, "deliver_one", noted_deliver)
+        monkeypatch.setattr(device, "read", noted_read)
+        monkeypatch.setattr(datagrams, "receive_into", noted_receive)
+
+
 async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
     tunnel.pump.attach(session.port)
-    done: list[str] = []
-    device = tunnel.pump._device
-
-    def deliver(plaintexts: Sequence[bytes], _accepts: object) -> Sequence[bytes]:
-        done.append(f"deliver {len(plaintexts)}")
-        return ()
-
-    def read() -> None:
-        done.append("read")
-
-    monkeypatch.setattr(device, "deliver", deliver)
-    monkeypatch.setattr(device, "flush", lambda: done.append("flush"))
-    monkeypatch.setattr(device, "read", read)
-    session.peer.send(b"R1")
-    await wait_for(lambda: "read" in done, "a look for the answer")
-    # What waits for more is written before an answer can be expected.
-    assert done == ["deliver 1", "flush", "read"]
-    done.clear()
-    session.peer.send(b"R2")
-    session.peer.send(b"R3")
-    await wait_for(lambda: done.count("deliver 1") == 2, "both datagrams")
+    recorder = Recorder(tunnel, session, monkeypatch)
+    session.peer.send(b"R" + packet(1))
+    await wait_for(lambda: "read" in recorder.done, "a look for the answer")
+    assert await received(tunnel.host, 1) == [packet(1)]
     await turns()
-    assert done == ["deliver 1", "deliver 1", "flush"], "in a stream the loop has it all in view"
+    assert recorder.done == ["deliver", "read"], "and nothing else, for which the answer would have to wait"
+    recorder.done.clear()
+    session.peer.send(b"R\x01control")
+    await wait_for(lambda: session.controls == [b"\x01control"], "the message")
+    assert recorder.done == ["deliver"], "the host has nothing to answer"
+    recorder.done.clear()
+    tunnel.pump._lone = LONE
+    session.peer.send(b"R" + packet(2))
+    assert await received(tunnel.host, 1) == [packet(2)]
+    assert recorder.done == ["deliver"], "in a stream, the loop sees what is to be read"
+
+
+async def test_in_a_stream_datagrams_are_received_in_batches_until_it_ends(
+    tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    recorder = Recorder(tunnel, session, monkeypatch)
+    session.peer.send(b"R" + packet(0))
+    session.peer.send(b"R" + packet(0))
+    tunnel.pump.attach(session.port)
+    await received(tunnel.host, 2)
+    assert "receive a batch" not in recorder.done
+    # Each time that so many came one by one, it looks whether there is more at once.
+    for _ in range(LONE):
+        session.peer.send(b"R" + packet(1))
+        await received(tunnel.host, 1)
+    assert recorder.done.count("receive a batch") == 2, "one datagram, and that there is no more"
+    assert session.port.lone < LONE
+    recorder.done.clear()
+    session.port.lone = LONE
+    session.peer.send(b"R" + packet(2))
+    session.peer.send(b"R" + packet(3))
+    assert await received(tunnel.host, 2) == [packet(2), packet(3)]
+    assert recorder.done.count("receive a batch") == 3
+    assert session.port.lone == LONE, "a stream"
+    assert "read" not in recorder.done, "in which the loop has it all in view"
+
+
+async def test_in_a_stream_packets_leave_in_batches_until_it_ends(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    batches: list[int] = []
+
+    def noted(plaintexts: Sequence[bytes]) -> list[bytes]:
+        batches.append(len(plaintexts))
+        return seal_all(plaintexts)
+
+    session.port.seal_batch = noted
+    tunnel.pump.attach(session.port)
+    for number in range(LONE + 2):
+        tunnel.host.send(packet(number))
+    assert await received(session.peer, LONE + 2) == seal_all([packet(number) for number in range(LONE + 2)])
+    assert batches == [2], "each might have been alone until then"
+    for _ in range(2):
+        tunnel.host.send(packet(1))
+        await received(session.peer, 1)
+    assert batches == [2, 1], "the last two came alone: one to find out, and one that was sent so"
+
+
+async def test_frames_that_need_several_records_are_sealed_as_a_batch(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    session.port.seal = None
+    session.port.seal_batch = lambda plaintexts: [
+        b"R" + half for one in plaintexts for half in (one[:9], one[9:])
+    ]
+    tunnel.pump.attach(session.port)
+    tunnel.host.send(packet(1))
+    assert await received(session.peer, 2) == [b"R" + packet(1)[:9], b"R" + packet(1)[9:]]
 
 
 async def test_a_closed_pump_touches_nothing_any_more(

@@ -204,3 +204,50 @@ def test_what_asyncio_waits_for_itself_still_works(loop: DirectLoop) -> None:
     loop.remove_reader(reading)
     os.close(reading)
     os.close(writing)
+
+
+def test_a_timer_is_not_kept_waiting_by_readers_that_are_always_ready(
+    loop: DirectLoop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    one, other = pair
+    other.send(b"never read")
+    calls: list[None] = []
+    loop.add_reader(one, calls.append, None)
+
+    async def story() -> None:
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0.05)
+
+    loop.run_until_complete(story())
+    assert len(calls) > 1, "and the other way round"
+
+
+@pytest.mark.parametrize("way", ["call_soon", "call_later", "stop"])
+def test_what_a_reader_asks_of_the_loop_is_done_at_once(
+    way: str, loop: DirectLoop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Though nothing else happens, and no timer was due before."""
+    one, other = pair
+    done: list[str] = []
+
+    def finish() -> None:
+        done.append("asked for")
+        loop.stop()
+
+    def ask() -> None:
+        one.recv(1)
+        if way == "call_soon":
+            loop.call_soon(finish)
+        elif way == "call_later":
+            loop.call_later(0.01, finish)
+        else:
+            finish()
+
+    loop.add_reader(one, ask)
+    other.send(b"a")
+    begin = loop.time()
+    guard = loop.call_later(10, loop.stop)
+    loop.run_forever()
+    guard.cancel()
+    assert done == ["asked for"]
+    assert loop.time() - begin < 5

@@ -116,13 +116,13 @@ def test_set_up_runs_again_only_when_something_changed(
     assert not bootstrap.is_set_up("test")
 
 
-def find_python(path: Path) -> subprocess.CompletedProcess[str]:
+def find_python(path: Path, system: str = "no-such-python") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["/bin/sh", ROOT / "tools" / "find-python"],
         check=False,
         capture_output=True,
         text=True,
-        env={"PATH": str(path)},
+        env={"PATH": str(path), "SYSTEM_PYTHON": system},
     )
 
 
@@ -141,6 +141,15 @@ def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     put_command(tmp_path / "python3.12", "echo no such version >&2; exit 127")
     put_python(tmp_path / "python3.11", (3, 11))
     assert find_python(tmp_path).stdout == "python3.11\n"
+
+
+def test_the_systems_own_python_comes_first_if_it_will_do(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    put_python(tmp_path / "python3.12", (3, 12))
+    put_python(own, (3, 11))
+    assert find_python(tmp_path, str(own)).stdout == f"{own}\n"
+    put_python(own, (3, 13))
+    assert find_python(tmp_path, str(own)).stdout == "python3.12\n"
 
 
 def test_without_any_python_it_says_which_to_install(tmp_path: Path) -> None:
