@@ -97,6 +97,21 @@ def test_other_epochs_are_counted_apart() -> None:
     assert receiver.drops == {"epoch": 3}
 
 
+def test_the_epoch_ends_with_its_last_number() -> None:
+    """What would be the next number belongs to another epoch, even if whoever has the key sends it."""
+    suite = DEFAULT_SUITES[0]
+    at_the_end = replace(keys(suite), highest=MAX_SEQUENCE)
+    receiver = AeadRecords(at_the_end, server=False)
+    key, iv = at_the_end.server
+    number = 2 << 48
+    nonce = (int.from_bytes(iv) ^ number).to_bytes(12)
+    start, end = b"\x17\xfe\xfd", number.to_bytes(8)
+    sealed = suite.aead(key).encrypt(nonce, b"past", end + start + b"\x00\x04")
+    assert receiver.open(start + end + len(sealed).to_bytes(2) + sealed) == ()
+    assert receiver.drops == {"epoch": 1}
+    assert receiver.highest == MAX_SEQUENCE
+
+
 def test_late_handshake_records_are_counted_apart() -> None:
     _, receiver = pair()
     assert receiver.open(hello_request(1)) == ()

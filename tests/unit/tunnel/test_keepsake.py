@@ -75,6 +75,18 @@ def test_no_record_is_taken_twice_by_the_two() -> None:
         assert second.records.drops["replayed"] == 2
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_came_is_on_record_before_it_is_passed_on(size: int) -> None:
+    peer = AeadRecords(keys(), server=True)
+    with keepsake() as made:
+        first = AeadRecords(keys(), server=False)
+        first.keep_account(made.numbers)
+        records = [peer.seal(b"once") for _ in range(size)]
+        assert len(first.open(b"".join(records))) == size
+        second = successor(made).association()
+        assert [second.receive(record, 0.0) for record in records] == [()] * size
+
+
 def test_what_the_peer_said_is_there_again() -> None:
     with keepsake() as made:
         found = successor(made).description
