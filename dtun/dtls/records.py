@@ -156,6 +156,7 @@ class AeadRecords:
         return self._sequence >= self._seal_limit or self._forgeries >= self._forgery_limit
 
     def seal(self, plaintext: bytes) -> bytes:
+        # `_seal` for data, without its calls: for a packet that comes alone each of them counts.
         length, sequence = len(plaintext), self._sequence
         if length > MAX_PLAINTEXT or sequence > MAX_SEQUENCE:
             self._check(length, 1)
