@@ -44,6 +44,8 @@ class OffloadDevice:
     Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
     """
 
+    __slots__ = ("_counters", "_descriptor", "_joined", "_read", "_trains", "_tun")
+
     def __init__(self, tun: TunDevice, counters: Counters) -> None:
         self._tun = tun
         self._trains = "udp-segments" in tun.offloads

@@ -26,7 +26,7 @@ FRAMES = 128
 READS = 64
 """Reads of TUN in one turn, at most."""
 
-LONE = 8
+LONE = 64
 """Turns in a row that take what may be alone; then one that looks for more, and stays with batches if there is."""
 
 RECEIVES = 4
@@ -53,6 +53,7 @@ class Port:
     """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
 
     `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all.
+    `open_next` opens the next record in order, where it came alone, and `open` any datagram.
     `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext (an alert, a
     handshake, a forgery), `on_error` an errno that says something about the path. `lone` is for the pump's use.
     """
@@ -61,6 +62,7 @@ class Port:
     seal: Callable[[bytes], bytes] | None
     seal_batch: Callable[[Sequence[bytes]], list[bytes]]
     open: Callable[[bytes], Sequence[bytes]]
+    open_next: Callable[[bytes], bytes | None]
     open_batch: Callable[[memoryview, int, list[bytes]], list[bytes]]
     on_control: Callable[[bytes], None]
     on_nothing: Callable[[bytes], None]
@@ -77,6 +79,19 @@ class Port:
 
 class Pump:
     """The data plane of one TUN device. Sends through one port at a time, receives from all of them."""
+
+    __slots__ = (
+        "_accepts",
+        "_buffer",
+        "_counters",
+        "_device",
+        "_lone",
+        "_loop",
+        "_pending",
+        "_port",
+        "_ports",
+        "_rest",
+    )
 
     def __init__(
         self, device: Device, counters: Counters, *, accepts: Accepts, loop: asyncio.AbstractEventLoop
@@ -104,7 +119,7 @@ class Pump:
         port.refused = partial(self._failed, port, "udp send")
         self._port = port
         self._ports[port.datagrams.socket.fileno()] = port
-        self._loop.add_reader(port.datagrams.socket, self._read_socket, port)
+        self._loop.add_reader(port.datagrams.socket, lambda: self._read_socket(port))
 
     def detach(self, port: Port) -> None:
         """Forget a port, before its socket is closed. Packets are dropped while there is none to send through."""
@@ -172,8 +187,9 @@ class Pump:
                     break
         except OSError as error:
             self._unreadable(error)
-        if len(frames) <= 1:
-            self._lone = 0
+        else:
+            if len(frames) <= 1:
+                self._lone = 0
         if frames:
             self._forward(frames)
 
@@ -195,6 +211,7 @@ class Pump:
         self._let_rest()
 
     def _let_rest(self) -> None:
+        self._lone = LONE  # and nobody looks for an answer there
         self._loop.remove_reader(self._device.fileno())
         if self._rest is not None:
             self._rest.cancel()
@@ -209,6 +226,7 @@ class Pump:
     def _wait_for_room(self, port: Port, records: Sequence[bytes]) -> None:
         """Keep records that the socket has no room for, and leave TUN alone until it has."""
         self._pending = records
+        self._lone = LONE  # and nobody looks for an answer there
         self._loop.remove_reader(self._device.fileno())
         self._loop.add_writer(port.datagrams.socket, self._room, port)
 
@@ -236,14 +254,16 @@ class Pump:
         except OSError as error:
             self._failed(port, "udp receive", error)
             return
-        plaintexts = port.open(datagram)
-        if len(plaintexts) != 1:
-            # If it was several datagrams, their records have said where they end.
-            port.lone = LONE
+        plaintext = port.open_next(datagram)
+        if plaintext is None:
+            plaintexts = port.open(datagram)
+            if len(plaintexts) != 1:
+                # If it was several datagrams, their records have said where they end.
+                port.lone = LONE
             self._take(port, datagram, plaintexts)
-        elif not self._device.deliver_one(plaintexts[0], self._accepts):
-            port.on_control(plaintexts[0])
-        elif self._lone < LONE and not self._pending and self._rest is None:
+        elif not self._device.deliver_one(plaintext, self._accepts):
+            port.on_control(plaintext)
+        elif self._lone < LONE:
             # If the host answers at once, as to a ping, that need not wait for the next turn.
             self._read_lone()
 

@@ -14,10 +14,13 @@ _Prefix = tuple[int, int, int]
 
 
 class SourceFilter:
-    """Judges packets by their source address. One dictionary look-up in the ordinary case."""
+    """Judges packets by their source address. One look-up in the ordinary case."""
+
+    __slots__ = ("_accepted", "_drops", "_objections", "_prefixes")
 
     def __init__(self, counters: Counters, allowed: Iterable[IPv4Network | IPv6Network] = ()) -> None:
         self._drops = counters.drops
+        self._accepted: set[bytes] = set()
         self._objections: dict[bytes, str] = {}
         self._prefixes: list[_Prefix] = []
         self.allow(allowed)
@@ -25,6 +28,7 @@ class SourceFilter:
     def allow(self, allowed: Iterable[IPv4Network | IPv6Network]) -> None:
         """From now on let packets from these networks pass, and no others."""
         self._prefixes = [_prefix(network) for network in allowed]
+        self._accepted.clear()
         self._objections.clear()
 
     def accepts(self, frame: bytes, start: int) -> bool:
@@ -34,21 +38,21 @@ class SourceFilter:
         IPv6 (RFC 8200)   6. . . . | . . . . | source 16          | destination 16
         """
         length = len(frame) - start
-        version = frame[start] >> 4 if length >= 20 else 0
-        if version == 4:
+        if length >= 20 and frame[start] >> 4 == 4:
             source = frame[start + 12 : start + 16]
-        elif version == 6 and length >= 40:
+        elif length >= 40 and frame[start] >> 4 == 6:
             source = frame[start + 8 : start + 24]
         else:
             self._drops["not an IP packet"] += 1
             return False
+        if source in self._accepted:
+            return True
         objection = self._objections.get(source)
         if objection is None:
             objection = self._judge(source)
         if objection:
             self._drops[objection] += 1
-            return False
-        return True
+        return not objection
 
     def _judge(self, source: bytes) -> str:
         """Why a packet with this source may not come in; "" if it may."""
@@ -59,9 +63,13 @@ class SourceFilter:
             objection = "source only valid on a link"
         else:
             objection = "source not allowed"
-        if len(self._objections) >= CACHE_SIZE:
+        if len(self._objections) + len(self._accepted) >= CACHE_SIZE:
             self._objections.clear()
-        self._objections[source] = objection
+            self._accepted.clear()
+        if objection:
+            self._objections[source] = objection
+        else:
+            self._accepted.add(source)
         return objection
 
 

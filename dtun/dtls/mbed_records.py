@@ -68,6 +68,9 @@ class MbedRecords:
             self.drops["malformed"] += 1
         return tuple(plaintext for record in records for plaintext in self._open(record))
 
+    def open_next(self, datagram: bytes) -> bytes | None:  # noqa: ARG002 - of Mbed TLS we do not know which is next
+        return None
+
     def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         # Once the session is closed there is nothing to send; an empty record would be an empty datagram.
         return [record for record in map(self.seal, plaintexts) if record]

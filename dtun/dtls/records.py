@@ -35,6 +35,9 @@ from dtun.protocol.record import (
 
 # Type and version, epoch 1 and sequence (one 64-bit number), length.
 _HEADER: Final = struct.Struct("!B2sQH")
+# The same of application data, with type and version in one, and its associated data.
+_data_header: Final = struct.Struct("!3sQH").pack
+_data_associated: Final = struct.Struct("!Q3sH").pack
 _EPOCH_1: Final = 1 << 48
 _EPOCH_2: Final = 2 << 48
 _WARNING: Final = 1
@@ -76,6 +79,9 @@ class Records(Protocol):
     def open(self, datagram: bytes) -> Sequence[bytes]:
         """The application plaintexts of a datagram; () when it was dropped, which `drops` then counts."""
 
+    def open_next(self, datagram: bytes) -> bytes | None:
+        """The plaintext, if this is the next record of application data and nothing else; None, for `open`, if not."""
+
     def seal_close(self) -> bytes:
         """One close_notify alert record."""
 
@@ -98,6 +104,30 @@ class AeadRecords:
     bounds its trials, by `highest < sequence_of(datagram)` and by a rate.
     """
 
+    # What a lone packet needs of it lies together.
+    __slots__ = (
+        "_added",
+        "_body",
+        "_decrypt",
+        "_encrypt",
+        "_explicit",
+        "_forgeries",
+        "_forgery_limit",
+        "_ledger",
+        "_opening",
+        "_read_iv",
+        "_seal_limit",
+        "_sealing",
+        "_sequence",
+        "_tag",
+        "_window",
+        "_write_iv",
+        "closed",
+        "drops",
+        "keys",
+        "overhead",
+    )
+
     offloaded = True
 
     def __init__(self, keys: SessionKeys, *, server: bool) -> None:
@@ -108,8 +138,6 @@ class AeadRecords:
         self._encrypt = suite.aead(write_key).encrypt
         self._decrypt = suite.aead(read_key).decrypt
         self._explicit = suite.explicit_nonce_length
-        # The explicit nonce is the end of the nonce, or nothing of it.
-        self._explicit_start = 12 - suite.explicit_nonce_length
         # As numbers: IV xor epoch and sequence makes the nonce. A 4-byte IV is followed by zeroes, so that the
         # same operation puts epoch and sequence behind it.
         write_iv, read_iv = write_iv.ljust(12, b"\x00"), read_iv.ljust(12, b"\x00")
@@ -162,41 +190,39 @@ class AeadRecords:
             self._check(length, 1)
         self._ledger[0] = self._sequence = sequence + 1
         number = _EPOCH_1 | sequence
-        counter = number.to_bytes(8)
         nonce = (self._write_iv ^ number).to_bytes(12)
-        header = DATA + counter + (length + self._added).to_bytes(2) + nonce[self._explicit_start :]
-        return header + self._encrypt(nonce, plaintext, counter + DATA + length.to_bytes(2))
+        header = _data_header(DATA, number, length + self._added)
+        if self._explicit:
+            header += nonce[4:]
+        return header + self._encrypt(nonce, plaintext, _data_associated(number, DATA, length))
 
     def seal_close(self) -> bytes:
         return self._seal(ALERT, bytes([_WARNING, _CLOSE_NOTIFY]))
 
-    def open(self, datagram: bytes) -> Sequence[bytes]:
-        # The next record, alone: one comparison for all that its header says.
-        window = self._window
-        sequence = window.highest + 1
+    def open_next(self, datagram: bytes) -> bytes | None:
+        # One comparison for all that the header says.
+        size = len(datagram)
+        length = size - self.overhead
+        if not 0 <= length <= MAX_PLAINTEXT:
+            return None
+        sequence = self._window.highest + 1
         number = _EPOCH_1 + sequence
-        counter = number.to_bytes(8)
         nonce = (self._read_iv ^ number).to_bytes(12)
-        length = len(datagram) - self.overhead
-        if (
-            not 0 <= length <= MAX_PLAINTEXT
-            or not datagram.startswith(
-                DATA + counter + (length + self._added).to_bytes(2) + nonce[self._explicit_start :]
-            )
-            or number >= _EPOCH_2
-        ):
-            return self._open_any(datagram)
+        header = _data_header(DATA, number, size - HEADER_SIZE)
+        if self._explicit:
+            header += nonce[4:]
+        if not datagram.startswith(header) or number >= _EPOCH_2:
+            return None
+        associated = _data_associated(number, DATA, length)
         try:
-            plaintext = self._decrypt(nonce, datagram[self._body :], counter + DATA + length.to_bytes(2))
+            plaintext = self._decrypt(nonce, datagram[self._body :], associated)
         except InvalidTag:
-            self._forgeries += 1
-            self.drops["unauthenticated"] += 1
-            return ()
-        window.highest = sequence
+            return None  # `open` counts it
+        self._window.highest = sequence
         self._ledger[1] = sequence + 1
-        return (plaintext,)
+        return plaintext
 
-    def _open_any(self, datagram: bytes) -> Sequence[bytes]:
+    def open(self, datagram: bytes) -> Sequence[bytes]:
         size = len(datagram)
         if size < HEADER_SIZE:
             self.drops["malformed"] += 1

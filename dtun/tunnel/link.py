@@ -129,6 +129,7 @@ class Link:
             seal=None,
             seal_batch=records.seal_batch,
             open=records.open,
+            open_next=records.open_next,
             open_batch=records.open_batch,
             on_control=self._control,
             on_nothing=self._nothing,

@@ -368,7 +368,7 @@ async def test_the_pump_loses_only_what_is_refused_and_counts_it() -> None:
         loop = asyncio.get_running_loop()
         plain = PlainDevice(device.fileno(), counters)
         pump = Pump(plain, counters, accepts=lambda _frame, _start: True, loop=loop)
-        port = Port(pair.sender, None, list, lambda _: (), lambda *_: [], print, print, print)
+        port = Port(pair.sender, None, list, lambda _: (), lambda _: None, lambda *_: [], print, print, print)
         pump.attach(port)
         sent = mixed(20)
         pump._forward([*sent[:5], bytes(65508), *sent[5:]])

@@ -35,6 +35,10 @@ def open_records(datagram: bytes) -> Sequence[bytes]:
     return tuple(datagram[1:].split(b"|")) if datagram[:1] == b"R" else ()
 
 
+def open_next(datagram: bytes) -> bytes | None:
+    return datagram[1:] if datagram[:1] == b"R" and b"|" not in datagram else None
+
+
 def open_batch(datagrams: memoryview, size: int, odd: list[bytes]) -> list[bytes]:
     plaintexts: list[bytes] = []
     for start in range(0, len(datagrams), size):
@@ -66,7 +70,15 @@ def open_batch_framed(datagrams: memoryview, _size: int, _odd: list[bytes]) -> l
 
 def port_of(sock: socket.socket, errors: Callable[[int], None] = lambda _: None) -> Port:
     return Port(
-        Datagrams(sock), seal, seal_all, open_records, open_batch, lambda _: None, lambda _: None, errors
+        Datagrams(sock),
+        seal,
+        seal_all,
+        open_records,
+        open_next,
+        open_batch,
+        lambda _: None,
+        lambda _: None,
+        errors,
     )
 
 
@@ -87,6 +99,7 @@ class Session:
             seal,
             seal_all,
             open_records,
+            open_next,
             open_batch,
             self.controls.append,
             self.nothings.append,
@@ -387,6 +400,7 @@ async def test_batches_go_through_udp_in_order_whatever_their_sizes(tunnel: Tunn
         peer.connect(udp.getsockname())
         port = port_of(udp)
         port.seal, port.open, port.open_batch = seal_framed, open_framed, open_batch_framed
+        port.open_next = lambda _: None
         port.seal_batch = lambda plaintexts: list(map(seal_framed, plaintexts))
         tunnel.pump.attach(port)
         sizes = [0, 0, 0, 500, 500, 100, 700, 0]
@@ -511,6 +525,30 @@ async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     assert recorder.done == ["deliver"], "in a stream, the loop sees what is to be read"
 
 
+async def test_no_answer_is_looked_for_while_the_device_is_left_alone(
+    tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    recorder = Recorder(tunnel, session, monkeypatch)
+    tunnel.pump.attach(session.port)
+    number = 0
+    while not tunnel.is_paused():
+        tunnel.host.send(packet(number))
+        number += 1
+        await turns()
+    recorder.done.clear()
+    session.peer.send(b"R" + packet(1))
+    assert await received(tunnel.host, 1) == [packet(1)]
+    assert "read" not in recorder.done, "what it would read has nowhere to go"
+    assert await received(session.peer, number) == seal_all([packet(n) for n in range(number)])
+    tunnel.pump._lone = 0
+    tunnel.pump._let_rest()
+    recorder.done.clear()
+    session.peer.send(b"R" + packet(2))
+    assert await received(tunnel.host, 1) == [packet(2)]
+    assert recorder.done == ["deliver"]
+
+
 async def test_in_a_stream_datagrams_are_received_in_batches_until_it_ends(
     tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,9 +587,10 @@ async def test_in_a_stream_packets_leave_in_batches_until_it_ends(
 
     session.port.seal_batch = noted
     tunnel.pump.attach(session.port)
-    for number in range(LONE + 2):
+    tunnel.pump._lone = LONE - 2
+    for number in range(4):
         tunnel.host.send(packet(number))
-    assert await received(session.peer, LONE + 2) == seal_all([packet(number) for number in range(LONE + 2)])
+    assert await received(session.peer, 4) == seal_all([packet(number) for number in range(4)])
     assert batches == [2], "each might have been alone until then"
     for _ in range(2):
         tunnel.host.send(packet(1))

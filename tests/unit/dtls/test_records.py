@@ -1,7 +1,7 @@
 """The offloaded record layer, mostly against Mbed TLS at the other end."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,12 +9,13 @@ from hypothesis import given, strategies as st
 
 from dtun.dtls.association import Association
 from dtun.dtls.export import SessionKeys
-from dtun.dtls.records import AeadRecords
+from dtun.dtls.records import AeadRecords, Records
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite, by_code, by_name
 from dtun.dtls.window import SIZE
 from dtun.protocol.record import MAX_SEQUENCE, hello_request, sequence_of
 
 Connect = Callable[..., tuple[Association, Association]]
+Take = Callable[[Records, bytes], Sequence[bytes]]
 every_suite = pytest.mark.parametrize("suite", ALL_SUITES, ids=lambda suite: suite.name)
 
 
@@ -27,8 +28,24 @@ def pair(suite: Suite = DEFAULT_SUITES[0]) -> tuple[AeadRecords, AeadRecords]:
     return AeadRecords(keys(suite), server=False), AeadRecords(keys(suite), server=True)
 
 
+def take_any(records: Records, datagram: bytes) -> Sequence[bytes]:
+    return records.open(datagram)
+
+
+def take_lone(records: Records, datagram: bytes) -> Sequence[bytes]:
+    """What the data plane does with what came alone."""
+    plaintext = records.open_next(datagram)
+    return records.open(datagram) if plaintext is None else (plaintext,)
+
+
+either_way = pytest.mark.parametrize("take", [take_any, take_lone])
+
+
+@either_way
 @every_suite
-def test_thousands_of_records_pass_between_aead_and_mbed_tls(suite: Suite, connect: Connect) -> None:
+def test_thousands_of_records_pass_between_aead_and_mbed_tls(
+    suite: Suite, connect: Connect, take: Take
+) -> None:
     client, server = connect(suite)
     numbers = random.Random(suite.code)
     assert client.settled
@@ -38,39 +55,41 @@ def test_thousands_of_records_pass_between_aead_and_mbed_tls(suite: Suite, conne
         up, down = numbers.randbytes(numbers.randint(1, 1500)), numbers.randbytes(numbers.randint(1, 1500))
         record = client.seal(up)
         assert len(record) == len(up) + suite.overhead
-        assert tuple(server.records.open(record)) == (up,)
+        assert tuple(take(server.records, record)) == (up,)
         assert server.records.highest == sequence_of(record)
         record = server.seal(down)
         assert len(record) == len(down) + suite.overhead
-        assert tuple(client.records.open(record)) == (down,)
+        assert tuple(take(client.records, record)) == (down,)
         assert client.records.highest == sequence_of(record)
     largest = bytes(16384)
-    assert tuple(server.records.open(client.seal(largest))) == (largest,)
-    assert tuple(client.records.open(server.seal(largest))) == (largest,)
+    assert tuple(take(server.records, client.seal(largest))) == (largest,)
+    assert tuple(take(client.records, server.seal(largest))) == (largest,)
     assert not client.records.drops
     assert not server.records.drops
 
 
+@either_way
 @every_suite
-def test_a_record_changed_anywhere_is_dropped(suite: Suite) -> None:
+def test_a_record_changed_anywhere_is_dropped(suite: Suite, take: Take) -> None:
     sender, receiver = pair(suite)
     record = sender.seal(b"four score")
     for position in range(len(record)):
         changed = bytearray(record)
         changed[position] ^= 0x01
-        assert receiver.open(bytes(changed)) == ()
+        assert take(receiver, bytes(changed)) == ()
     assert sum(receiver.drops.values()) == len(record)
     assert receiver.highest == 0
-    assert receiver.open(record) == (b"four score",)
+    assert take(receiver, record) == (b"four score",)
 
 
+@either_way
 @every_suite
-def test_replays_are_dropped_whatever_the_order(suite: Suite) -> None:
+def test_replays_are_dropped_whatever_the_order(suite: Suite, take: Take) -> None:
     sender, receiver = pair(suite)
     sent = [sender.seal(bytes([n])) for n in range(100)]
     random.Random(3).shuffle(sent)
-    assert sorted(receiver.open(record)[0] for record in sent) == [bytes([n]) for n in range(100)]
-    assert not any(receiver.open(record) for record in sent)
+    assert sorted(take(receiver, record)[0] for record in sent) == [bytes([n]) for n in range(100)]
+    assert not any(take(receiver, record) for record in sent)
     assert receiver.drops == {"replayed": 100}
 
 
@@ -80,6 +99,35 @@ def test_a_record_at_the_edge_of_the_window_is_opened_and_one_behind_it_is_not()
     assert receiver.open(sent[-1])
     assert receiver.open(sent[0]) == ()
     assert receiver.open(sent[1])
+
+
+@every_suite
+def test_only_the_next_record_alone_opens_as_such_and_nothing_else_leaves_a_trace(suite: Suite) -> None:
+    sender, receiver = pair(suite)
+    receiver.keep_account(ledger := [0, 0])
+    first, second, third = (sender.seal(text) for text in (b"one", b"two", b"three"))
+    for other in (
+        second,
+        first + second,
+        first[:-1],
+        first[:-1] + b"?",
+        sender.seal_close(),
+        b"",
+        first[:13],
+    ):
+        assert receiver.open_next(other) is None
+    assert not receiver.drops
+    assert not receiver.exhausted
+    assert ledger == [1, 1]
+    assert receiver.open_next(first) == b"one"
+    assert ledger == [1, 2]
+    assert receiver.open_next(first) is None
+    assert receiver.open(third) == (b"three",)
+    assert receiver.open_next(second) is None
+    assert receiver.open(second) == (b"two",)
+    assert receiver.open_next(sender.seal(b"")) is None, "the farewell before it is missing"
+    assert receiver.highest == 3
+    assert ledger == [1, 4]
 
 
 def test_several_records_share_a_datagram_and_a_cut_one_costs_only_itself() -> None:
@@ -97,7 +145,8 @@ def test_other_epochs_are_counted_apart() -> None:
     assert receiver.drops == {"epoch": 3}
 
 
-def test_the_epoch_ends_with_its_last_number() -> None:
+@either_way
+def test_the_epoch_ends_with_its_last_number(take: Take) -> None:
     """What would be the next number belongs to another epoch, even if whoever has the key sends it."""
     suite = DEFAULT_SUITES[0]
     at_the_end = replace(keys(suite), highest=MAX_SEQUENCE)
@@ -107,7 +156,7 @@ def test_the_epoch_ends_with_its_last_number() -> None:
     nonce = (int.from_bytes(iv) ^ number).to_bytes(12)
     start, end = b"\x17\xfe\xfd", number.to_bytes(8)
     sealed = suite.aead(key).encrypt(nonce, b"past", end + start + b"\x00\x04")
-    assert receiver.open(start + end + len(sealed).to_bytes(2) + sealed) == ()
+    assert take(receiver, start + end + len(sealed).to_bytes(2) + sealed) == ()
     assert receiver.drops == {"epoch": 1}
     assert receiver.highest == MAX_SEQUENCE
 
@@ -173,10 +222,11 @@ def test_too_much_for_one_record_is_refused_before_a_number_is_spent() -> None:
 )
 def test_no_bytes_make_open_raise_or_pass(datagram: bytes) -> None:
     for suite in (DEFAULT_SUITES[0], LEGACY_SUITE):
-        receiver = AeadRecords(keys(suite), server=True)
-        assert receiver.open(datagram) == ()
-        assert receiver.drops
-        assert receiver.highest == 0
+        for take in (take_any, take_lone):
+            receiver = AeadRecords(keys(suite), server=True)
+            assert take(receiver, datagram) == ()
+            assert receiver.drops
+            assert receiver.highest == 0
 
 
 def test_secrets_do_not_show() -> None:
