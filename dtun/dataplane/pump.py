@@ -26,7 +26,7 @@ FRAMES = 128
 READS = 64
 """Reads of TUN in one turn, at most."""
 
-LONE = 64
+LONE = 8
 """Turns in a row that take what may be alone; then one that looks for more, and stays with batches if there is."""
 
 RECEIVES = 4
