@@ -119,6 +119,7 @@ class Pump:
         port.refused = partial(self._failed, port, "udp send")
         self._port = port
         self._ports[port.datagrams.socket.fileno()] = port
+        # Not as an argument of `add_reader`: what calls it with one is written in C, and Python starts anew below it.
         self._loop.add_reader(port.datagrams.socket, lambda: self._read_socket(port))
 
     def detach(self, port: Port) -> None:
