@@ -18,8 +18,15 @@ class Device(Protocol):
 
     def fileno(self) -> int: ...
 
+    def read_one(self) -> bytes | None:
+        """One packet, or None when there is nothing; b"" when it is no single frame, but for `read`, which comes next.
+
+        Raises OSError when the device is gone or down.
+        """
+        ...
+
     def read(self) -> Sequence[bytes] | None:
-        """The frames of one read, None when there is nothing. Raises OSError when it is gone or down."""
+        """The frames of one read; otherwise like `read_one`."""
         ...
 
     def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
@@ -58,14 +65,17 @@ class PlainDevice:
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes] | None:
+    def read_one(self) -> bytes | None:
         packet = self._read(MAX_PACKET)
-        if packet is None:
-            return None
-        counters = self._counters
-        counters.tx_packets += 1
-        counters.tx_bytes += len(packet)
-        return (packet,)
+        if packet is not None:
+            counters = self._counters
+            counters.tx_packets += 1
+            counters.tx_bytes += len(packet)
+        return packet
+
+    def read(self) -> Sequence[bytes] | None:
+        packet = self.read_one()
+        return None if packet is None else (packet,)
 
     def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
         if not plaintext or plaintext[0] >> 4 not in (4, 6):

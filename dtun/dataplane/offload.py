@@ -44,7 +44,7 @@ class OffloadDevice:
     Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
     """
 
-    __slots__ = ("_counters", "_descriptor", "_joined", "_read", "_trains", "_tun")
+    __slots__ = ("_counters", "_descriptor", "_joined", "_odd", "_read", "_trains", "_tun")
 
     def __init__(self, tun: TunDevice, counters: Counters) -> None:
         self._tun = tun
@@ -52,22 +52,38 @@ class OffloadDevice:
         self._descriptor = tun.fileno()
         self._counters = counters
         self._read = reader(self._descriptor).read
+        self._odd = b""
         self._joined: Run | Train | None = None
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes] | None:
+    def read_one(self) -> bytes | None:
         read = self._read(_MAX_READ)
-        if read is None:
+        if not read:
             return None
+        if read[0] or read[1]:  # flags or type: the kernel has left something to do
+            self._odd = read
+            return b""
         packet = read[_HEADER_SIZE:]
         counters = self._counters
-        if read.startswith(NO_OFFLOAD):
-            counters.tx_packets += 1
-            counters.tx_bytes += len(packet)
-            return (packet,)
+        counters.tx_packets += 1
+        counters.tx_bytes += len(packet)
+        return packet
+
+    def read(self) -> Sequence[bytes] | None:
+        if not self._odd:
+            packet = self.read_one()
+            if not self._odd:
+                return None if packet is None else (packet,)
+        return self._split()
+
+    def _split(self) -> Sequence[bytes]:
+        """The frames of what is no single one."""
+        read, self._odd = self._odd, b""
+        packet = read[_HEADER_SIZE:]
         flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(read)
+        counters = self._counters
         frames: Sequence[bytes]
         if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.handed_out:
             # From the kernel's queue, where it has waited since a peer was served that could take it.
@@ -87,7 +103,9 @@ class OffloadDevice:
         return frames
 
     def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
-        if plaintext and plaintext[0] >> 4 in (4, 6):
+        if (
+            plaintext and 0x40 <= plaintext[0] < 0x70
+        ):  # IPv4 or IPv6; what is in between is for `accepts` to refuse
             if accepts(plaintext, 0):
                 counters = self._counters
                 try:

@@ -149,31 +149,33 @@ class Pump:
             self._rest.cancel()
 
     def _read_device(self) -> None:
-        if self._lone >= LONE:
+        port = self._port
+        if self._lone >= LONE or port is None or port.seal is None:
             self._read_batch()
-        else:
-            self._lone += 1
-            self._read_lone()
-
-    def _read_lone(self) -> None:
+            return
+        self._lone += 1
         try:
-            frames = self._device.read()
+            packet = self._device.read_one()
         except OSError as error:
             self._unreadable(error)
             return
-        if not frames:
+        if not packet:
+            if packet is not None:
+                self._read_odd()
             return
-        port = self._port
-        if port is None or port.seal is None or len(frames) > 1:
-            self._lone = LONE
-            self._forward(frames)
-            return
-        record = port.seal(frames[0])
+        record = port.seal(packet)
         try:
             port.send(record)
         except OSError as error:
             if not port.datagrams.insist((record,), error, port.refused):
                 self._wait_for_room(port, (record,))
+
+    def _read_odd(self) -> None:
+        """Take what `read_one` has found to be no single packet."""
+        frames = self._device.read() or ()
+        if len(frames) > 1:
+            self._lone = LONE
+        self._forward(frames)
 
     def _read_batch(self) -> None:
         frames: list[bytes] = []
@@ -266,7 +268,7 @@ class Pump:
             port.on_control(plaintext)
         elif self._lone < LONE:
             # If the host answers at once, as to a ping, that need not wait for the next turn.
-            self._read_lone()
+            self._read_device()
 
     def _receive_batches(self, port: Port) -> None:
         """Take in what has come by a socket, up to `RECEIVES` batches."""

@@ -25,7 +25,7 @@ class UtunDevice:
     def fileno(self) -> int:
         return self._descriptor
 
-    def read(self) -> Sequence[bytes] | None:
+    def read_one(self) -> bytes | None:
         framed = self._read(HEADER_SIZE + MAX_PACKET)
         if framed is None:
             return None
@@ -33,7 +33,11 @@ class UtunDevice:
         counters = self._counters
         counters.tx_packets += 1
         counters.tx_bytes += len(packet)
-        return (packet,)
+        return packet
+
+    def read(self) -> Sequence[bytes] | None:
+        packet = self.read_one()
+        return None if packet is None else (packet,)
 
     def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
         header = _HEADERS.get(plaintext[0] >> 4) if plaintext else None

@@ -35,9 +35,6 @@ from dtun.protocol.record import (
 
 # Type and version, epoch 1 and sequence (one 64-bit number), length.
 _HEADER: Final = struct.Struct("!B2sQH")
-# The same of application data, with type and version in one, and its associated data.
-_data_header: Final = struct.Struct("!3sQH").pack
-_data_associated: Final = struct.Struct("!Q3sH").pack
 _EPOCH_1: Final = 1 << 48
 _EPOCH_2: Final = 2 << 48
 _WARNING: Final = 1
@@ -190,32 +187,32 @@ class AeadRecords:
             self._check(length, 1)
         self._ledger[0] = self._sequence = sequence + 1
         number = _EPOCH_1 | sequence
-        nonce = (self._write_iv ^ number).to_bytes(12)
-        header = _data_header(DATA, number, length + self._added)
-        if self._explicit:
-            header += nonce[4:]
-        return header + self._encrypt(nonce, plaintext, _data_associated(number, DATA, length))
+        nonce, counter = (self._write_iv ^ number).to_bytes(12), number.to_bytes(8)
+        sealed = self._encrypt(nonce, plaintext, counter + DATA + length.to_bytes(2))
+        header = DATA + counter + (length + self._added).to_bytes(2)
+        return header + nonce[4:] + sealed if self._explicit else header + sealed
 
     def seal_close(self) -> bytes:
         return self._seal(ALERT, bytes([_WARNING, _CLOSE_NOTIFY]))
 
     def open_next(self, datagram: bytes) -> bytes | None:
-        # One comparison for all that the header says.
+        # One comparison for all that the header says. With slices and sums instead of `startswith` and `Struct`:
+        # a processor that has slept takes 5 us to find its way into each of these.
         size = len(datagram)
         length = size - self.overhead
         if not 0 <= length <= MAX_PLAINTEXT:
             return None
         sequence = self._window.highest + 1
         number = _EPOCH_1 + sequence
-        nonce = (self._read_iv ^ number).to_bytes(12)
-        header = _data_header(DATA, number, size - HEADER_SIZE)
+        nonce, counter = (self._read_iv ^ number).to_bytes(12), number.to_bytes(8)
+        header = DATA + counter + (size - HEADER_SIZE).to_bytes(2)
         if self._explicit:
             header += nonce[4:]
-        if not datagram.startswith(header) or number >= _EPOCH_2:
+        body = self._body
+        if datagram[:body] != header or number >= _EPOCH_2:
             return None
-        associated = _data_associated(number, DATA, length)
         try:
-            plaintext = self._decrypt(nonce, datagram[self._body :], associated)
+            plaintext = self._decrypt(nonce, datagram[body:], counter + DATA + length.to_bytes(2))
         except InvalidTag:
             return None  # `open` counts it
         self._window.highest = sequence

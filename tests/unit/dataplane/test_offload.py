@@ -310,6 +310,23 @@ def test_a_device_has_a_virtio_header_or_not_and_is_read_accordingly() -> None:
     assert not isinstance(device_for(described, Counters()), OffloadDevice)
 
 
+@given(traffic)
+def test_what_is_read_alone_is_one_packet_or_left_for_the_next_read(originals: list[Original]) -> None:
+    tun, same = Tun(), Tun()
+    for original in originals:
+        frames = same.read(original)
+        with mock.patch.object(tun.device, "_read", side_effect=[original.read, None]):
+            packet = tun.device.read_one()
+            if packet:
+                assert frames == (packet,)
+                assert tun.device.read_one() is None
+            else:
+                assert packet == b""
+                assert list(tun.device.read() or ()) == list(frames)
+                assert tun.device.read() is None, "and no frame comes twice"
+        assert tun.counters == same.counters
+
+
 @given(super_packets())
 def test_what_waited_in_the_queue_is_not_for_a_peer_that_takes_no_super_packets(original: Original) -> None:
     tun = Tun()

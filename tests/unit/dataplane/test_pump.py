@@ -484,22 +484,22 @@ class Recorder:
     def __init__(self, tunnel: Tunnel, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
         device, datagrams = tunnel.pump._device, session.port.datagrams
-        deliver_one, read, receive_into = device.deliver_one, device.read, datagrams.receive_into
+        deliver_one, read_one, receive_into = device.deliver_one, device.read_one, datagrams.receive_into
 
         def noted_deliver(plaintext: bytes, accepts: Callable[[bytes, int], bool]) -> bool:
             self.done.append("deliver")
             return deliver_one(plaintext, accepts)
 
-        def noted_read() -> Sequence[bytes] | None:
+        def noted_read() -> bytes | None:
             self.done.append("read")
-            return read()
+            return read_one()
 
         def noted_receive(buffer: memoryview) -> tuple[int, int]:
             self.done.append("receive a batch")
             return receive_into(buffer)
 
         monkeypatch.setattr(device, "deliver_one", noted_deliver)
-        monkeypatch.setattr(device, "read", noted_read)
+        monkeypatch.setattr(device, "read_one", noted_read)
         monkeypatch.setattr(datagrams, "receive_into", noted_receive)
 
 
@@ -523,6 +523,29 @@ async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     session.peer.send(b"R" + packet(2))
     assert await received(tunnel.host, 1) == [packet(2)]
     assert recorder.done == ["deliver"], "in a stream, the loop sees what is to be read"
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a_stream(
+    frames: int, tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    tunnel.pump.attach(session.port)
+    device = tunnel.pump._device
+    cut = [packet(number) for number in range(frames)]
+    reads: list[Sequence[bytes] | None] = [cut]
+
+    def read_one() -> bytes:
+        tunnel.device.recv(65535)
+        return b""
+
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "read_one", read_one)
+        patched.setattr(device, "read", lambda: reads.pop() if reads else None)
+        tunnel.host.send(b"what stands for them")
+        assert await received(session.peer, frames) == seal_all(cut)
+    assert not reads
+    assert (tunnel.pump._lone == LONE) == (frames > 1)
 
 
 async def test_no_answer_is_looked_for_while_the_device_is_left_alone(
