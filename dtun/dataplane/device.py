@@ -29,7 +29,7 @@ class Device(Protocol):
         """The frames of one read; otherwise like `read_one`."""
         ...
 
-    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
+    def deliver_one(self, plaintext: bytes, accepts: Accepts, /) -> bool:
         """Write what is in one plaintext that nothing else waits for; False if it is no packet, but for the session."""
         ...
 

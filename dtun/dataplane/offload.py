@@ -1,7 +1,7 @@
 """A TUN device with IFF_VNET_HDR: the kernel hands out and takes super-packets (linux/if_tun.h)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dtun.dataplane.counters import Counters
@@ -44,32 +44,39 @@ class OffloadDevice:
     Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
     """
 
-    __slots__ = ("_counters", "_descriptor", "_joined", "_odd", "_read", "_trains", "_tun")
+    __slots__ = ("_counters", "_descriptor", "_joined", "_odd", "_trains", "_tun", "deliver_one", "read_one")
 
     def __init__(self, tun: TunDevice, counters: Counters) -> None:
         self._tun = tun
         self._trains = "udp-segments" in tun.offloads
         self._descriptor = tun.fileno()
         self._counters = counters
-        self._read = reader(self._descriptor).read
         self._odd = b""
         self._joined: Run | Train | None = None
+        # As closures, see `AeadRecords._sealer`.
+        self.read_one = self._reader()
+        self.deliver_one = self._writer()
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def read_one(self) -> bytes | None:
-        read = self._read(_MAX_READ)
-        if not read:
-            return None
-        if read[0] or read[1]:  # flags or type: the kernel has left something to do
-            self._odd = read
-            return b""
-        packet = read[_HEADER_SIZE:]
-        counters = self._counters
-        counters.tx_packets += 1
-        counters.tx_bytes += len(packet)
-        return packet
+    def _reader(self) -> Callable[[], bytes | None]:
+        read, counters = reader(self._descriptor).read, self._counters
+        most, header_size = _MAX_READ, _HEADER_SIZE
+
+        def read_one() -> bytes | None:
+            came = read(most)
+            if not came:
+                return None
+            if came[0] or came[1]:  # flags or type: the kernel has left something to do
+                self._odd = came
+                return b""
+            packet = came[header_size:]
+            counters.tx_packets += 1
+            counters.tx_bytes += len(packet)
+            return packet
+
+        return read_one
 
     def read(self) -> Sequence[bytes] | None:
         if not self._odd:
@@ -102,24 +109,27 @@ class OffloadDevice:
         counters.tx_bytes += len(packet)
         return frames
 
-    def deliver_one(self, plaintext: bytes, accepts: Accepts) -> bool:
-        if (
-            plaintext and 0x40 <= plaintext[0] < 0x70
-        ):  # IPv4 or IPv6; what is in between is for `accepts` to refuse
-            if accepts(plaintext, 0):
-                counters = self._counters
-                try:
-                    os.write(self._descriptor, NO_OFFLOAD + plaintext)
-                    counters.rx_packets += 1
-                    counters.rx_bytes += len(plaintext)
-                except OSError as error:
-                    counters.dropped("tun write", error)
-            return True
-        if plaintext[:1] in _JOINED:
-            self.deliver((plaintext,), accepts)
-            self.flush()
-            return True
-        return False
+    def _writer(self) -> Callable[[bytes, Accepts], bool]:
+        write, descriptor, counters, no_offload = os.write, self._descriptor, self._counters, NO_OFFLOAD
+
+        def deliver_one(plaintext: bytes, accepts: Accepts) -> bool:
+            # IPv4 or IPv6; what is in between is for `accepts` to refuse.
+            if plaintext and 0x40 <= plaintext[0] < 0x70:
+                if accepts(plaintext, 0):
+                    try:
+                        write(descriptor, no_offload + plaintext)
+                        counters.rx_packets += 1
+                        counters.rx_bytes += len(plaintext)
+                    except OSError as error:
+                        counters.dropped("tun write", error)
+                return True
+            if plaintext[:1] in _JOINED:
+                self.deliver((plaintext,), accepts)
+                self.flush()
+                return True
+            return False
+
+        return deliver_one
 
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []

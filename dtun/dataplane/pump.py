@@ -87,6 +87,7 @@ class Pump:
         "_device",
         "_lone",
         "_loop",
+        "_out",
         "_pending",
         "_port",
         "_ports",
@@ -106,7 +107,8 @@ class Pump:
         self._rest: asyncio.TimerHandle | None = None
         self._lone = 0
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
-        loop.add_reader(device.fileno(), self._read_device)
+        self._out: Callable[[], None] = self._read_batch
+        self._resume()
 
     @property
     def sent(self) -> int:
@@ -115,20 +117,17 @@ class Pump:
 
     def attach(self, port: Port) -> None:
         """Send through this port from now on; the one before goes on receiving until it is detached."""
-        self._resume()
         port.refused = partial(self._failed, port, "udp send")
-        self._port = port
         self._ports[port.datagrams.socket.fileno()] = port
-        # Not as an argument of `add_reader`: what calls it with one is written in C, and Python starts anew below it.
-        self._loop.add_reader(port.datagrams.socket, lambda: self._read_socket(port))
+        self._send_through(port)
+        self._loop.add_reader(port.datagrams.socket, self._receiver(port))
 
     def detach(self, port: Port) -> None:
         """Forget a port, before its socket is closed. Packets are dropped while there is none to send through."""
         if self._ports.pop(port.datagrams.socket.fileno(), None) is None:
             return
         if self._port is port:
-            self._resume()
-            self._port = None
+            self._send_through(None)
         self._loop.remove_reader(port.datagrams.socket)
 
     def receive(self, port: Port, datagram: bytes) -> None:
@@ -148,27 +147,39 @@ class Pump:
         if self._rest is not None:
             self._rest.cancel()
 
-    def _read_device(self) -> None:
-        port = self._port
-        if self._lone >= LONE or port is None or port.seal is None:
-            self._read_batch()
-            return
-        self._lone += 1
-        try:
-            packet = self._device.read_one()
-        except OSError as error:
-            self._unreadable(error)
-            return
-        if not packet:
-            if packet is not None:
-                self._read_odd()
-            return
-        record = port.seal(packet)
-        try:
-            port.send(record)
-        except OSError as error:
-            if not port.datagrams.insist((record,), error, port.refused):
-                self._wait_for_room(port, (record,))
+    def _send_through(self, port: Port | None) -> None:
+        self._stop_waiting()
+        self._port = port
+        self._out = self._read_batch if port is None else self._sender(port)
+        self._resume()
+
+    def _sender(self, port: Port) -> Callable[[], None]:
+        """Reads the device while packets leave through `port`. As a closure, see `AeadRecords._sealer`."""
+        read_one, send, lone = self._device.read_one, port.send, LONE
+
+        def read_device() -> None:
+            seal = port.seal
+            if self._lone >= lone or seal is None:
+                self._read_batch()
+                return
+            self._lone += 1
+            try:
+                packet = read_one()
+            except OSError as error:
+                self._unreadable(error)
+                return
+            if not packet:
+                if packet is not None:
+                    self._read_odd()
+                return
+            record = seal(packet)
+            try:
+                send(record)
+            except OSError as error:
+                if not port.datagrams.insist((record,), error, port.refused):
+                    self._wait_for_room(port, (record,))
+
+        return read_device
 
     def _read_odd(self) -> None:
         """Take what `read_one` has found to be no single packet."""
@@ -224,7 +235,7 @@ class Pump:
         """Read the device again after a rest, unless it waits for room in a socket."""
         self._rest = None
         if not self._pending:
-            self._loop.add_reader(self._device.fileno(), self._read_device)
+            self._resume()
 
     def _wait_for_room(self, port: Port, records: Sequence[bytes]) -> None:
         """Keep records that the socket has no room for, and leave TUN alone until it has."""
@@ -236,39 +247,54 @@ class Pump:
     def _room(self, port: Port) -> None:
         self._pending = self._pending[port.datagrams.send(self._pending, port.refused) :]
         if not self._pending:
+            self._stop_waiting()
             self._resume()
 
-    def _resume(self) -> None:
-        """Read TUN again, whether or not it was paused; what waited is given up."""
+    def _stop_waiting(self) -> None:
+        """For room in a socket; what waited is given up."""
         if self._port is not None:
             self._loop.remove_writer(self._port.datagrams.socket)
         self._pending = ()
-        self._loop.add_reader(self._device.fileno(), self._read_device)
 
-    def _read_socket(self, port: Port) -> None:
-        if port.lone >= LONE:
-            self._receive_batches(port)
-            return
-        port.lone += 1
-        try:
-            datagram = port.receive(RECEIVE_SIZE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._failed(port, "udp receive", error)
-            return
-        plaintext = port.open_next(datagram)
-        if plaintext is None:
-            plaintexts = port.open(datagram)
-            if len(plaintexts) != 1:
-                # If it was several datagrams, their records have said where they end.
-                port.lone = LONE
-            self._take(port, datagram, plaintexts)
-        elif not self._device.deliver_one(plaintext, self._accepts):
-            port.on_control(plaintext)
-        elif self._lone < LONE:
-            # If the host answers at once, as to a ping, that need not wait for the next turn.
-            self._read_device()
+    def _resume(self) -> None:
+        """Read TUN, whether or not it was left alone."""
+        self._loop.add_reader(self._device.fileno(), self._out)
+
+    def _receiver(self, port: Port) -> Callable[[], None]:
+        """Reads the socket of `port`. As a closure, see `AeadRecords._sealer`."""
+        receive, open_next, most, lone = port.receive, port.open_next, RECEIVE_SIZE, LONE
+        deliver_one, accepts = self._device.deliver_one, self._accepts
+
+        def read_socket() -> None:
+            if port.lone >= lone:
+                self._receive_batches(port)
+                return
+            port.lone += 1
+            try:
+                datagram = receive(most)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._failed(port, "udp receive", error)
+                return
+            plaintext = open_next(datagram)
+            if plaintext is None:
+                self._take_other(port, datagram)
+            elif not deliver_one(plaintext, accepts):
+                port.on_control(plaintext)
+            elif self._lone < lone:
+                # If the host answers at once, as to a ping, that need not wait for the next turn.
+                self._out()
+
+        return read_socket
+
+    def _take_other(self, port: Port, datagram: bytes) -> None:
+        """Take in what is not the next record."""
+        plaintexts = port.open(datagram)
+        if len(plaintexts) != 1:
+            # If it was several datagrams, their records have said where they end.
+            port.lone = LONE
+        self._take(port, datagram, plaintexts)
 
     def _receive_batches(self, port: Port) -> None:
         """Take in what has come by a socket, up to `RECEIVES` batches."""

@@ -31,7 +31,7 @@ TUN = os.open(os.devnull, os.O_RDWR)
 
 
 class KernelTun:
-    """What an OffloadDevice wants to know of its TUN device; one of a Linux that knows all of them."""
+    """A TUN device of a Linux that knows all offloads: hands out what is in `queue`, and keeps what is `written`."""
 
     vnet_header = True
     family_header = False
@@ -39,9 +39,35 @@ class KernelTun:
     def __init__(self, *, trains: bool = True) -> None:
         self.offloads = frozenset({"segments", "udp-segments"} if trains else {"segments"})
         self.handed_out = self.offloads
+        self.queue: list[bytes] = []
+        self.written: list[bytes] = []
+        self.refusal: OSError | None = None
 
     def fileno(self) -> int:
         return TUN
+
+    def read(self, size: int) -> bytes | None:
+        return self.queue.pop(0)[:size] if self.queue else None
+
+    def write(self, descriptor: int, packet: bytes) -> int:
+        return self.writev(descriptor, (packet,))
+
+    def writev(self, descriptor: int, pieces: Sequence[bytes]) -> int:
+        assert descriptor == TUN
+        if self.refusal is not None:
+            raise self.refusal
+        self.written.append(b"".join(pieces))
+        return len(self.written[-1])
+
+    @contextmanager
+    def system_calls(self) -> Iterator[None]:
+        """Go to this kernel."""
+        with (
+            mock.patch.object(os, "write", self.write),
+            mock.patch.object(os, "writev", self.writev),
+            mock.patch("dtun.dataplane.offload.reader", return_value=self),
+        ):
+            yield
 
 
 class Tun:
@@ -50,12 +76,13 @@ class Tun:
     def __init__(self, *, trains: bool = True) -> None:
         self.counters = Counters()
         self.kernel = KernelTun(trains=trains)
-        self.device = OffloadDevice(self.kernel, self.counters)
-        self.written: list[bytes] = []
+        with self.kernel.system_calls():
+            self.device = OffloadDevice(self.kernel, self.counters)
+        self.written = self.kernel.written
 
     def read(self, original: Original) -> Sequence[bytes]:
-        with mock.patch.object(self.device, "_read", return_value=original.read):
-            frames = self.device.read()
+        self.kernel.queue.append(original.read)
+        frames = self.device.read()
         assert frames is not None
         return frames
 
@@ -63,17 +90,8 @@ class Tun:
         self, frames: Sequence[bytes], accepts: Accepts = lambda _frame, _start: True, *, batch: int = 1000
     ) -> Sequence[bytes]:
         """All of these in one turn, in so many at once."""
-
-        def writev(descriptor: int, pieces: Sequence[bytes]) -> int:
-            assert descriptor == TUN
-            self.written.append(b"".join(pieces))
-            return len(self.written[-1])
-
-        def write(descriptor: int, packet: bytes) -> int:
-            return writev(descriptor, (packet,))
-
         others: list[bytes] = []
-        with mock.patch.object(os, "writev", writev), mock.patch.object(os, "write", write):
+        with self.kernel.system_calls():
             for start in range(0, len(frames), batch):
                 others += self.device.deliver(frames[start : start + batch], accepts)
             self.device.flush()
@@ -82,15 +100,6 @@ class Tun:
     def meaning(self) -> list[bytes]:
         """The packets that came out, one by one."""
         return [packet for write in self.written for packet in segmenter.understood(write)]
-
-
-@contextmanager
-def refusing(error: OSError) -> Iterator[None]:
-    with (
-        mock.patch.object(os, "writev", side_effect=error),
-        mock.patch.object(os, "write", side_effect=error),
-    ):
-        yield
 
 
 def atomic(packet: bytes) -> bytes:
@@ -294,9 +303,9 @@ def test_a_super_packet_that_is_not_understood_is_counted(virtio: Virtio) -> Non
 def test_what_the_kernel_refuses_is_counted_and_the_next_is_written() -> None:
     sender, receiver = Tun(), Tun()
     frames = sender.read(TWO_SEGMENTS)
-    with refusing(OSError(22, "Invalid argument")):
-        receiver.device.deliver(frames, lambda _frame, _start: True)
-        receiver.device.flush()
+    receiver.kernel.refusal = OSError(22, "Invalid argument")
+    receiver.deliver(frames)
+    receiver.kernel.refusal = None
     assert receiver.counters.drops == {"tun write: EINVAL": 1}
     assert receiver.counters.rx_packets == receiver.counters.rx_bytes == 0
     receiver.deliver(frames)
@@ -315,15 +324,15 @@ def test_what_is_read_alone_is_one_packet_or_left_for_the_next_read(originals: l
     tun, same = Tun(), Tun()
     for original in originals:
         frames = same.read(original)
-        with mock.patch.object(tun.device, "_read", side_effect=[original.read, None]):
-            packet = tun.device.read_one()
-            if packet:
-                assert frames == (packet,)
-                assert tun.device.read_one() is None
-            else:
-                assert packet == b""
-                assert list(tun.device.read() or ()) == list(frames)
-                assert tun.device.read() is None, "and no frame comes twice"
+        tun.kernel.queue.append(original.read)
+        packet = tun.device.read_one()
+        if packet:
+            assert frames == (packet,)
+            assert tun.device.read_one() is None
+        else:
+            assert packet == b""
+            assert list(tun.device.read() or ()) == list(frames)
+            assert tun.device.read() is None, "and no frame comes twice"
         assert tun.counters == same.counters
 
 

@@ -348,7 +348,7 @@ async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(tunnel: Tunn
     port.datagrams = busy  # type: ignore[assignment]
     port.lone = LONE
     tunnel.pump._ports[tunnel.host.fileno()] = port
-    tunnel.pump._read_socket(port)
+    tunnel.pump._receiver(port)()
     del tunnel.pump._ports[tunnel.host.fileno()]
     assert busy.receives == RECEIVES
 
@@ -507,8 +507,8 @@ async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
-    tunnel.pump.attach(session.port)
     recorder = Recorder(tunnel, session, monkeypatch)
+    tunnel.pump.attach(session.port)
     session.peer.send(b"R" + packet(1))
     await wait_for(lambda: "read" in recorder.done, "a look for the answer")
     assert await received(tunnel.host, 1) == [packet(1)]
@@ -530,7 +530,6 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
     frames: int, tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
-    tunnel.pump.attach(session.port)
     device = tunnel.pump._device
     cut = [packet(number) for number in range(frames)]
     reads: list[Sequence[bytes] | None] = [cut]
@@ -542,6 +541,7 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
     with monkeypatch.context() as patched:
         patched.setattr(device, "read_one", read_one)
         patched.setattr(device, "read", lambda: reads.pop() if reads else None)
+        tunnel.pump.attach(session.port)
         tunnel.host.send(b"what stands for them")
         assert await received(session.peer, frames) == seal_all(cut)
     assert not reads
