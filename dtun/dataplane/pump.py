@@ -3,8 +3,9 @@
     out   TUN readable -> read until there is enough for a batch -> seal -> send
     in    UDP readable -> receive a batch -> open -> source allowed? -> write to TUN
 
-What comes after a pause is most likely alone, and takes the same way by itself, without a look for more: processors
-that have slept take half a microsecond for each step of Python, and two for each call, in four wake-ups a round trip.
+What comes after a pause is most likely alone, and takes the same way by itself, without a look for more: `_sender` and
+`_receiver`. Processors that have slept take half a microsecond for each step of Python and two for each call, in four
+wake-ups a round trip.
 
 What the UDP socket does not take now waits here, and TUN is not read until the socket has room again: the
 kernel's queue in front of the TUN device then does what queues are for.
