@@ -19,7 +19,7 @@ class Device(Protocol):
     def fileno(self) -> int: ...
 
     def read_one(self) -> bytes | None:
-        """One packet, or None when there is nothing; b"" when it is no single frame, but for `read`, which comes next.
+        """A packet that is its own frame, or None when there is nothing; b"" for any other, which `read` has next.
 
         Raises OSError when the device is gone or down.
         """
@@ -66,7 +66,7 @@ class PlainDevice:
         return self._descriptor
 
     def read_one(self) -> bytes | None:
-        packet = self._read(MAX_PACKET)
+        packet = self._read(MAX_PACKET) or None
         if packet is not None:
             counters = self._counters
             counters.tx_packets += 1

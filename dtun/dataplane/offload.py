@@ -53,7 +53,7 @@ class OffloadDevice:
         self._counters = counters
         self._odd = b""
         self._joined: Run | Train | None = None
-        # As closures, see `AeadRecords._sealer`.
+        # As closures, see `AeadRecords.sealer`.
         self.read_one = self._reader()
         self.deliver_one = self._writer()
 
@@ -62,13 +62,13 @@ class OffloadDevice:
 
     def _reader(self) -> Callable[[], bytes | None]:
         read, counters = reader(self._descriptor).read, self._counters
-        most, header_size = _MAX_READ, _HEADER_SIZE
+        most, header_size, needs_csum = _MAX_READ, _HEADER_SIZE, virtio.NEEDS_CSUM
 
         def read_one() -> bytes | None:
             came = read(most)
             if not came:
                 return None
-            if came[0] or came[1]:  # flags or type: the kernel has left something to do
+            if came[1] or came[0] & needs_csum:  # type or flags: the kernel has left something to do
                 self._odd = came
                 return b""
             packet = came[header_size:]
@@ -86,7 +86,7 @@ class OffloadDevice:
         return self._split()
 
     def _split(self) -> Sequence[bytes]:
-        """The frames of what is no single one."""
+        """The frames of what `read_one` has left."""
         read, self._odd = self._odd, b""
         packet = read[_HEADER_SIZE:]
         flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(read)
@@ -113,8 +113,7 @@ class OffloadDevice:
         write, descriptor, counters, no_offload = os.write, self._descriptor, self._counters, NO_OFFLOAD
 
         def deliver_one(plaintext: bytes, accepts: Accepts) -> bool:
-            # IPv4 or IPv6; what is in between is for `accepts` to refuse.
-            if plaintext and 0x40 <= plaintext[0] < 0x70:
+            if plaintext and plaintext[0] & 0xD0 == 0x40:  # the upper half, the version of IP, is 4 or 6
                 if accepts(plaintext, 0):
                     try:
                         write(descriptor, no_offload + plaintext)

@@ -28,7 +28,7 @@ READS = 64
 """Reads of TUN in one turn, at most."""
 
 LONE = 8
-"""Turns in a row that take what may be alone; then one that looks for more, and stays with batches if there is."""
+"""What may be alone is taken as such so often in a row; then comes a look for more, and batches as long as there is."""
 
 RECEIVES = 4
 """Receives on one socket in one turn, each of up to 64 datagrams, so that one busy peer holds up nobody for long."""
@@ -53,8 +53,8 @@ _PATH_ERRORS = frozenset(
 class Port:
     """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
 
-    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all.
-    `open_next` opens the next record in order, where it came alone, and `open` any datagram.
+    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all. These two
+    may change at any time. `open_next` opens the next record in order, where it came alone, and `open` any datagram.
     `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext (an alert, a
     handshake, a forgery), `on_error` an errno that says something about the path. `lone` is for the pump's use.
     """
@@ -155,39 +155,57 @@ class Pump:
         self._resume()
 
     def _sender(self, port: Port) -> Callable[[], None]:
-        """Reads the device while packets leave through `port`. As a closure, see `AeadRecords._sealer`."""
+        """Reads the device while packets leave through `port`. As a closure, see `AeadRecords.sealer`."""
         read_one, send, lone = self._device.read_one, port.send, LONE
 
         def read_device() -> None:
-            seal = port.seal
-            if self._lone >= lone or seal is None:
+            if self._lone >= lone:
                 self._read_batch()
                 return
-            self._lone += 1
             try:
-                packet = read_one()
+                frame = read_one()
             except OSError as error:
                 self._unreadable(error)
                 return
-            if not packet:
-                if packet is not None:
-                    self._read_odd()
+            if not frame:
+                if frame is None:
+                    return
+                frame = self._read_odd()
+                if frame is None:
+                    return
+            seal = port.seal
+            if seal is None:
+                self._lone += 1
+                self._forward((frame,))
                 return
-            record = seal(packet)
+            record = seal(frame)
             try:
                 send(record)
             except OSError as error:
-                if not port.datagrams.insist((record,), error, port.refused):
-                    self._wait_for_room(port, (record,))
+                self._insist(port, record, error)
+            else:
+                self._lone += 1
 
         return read_device
 
-    def _read_odd(self) -> None:
-        """Take what `read_one` has found to be no single packet."""
-        frames = self._device.read() or ()
-        if len(frames) > 1:
-            self._lone = LONE
+    def _insist(self, port: Port, record: bytes, error: OSError) -> None:
+        if not port.datagrams.insist((record,), error, port.refused):
+            self._wait_for_room(port, (record,))
+
+    def _read_odd(self) -> bytes | None:
+        """The frame that `read_one` has left, if it is one; several are sent here, for they start a stream."""
+        try:
+            frames = self._device.read()
+        except OSError as error:
+            self._unreadable(error)
+            return None
+        if not frames:
+            return None
+        if len(frames) == 1:
+            return frames[0]
+        self._lone = LONE
         self._forward(frames)
+        return None
 
     def _read_batch(self) -> None:
         frames: list[bytes] = []
@@ -252,7 +270,7 @@ class Pump:
             self._resume()
 
     def _stop_waiting(self) -> None:
-        """For room in a socket; what waited is given up."""
+        """Wait no longer for room in a socket; what waited is given up."""
         if self._port is not None:
             self._loop.remove_writer(self._port.datagrams.socket)
         self._pending = ()
@@ -262,7 +280,7 @@ class Pump:
         self._loop.add_reader(self._device.fileno(), self._out)
 
     def _receiver(self, port: Port) -> Callable[[], None]:
-        """Reads the socket of `port`. As a closure, see `AeadRecords._sealer`."""
+        """Reads the socket of `port`. As a closure, see `AeadRecords.sealer`."""
         receive, open_next, most, lone = port.receive, port.open_next, RECEIVE_SIZE, LONE
         deliver_one, accepts = self._device.deliver_one, self._accepts
 

@@ -30,6 +30,8 @@ class UtunDevice:
         if framed is None:
             return None
         packet = framed[HEADER_SIZE:]
+        if not packet:
+            return None
         counters = self._counters
         counters.tx_packets += 1
         counters.tx_bytes += len(packet)

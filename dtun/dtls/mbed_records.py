@@ -1,7 +1,7 @@
 """The record layer of a session that is still, or for good, inside Mbed TLS: slow and right."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from dtun.protocol.record import (
@@ -68,8 +68,11 @@ class MbedRecords:
             self.drops["malformed"] += 1
         return tuple(plaintext for record in records for plaintext in self._open(record))
 
-    def open_next(self, datagram: bytes) -> bytes | None:  # noqa: ARG002 - of Mbed TLS we do not know which is next
-        return None
+    def sealer(self) -> Callable[[bytes], bytes]:
+        return self.seal
+
+    def opener(self) -> Callable[[bytes], bytes | None]:
+        return lambda _: None  # of Mbed TLS we do not know which is next
 
     def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         # Once the session is closed there is nothing to send; an empty record would be an empty datagram.

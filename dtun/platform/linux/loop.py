@@ -79,9 +79,9 @@ class DirectLoop(asyncio.SelectorEventLoop):
 
 
 class _DirectSelector(selectors.BaseSelector):
-    """An epoll with the descriptors of `watch`, and one more that stands for all that asyncio itself waits for.
+    """An epoll with the descriptors of `watch`; one of them stands for all that asyncio itself waits for, one for time.
 
-    `asked`: there is something to do that does not come from a descriptor.
+    `asked`: there is something to do for asyncio.
     """
 
     def __init__(self, failed: Callable[[_Call, Exception], None]) -> None:
@@ -133,11 +133,10 @@ class _DirectSelector(selectors.BaseSelector):
             self._timer.set(timeout)
         while True:
             for fd, events in poll(wait, _EVENTS_AT_ONCE):
-                try:
-                    call = only[fd]
-                except KeyError:
+                if fd not in only:
                     self._serve_both(fd, events)
                     continue
+                call = only[fd]
                 try:
                     call()
                 except Exception as error:  # noqa: BLE001 - one of many; the loop goes on, as asyncio's does

@@ -1,6 +1,6 @@
 """A timer that is a descriptor, so that one wait is for it and for all others (timerfd_create(2)).
 
-    struct itimerspec   | interval: seconds, nanoseconds | from now: seconds, nanoseconds |   each a C long
+    struct itimerspec   | interval: seconds, nanoseconds | from now: seconds, nanoseconds |   each a long of C
 
 An interval of 0 is for once; "from now" 0 turns the timer off.
 """
@@ -36,7 +36,9 @@ class Timer:
         _checked(_libc.timerfd_settime(self._descriptor, 0, _SPEC.pack(0, 0, *spec), None))
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _checked(result: int) -> int:

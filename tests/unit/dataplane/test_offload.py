@@ -319,6 +319,21 @@ def test_a_device_has_a_virtio_header_or_not_and_is_read_accordingly() -> None:
     assert not isinstance(device_for(described, Counters()), OffloadDevice)
 
 
+@given(st.binary(min_size=20, max_size=60), st.integers(0, 255))
+def test_only_ip_packets_and_what_stands_for_them_are_not_for_the_session(rest: bytes, first: int) -> None:
+    tun = Tun()
+    frame = bytes([first]) + rest
+    others = tun.deliver([frame])
+    assert (others == [frame]) == (first >> 4 not in (4, 6) and first not in (SEGMENT, PARTIAL))
+
+
+def test_a_packet_whose_checksum_the_kernel_has_seen_is_as_good_as_any() -> None:
+    """VIRTIO_NET_HDR_F_DATA_VALID: it came in by a network card."""
+    tun = Tun()
+    tun.kernel.queue.append(bytes([2]) + bytes(9) + TWO_SEGMENTS.packet)
+    assert tun.device.read_one() == TWO_SEGMENTS.packet
+
+
 @given(traffic)
 def test_what_is_read_alone_is_one_packet_or_left_for_the_next_read(originals: list[Original]) -> None:
     tun, same = Tun(), Tun()

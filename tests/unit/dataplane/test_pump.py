@@ -533,6 +533,13 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
     device = tunnel.pump._device
     cut = [packet(number) for number in range(frames)]
     reads: list[Sequence[bytes] | None] = [cut]
+    batches: list[int] = []
+
+    def noted(plaintexts: Sequence[bytes]) -> list[bytes]:
+        batches.append(len(plaintexts))
+        return seal_all(plaintexts)
+
+    session.port.seal_batch = noted
 
     def read_one() -> bytes:
         tunnel.device.recv(65535)
@@ -545,7 +552,38 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
         tunnel.host.send(b"what stands for them")
         assert await received(session.peer, frames) == seal_all(cut)
     assert not reads
-    assert (tunnel.pump._lone == LONE) == (frames > 1)
+    assert batches == ([] if frames == 1 else [frames]), "one frame, such as a TCP segment, has the short way"
+    assert (tunnel.pump._lone >= LONE) == (frames > 1)
+
+
+async def test_datagrams_that_get_no_answer_do_not_make_a_stream_of_what_is_sent(
+    tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session()
+    recorder = Recorder(tunnel, session, monkeypatch)
+    tunnel.pump.attach(session.port)
+    for number in range(3 * LONE):
+        session.port.lone = 0
+        session.peer.send(b"R" + packet(number))
+        assert await received(tunnel.host, 1) == [packet(number)]
+    assert recorder.done.count("read") == 3 * LONE, "each time somebody has looked"
+    assert tunnel.pump._lone == 0
+
+
+async def test_a_look_for_an_answer_is_one_read_where_records_are_not_single(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    """A busy host must not hold up the other sockets of this turn."""
+    session = make_session()
+    session.port.seal = None
+    tunnel.pump.attach(session.port)
+    waiting = [packet(number) for number in range(3)]
+    for one in waiting:
+        tunnel.host.send(one)
+    session.peer.send(b"R" + packet(9))
+    tunnel.pump._receiver(session.port)()
+    assert waiting_at(session.peer) == seal_all(waiting[:1])
+    assert await received(session.peer, 2) == seal_all(waiting[1:])
 
 
 async def test_no_answer_is_looked_for_while_the_device_is_left_alone(

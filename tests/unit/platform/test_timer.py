@@ -1,5 +1,6 @@
 """The timer that is a descriptor, as epoll sees it."""
 
+import os
 import select
 from collections.abc import Iterator
 
@@ -54,3 +55,11 @@ def test_what_the_kernel_refuses_is_an_error() -> None:
     other.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         other.set(1)
+
+
+def test_it_is_closed_once() -> None:
+    timer = Timer()
+    timer.close()
+    again = os.dup(0)  # most likely gets the number that is free now
+    timer.close()
+    os.close(again)
