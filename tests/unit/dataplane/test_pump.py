@@ -503,6 +503,18 @@ class Recorder:
         monkeypatch.setattr(datagrams, "receive_into", noted_receive)
 
 
+def noting_batches(port: Port) -> list[int]:
+    """The sizes of the batches that will be sealed."""
+    batches: list[int] = []
+
+    def noted(plaintexts: Sequence[bytes]) -> list[bytes]:
+        batches.append(len(plaintexts))
+        return seal_all(plaintexts)
+
+    port.seal_batch = noted
+    return batches
+
+
 async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,13 +545,7 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
     device = tunnel.pump._device
     cut = [packet(number) for number in range(frames)]
     reads: list[Sequence[bytes] | None] = [cut]
-    batches: list[int] = []
-
-    def noted(plaintexts: Sequence[bytes]) -> list[bytes]:
-        batches.append(len(plaintexts))
-        return seal_all(plaintexts)
-
-    session.port.seal_batch = noted
+    batches = noting_batches(session.port)
 
     def read_one() -> bytes:
         tunnel.device.recv(65535)
@@ -640,13 +646,7 @@ async def test_in_a_stream_packets_leave_in_batches_until_it_ends(
     tunnel: Tunnel, make_session: Callable[[], Session]
 ) -> None:
     session = make_session()
-    batches: list[int] = []
-
-    def noted(plaintexts: Sequence[bytes]) -> list[bytes]:
-        batches.append(len(plaintexts))
-        return seal_all(plaintexts)
-
-    session.port.seal_batch = noted
+    batches = noting_batches(session.port)
     tunnel.pump.attach(session.port)
     tunnel.pump._lone = LONE - 2
     for number in range(4):
