@@ -8,7 +8,8 @@
     ["-", "rule", 4, 7217, 7217, 7217, null]
 
 "+" is written before the thing is made, "-" after it has been removed. A line that a killed process did not finish is
-of no account: what it names had not been made. Version 1 was one object, {"routes": [{"destination": ...}]}.
+of no account, the first one included: what it names had not been made. Version 1 was one object,
+{"routes": [{"destination": ...}]}.
 """
 
 import json
@@ -70,7 +71,9 @@ def decode(data: bytes) -> set[Entry]:
         ValueError, TypeError, KeyError: it is damaged.
         UnknownVersionError: it is of a later version.
     """
-    first, _, rest = data.partition(b"\n")
+    first, end, rest = data.partition(b"\n")
+    if not end and HEADER.startswith(first):
+        return set()
     try:
         header = json.loads(first)
     except ValueError:

@@ -114,7 +114,7 @@ def test_a_mac_and_a_linux_server(hosts: tuple[Host, Host], tmp_path: Path) -> N
             "on_disconnect": "block",
         },
     )
-    row = wait_for(lambda: _connected(client.row()), f"the Mac to be connected\n{client.log}", 20)
+    row = wait_for(lambda: _connected(client.row()), "the Mac to be connected", 20, lambda: client.log)
     assert (row["device"], row["address"]) == ("utun0", "10.86.0.2"), "its real name, not the configured one"
     server.wait_connected("mac")
 
@@ -135,18 +135,22 @@ def test_a_mac_and_a_linux_server(hosts: tuple[Host, Host], tmp_path: Path) -> N
     first = server.tunnel("mac")["endpoint"]
     assert client.tell("sleep 3600") == "asleep"
     wait_for(
-        lambda: "the computer has slept for 3600 s" in client.log, f"the sleep to be noticed\n{client.log}"
+        lambda: "the computer has slept for 3600 s" in client.log,
+        "the sleep to be noticed",
+        log=lambda: client.log,
     )
     wait_for(
-        lambda: server.tunnel("mac")["endpoint"] not in (None, first), f"a new session\n{client.log}", 10
+        lambda: server.tunnel("mac")["endpoint"] not in (None, first), "a new session", log=lambda: client.log
     )
     assert can_ping(linux, "10.86.0.2")
     assert client.tell("move") == "moved"
     wait_for(
-        lambda: client.tell("way 192.0.2.1") == "en1 172.16.0.1", f"the server's way to move\n{client.log}"
+        lambda: client.tell("way 192.0.2.1") == "en1 172.16.0.1",
+        "the server's way to move",
+        log=lambda: client.log,
     )
     assert client.tell("way 1.1.1.1") == "utun0"
-    wait_for(lambda: "the way to 192.0.2.1" in client.log, f"the log to say so\n{client.log}")
+    wait_for(lambda: "the way to 192.0.2.1" in client.log, "the log to say so", log=lambda: client.log)
     assert can_ping(linux, "10.86.0.2", count=5)
 
     assert client.stop() == (0, "left behind: 0 routes, 0 devices")
@@ -180,7 +184,7 @@ def test_a_mac_as_server(hosts: tuple[Host, Host], tmp_path: Path) -> None:
         tmp_path,
     )
     client.wait_connected()
-    row = wait_for(lambda: _connected(server.row()), f"the Mac to have a client\n{server.log}", 20)
+    row = wait_for(lambda: _connected(server.row()), "the Mac to have a client", 20, lambda: server.log)
     assert row["device"] == "utun0"
 
     # Both ways, and what is behind the client goes there.

@@ -49,7 +49,9 @@ class Daemon:
         with self.log_path.open("a") as log:
             self.process = self.host.python("-m", "dtun", self.role, "-c", str(self.config), stderr=log)
         if wait:
-            wait_for(lambda: self.ask() or self._died(), f"{self.role} to start\n{self.log}", START_TIMEOUT)
+            wait_for(
+                lambda: self.ask() or self._died(), f"{self.role} to start", START_TIMEOUT, lambda: self.log
+            )
         return self.process
 
     @property
@@ -77,14 +79,17 @@ class Daemon:
         """Wait until the tunnel has a session; its status."""
         wait_for(
             lambda: self.tunnel(identity)["state"] == "connected",
-            f"{self.role} to be connected\n{self.log}",
+            f"{self.role} to be connected",
             timeout,
+            lambda: self.log,
         )
         return self.tunnel(identity)
 
     def wait_log(self, text: str, timeout: float = START_TIMEOUT) -> None:
         """Wait until the log holds this."""
-        wait_for(lambda: text in self.log, f"{text!r} in the log of the {self.role}:\n{self.log}", timeout)
+        wait_for(
+            lambda: text in self.log, f"{text!r} in the log of the {self.role}", timeout, lambda: self.log
+        )
 
     def stop(self) -> int:
         """End it as a service manager does; its exit code."""

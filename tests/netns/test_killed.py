@@ -55,7 +55,7 @@ class Victim:
 
     def wait_serving(self) -> None:
         """Until it has all that it makes: with a client, the session too."""
-        wait_for(self._serves, f"the {self.role} to serve\n{self.log}", 20)
+        wait_for(self._serves, f"the {self.role} to serve", 20, lambda: self.log)
 
     def stop(self) -> int:
         os.kill(self._pid, signal.SIGTERM)

@@ -75,7 +75,7 @@ def wait_mtu(daemon: Daemon, true: int, timeout: float = 15.0) -> int:
         mtu: int = daemon.tunnel()["mtu"]
         return mtu if true - 8 < mtu <= true else 0
 
-    return wait_for(close, f"an MTU of the {daemon.role} of about {true}\n{daemon.log}", timeout)
+    return wait_for(close, f"an MTU of the {daemon.role} of about {true}", timeout, lambda: daemon.log)
 
 
 def full_pings(host: Host, address: str, mtu: int) -> None:

@@ -113,7 +113,9 @@ def test_a_start_does_what_the_plan_says(world: World, routing: str, on_disconne
     before = snapshot(world.home)
     client = world.client(**section)
     wanted = without_filters(at_the_start)
-    wait_for(lambda: wanted <= found(before, snapshot(world.home)), f"{wanted} to be there\n{client.log}")
+    wait_for(
+        lambda: wanted <= found(before, snapshot(world.home)), f"{wanted} to be there", log=lambda: client.log
+    )
     assert found(before, snapshot(world.home)) == wanted
     guards = {
         re.findall(r"filter to (\S+) only udp dport (\d+)", line)[0]

@@ -170,7 +170,7 @@ def test_the_server_goes_around_whichever_it_is(world: World, routing: str) -> N
 
     first.kill()
     world.server(listen=[second], pool="10.87.0.0/24")
-    wait_for(lambda: client.tunnel()["address"] == "10.87.0.2", f"the other server\n{client.log}", 20)
+    wait_for(lambda: client.tunnel()["address"] == "10.87.0.2", "the other server", 20, lambda: client.log)
     wait_reached(world.home, THERE)
 
     wire = world.sniffer()

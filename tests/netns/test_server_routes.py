@@ -68,7 +68,7 @@ def test_a_host_behind_a_client_reaches_the_world_with_the_servers_address(world
     listener = world.world.popen(
         "tcpdump", "-lni", "eth0", "icmp", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: can_ping(world.lan, WORLD), f"a ping through NAT\n{server.log}")
+    wait_for(lambda: can_ping(world.lan, WORLD), "a ping through NAT", log=lambda: server.log)
     wait_for(lambda: can_ping(world.lan, WORLD, count=5), "all the pings")
     assert forwards(world.left)
     assert listener.stdout is not None

@@ -375,4 +375,4 @@ def test_an_up_hook_that_fails_is_reported_and_run_again_with_the_next_session(w
     server.stop()
     server.start()
     client.wait_connected()
-    wait_for(lambda: client.log.count("dtun0: up hook") == 2, f"a second try\n{client.log}")
+    wait_for(lambda: client.log.count("dtun0: up hook") == 2, "a second try", log=lambda: client.log)

@@ -87,8 +87,9 @@ def test_what_a_killed_run_left_is_swept_and_what_is_in_use_is_not(net: Topology
 
 
 def test_waiting_in_vain_says_for_what() -> None:
-    with pytest.raises(AssertionError, match="in vain for rain; last seen: 0"):
-        wait_for(lambda: 0, "rain", timeout=0.05)
+    log: list[str] = []
+    with pytest.raises(AssertionError, match="in vain for rain; last seen: None\nwhat was logged until then"):
+        wait_for(lambda: log.append("what was logged until then"), "rain", timeout=0.05, log=lambda: log[-1])
 
 
 def processes(namespace: str) -> list[str]:

@@ -64,15 +64,15 @@ def sweep() -> None:
             _remove(path.name)
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 10.0) -> T:
-    """Ask until the answer is true, and return it; fail after `timeout` seconds, with the last answer."""
+def wait_for(condition: Callable[[], T], what: str, timeout: float = 10.0, log: Callable[[], str] = str) -> T:
+    """Ask until the answer is true, and return it; fail after `timeout` seconds, with the last answer and the log."""
     deadline = time.monotonic() + timeout
     while True:
         answer = condition()
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain for {what}; last seen: {answer!r}")
+            raise AssertionError(f"waited {timeout:g} s in vain for {what}; last seen: {answer!r}\n{log()}")
         time.sleep(0.02)
 
 

@@ -48,11 +48,12 @@ class DirectLoop(asyncio.SelectorEventLoop):
     def add_writer(self, fd: _File, callback: Callable[[*_Arguments], Any], *args: *_Arguments) -> None:
         self._direct.watch(fd, select.EPOLLOUT, partial(callback, *args) if args else callback)
 
+    # `sock_recv` and its like enter a descriptor in asyncio's part, by a way of their own, and take it out by these.
     def remove_reader(self, fd: _File) -> bool:
-        return self._direct.forget(fd, select.EPOLLIN)
+        return self._direct.forget(fd, select.EPOLLIN) or super().remove_reader(fd)
 
     def remove_writer(self, fd: _File) -> bool:
-        return self._direct.forget(fd, select.EPOLLOUT)
+        return self._direct.forget(fd, select.EPOLLOUT) or super().remove_writer(fd)
 
     def call_soon(
         self, callback: Callable[[*_Arguments], object], *args: *_Arguments, context: Context | None = None

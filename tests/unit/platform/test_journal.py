@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Route, Rule, Sysctl
-from dtun.platform.entries import Entry, Held, Table, encode
+from dtun.platform.entries import HEADER, Entry, Held, Table, encode
 from dtun.platform.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
 
 PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
@@ -75,6 +75,19 @@ def test_whatever_comes_and_goes_a_crash_loses_nothing(steps: list[tuple[bool, E
         assert successor.open() == held
         assert successor.entries == held
         successor.close()
+
+
+@pytest.mark.parametrize("written", range(len(HEADER)))
+def test_a_crash_while_the_file_is_begun_leaves_nothing_to_complain_of(tmp_path: Path, written: int) -> None:
+    """Between making it and its first line, or in the midst of that: nothing was made yet."""
+    (tmp_path / "demo.json").write_bytes(HEADER[:written])
+    successor = Journal("demo", tmp_path)
+    assert successor.open() == frozenset()
+    successor.add([PIN])
+    successor.close(keep=True)
+    third = Journal("demo", tmp_path)
+    assert third.open() == {PIN}
+    third.close()
 
 
 def test_ten_thousand_that_come_and_go_do_not_fill_the_directory(tmp_path: Path) -> None:
@@ -185,8 +198,7 @@ def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        "",
-        "{",
+        "{]",
         "[]",
         '{"version": 2}\n["*", "table", "x"]\n',
         '{"version": 2}\n["+", "chair", "x"]\n',

@@ -10,6 +10,9 @@ import pytest
 
 from dtun.platform.linux.loop import DirectLoop
 
+LONG = 1 << 22
+"""Bytes, more than a socket's buffers take."""
+
 
 @pytest.fixture
 def loop() -> Iterator[DirectLoop]:
@@ -174,6 +177,35 @@ def test_a_number_that_was_closed_without_a_word_can_be_watched_again(loop: Dire
     loop.remove_reader(again)
     os.close(again)
     os.close(writing)
+
+
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_a_socket_that_asyncio_has_waited_for_is_forgotten_by_then(loop: DirectLoop, way: str) -> None:
+    """Otherwise the next one with its number would be waited for in vain."""
+
+    async def story() -> None:
+        numbers = []
+        for _ in range(2):
+            one, other = socket.socketpair()
+            with one, other:
+                numbers.append(one.fileno())
+                one.setblocking(False)
+                other.settimeout(10)
+                waiting: asyncio.Task[object]
+                if way == "read":
+                    waiting = asyncio.create_task(loop.sock_recv(one, 1))
+                    await asyncio.sleep(0)
+                    other.send(b"x")
+                else:
+                    waiting = asyncio.create_task(loop.sock_sendall(one, bytes(LONG)))
+                    await asyncio.sleep(0)
+                    came = 0
+                    while came < LONG:
+                        came += len(await asyncio.to_thread(other.recv, LONG))
+                await asyncio.wait_for(waiting, 10)
+        assert numbers[0] == numbers[1], "it is no test otherwise"
+
+    loop.run_until_complete(story())
 
 
 def test_what_asyncio_waits_for_itself_still_works(loop: DirectLoop) -> None:
