@@ -646,7 +646,7 @@ def test_closing_twice_is_closing_once_and_lets_go_of_every_descriptor(host: Hos
 
 def test_a_refused_start_can_be_tried_again(host: Host, runtime: Path) -> None:
     runtime.mkdir()
-    (runtime / "demo.json").write_text("{")
+    (runtime / "demo.json").write_text("[]")
 
     async def story() -> None:
         linux = kernel("demo", runtime)
