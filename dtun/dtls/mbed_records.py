@@ -48,8 +48,12 @@ class MbedRecords:
         return self._buffer.is_broken() and not self._said_goodbye
 
     @property
+    def wear(self) -> float:
+        return max(self._sealed / self._seal_limit, self._refused / self._forgery_limit)
+
+    @property
     def exhausted(self) -> bool:
-        return self._sealed >= self._seal_limit or self._refused >= self._forgery_limit
+        return self.wear >= 1
 
     def seal(self, plaintext: bytes) -> bytes:
         """One application_data record; b"" once the session is closed."""

@@ -67,8 +67,8 @@ class Records(Protocol):
         """Whether the peer said, authenticated, that it is done: close_notify or a fatal alert."""
 
     @property
-    def exhausted(self) -> bool:
-        """Whether a limit of the key is reached: it is time for a new session."""
+    def wear(self) -> float:
+        """How much of what the key may do it has done: at 1 it has reached a limit of its cipher."""
 
     def seal(self, plaintext: bytes) -> bytes:
         """One application_data record. ValueError above 16384 bytes, OverflowError when numbers run out."""
@@ -183,8 +183,12 @@ class AeadRecords:
         return self._window.highest
 
     @property
+    def wear(self) -> float:
+        return max(self._sequence / self._seal_limit, self._forgeries / self._forgery_limit)
+
+    @property
     def exhausted(self) -> bool:
-        return self._sequence >= self._seal_limit or self._forgeries >= self._forgery_limit
+        return self.wear >= 1
 
     def seal(self, plaintext: bytes) -> bytes:
         return self._seal(APPLICATION_DATA, plaintext)

@@ -26,7 +26,7 @@ class Suite:
     """One cipher suite. Lengths in bytes.
 
     `seal_limit` and `forgery_limit` count records under one key: those sealed, and those that failed to open
-    (RFC 9147, section 4.5.3). A session that reaches either has to be replaced.
+    (RFC 9147, section 4.5.3). A session has to be replaced before it reaches either.
     """
 
     name: str

@@ -207,6 +207,8 @@ class Admission:
             where = f"{identity.pair.peer} on {identity.tun.name}, subnets: {subnets}"
             text = f"connected from {link.endpoint}, {where}"
             self._remark(identity, logging.INFO, text, link, "connected")
+            for warning in link.warnings:
+                self._remark(identity, logging.WARNING, warning, link, "connected")
         self._tasks.spawn(identity.hooks.up(identity.hook_variables("connected")))
 
     async def resume(self, link: Link, keepsake: Keepsake) -> Identity | None:

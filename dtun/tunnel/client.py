@@ -162,6 +162,7 @@ class Client:
         warnings = end.warnings + [
             f"the server refuses {item.subnet}: {harmless(item.reason)}" for item in refused
         ]
+        warnings += self._link.warnings if self._link is not None else []
         tunnel = {
             "id": self._config.id,
             "state": "connected" if self._link else "connecting",
@@ -368,6 +369,9 @@ class Client:
             suite.label if suite else "",
             extra=about(client=self._config.id, reason="connected", peer=link.endpoint),
         )
+        for warning in link.warnings:
+            extra = about(client=self._config.id, reason="connected", peer=link.endpoint)
+            log.warning("%s", warning, extra=extra)
         extra = about(client=self._config.id, reason="refused", peer=link.endpoint)
         for refusal in welcome.refused:
             reason = harmless(refusal.reason)

@@ -166,6 +166,7 @@ class Identity:
         warnings = [self.rivalry.describe()] if self.rivalry.evident(now) else []
         warnings += [self.hooks.error] if self.hooks.error else []
         warnings += self.refusals.lines
+        warnings += self.link.warnings if self.link is not None else []
         return {
             "id": self.name,
             "state": "connected" if self.link else "away",

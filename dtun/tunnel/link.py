@@ -90,6 +90,12 @@ class Link:
         return self._path.mtu
 
     @property
+    def warnings(self) -> list[str]:
+        """What is not as it should be with this session, for the log and the status."""
+        reason = self.session.association.fallback_reason
+        return [f"the records stay inside of Mbed TLS, which is slow: {reason}"] if reason else []
+
+    @property
     def inner_mtu(self) -> int:
         """Bytes of the largest packet that fits into one record, and with it into one packet outside."""
         return max(min(self._path.room, MAX_PLAINTEXT) - SEGMENT_HEADER, MIN_MTU)

@@ -271,7 +271,9 @@ class Server:
             case Received(Welcome() | Renew()):
                 link.close("other", "it talks like a server")
             case WornOut():
-                link.send(Renew())
+                link.send(
+                    Renew()
+                )  # an original Go dtun has no word for it, and goes on until the end of the key
             case PathMtuChanged():
                 self._tasks.spawn(self._resize(link))
             case Closed():

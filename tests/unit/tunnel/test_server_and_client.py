@@ -1,6 +1,7 @@
 """A server, and clients, on loopback sockets: only the kernel's devices and routes are made up."""
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from dtun.dtls import export
+from dtun.dtls.export import ExportError
+from dtun.dtls.records import AeadRecords
 from dtun.network.state import Address, Route
 from dtun.protocol.messages import Hello
 from dtun.protocol.record import hello_request
@@ -182,6 +186,44 @@ async def test_a_tunnel_comes_up_and_carries_packets(site: Site, home: Home) -> 
 async def test_a_renewed_session_takes_over_without_a_gap(site: Site, home: Home) -> None:
     before = await in_service(home)
     home.client._want("renewal")
+    await in_service(home, other_than=before)
+    await through(site, home, 1)
+    assert len(home.hooks.ran) == 1, "the tunnel was up all the time"
+
+
+@pytest.fixture
+def unknown_layout(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> str:
+    """Mbed TLS keeps its state in another way; what is said of it."""
+
+    def parse(*_: object) -> None:
+        raise ExportError("a layout of next year")
+
+    monkeypatch.setattr(export, "parse", parse)
+    caplog.set_level(logging.INFO)
+    return "the records stay inside of Mbed TLS, which is slow: a layout of next year"
+
+
+async def test_both_ends_say_that_records_stay_inside_of_mbed_tls(
+    unknown_layout: str, site: Site, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    await in_service(home)
+    await through(site, home, 1)
+    for end in (site.server, home.client):
+        assert unknown_layout in str(end.status()["tunnels"])
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said.count(("WARNING", unknown_layout)) == 1
+    assert said.count(("WARNING", f"demo: {unknown_layout}")) == 1
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, home: Home, side: str) -> None:
+    before = await in_service(home)
+    link = before if side == "client" else site.server._roster.identities["demo"].link
+    assert isinstance(link, Link)
+    records = link.session.association.records
+    assert isinstance(records, AeadRecords)
+    records._forgeries = records._forgery_limit // 2 + 1
+    link._tick()
     await in_service(home, other_than=before)
     await through(site, home, 1)
     assert len(home.hooks.ran) == 1, "the tunnel was up all the time"

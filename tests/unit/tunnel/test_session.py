@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dtun.dtls.records import AeadRecords
+from dtun.dtls.suites import PSK_AES_128_GCM
 from dtun.protocol.channel import MAX_QUEUED
 from dtun.protocol.messages import Hello, Renew
 from dtun.tunnel.session import EARLY_PACKETS, OPENING_TIME, WEAR_CHECK, Closed, Established, WornOut
 from tests.unit.tunnel.pair import KEEPALIVE, TIMEOUT, WELCOME, End, World
 
 PACKET = b"\x45" + bytes(19)
+GCM = (PSK_AES_128_GCM,)
 
 
 def records(end: End) -> AeadRecords:
@@ -143,22 +145,39 @@ def test_packets_that_come_before_the_data_plane_are_kept_up_to_a_bound() -> Non
     assert client.session.take_early_packets() == []
 
 
-def test_a_worn_out_key_is_reported_once() -> None:
-    world = World()
+def wear(end: End, share: float) -> None:
+    """Have the key of this end done as much of what it may do."""
+    found = records(end)
+    found._sequence = round(share * found._seal_limit)
+
+
+def test_a_key_that_has_done_half_is_reported_once() -> None:
+    world = World(suites=GCM)
     client, _ = world.pair()
-    records(client)._seal_limit = 0
+    wear(client, 0.49)
+    world.advance(2 * WEAR_CHECK)
+    assert WornOut() not in client.events
+    wear(client, 0.5)
     world.advance(5 * WEAR_CHECK)
     assert client.events.count(WornOut()) == 1
     assert client.closed is None
 
 
-def test_a_key_wears_out_in_the_dialect_of_the_original_too() -> None:
-    world = World(go=True)
-    client, server = world.pair()
-    for end in (client, server):
-        records(end)._seal_limit = 0
+@pytest.mark.parametrize("go", [False, True])
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str, go: bool) -> None:
+    """Also one that comes there by forgeries, and where the peer cannot be asked for another."""
+    world = World(go=go, suites=GCM)
+    pair = world.pair()
+    end, other = pair if side == "client" else pair[::-1]
+    records(end)._forgeries = records(end)._forgery_limit // 2 + 1
     world.advance(WEAR_CHECK)
-    assert client.events.count(WornOut()) == server.events.count(WornOut()) == 1
+    assert end.events.count(WornOut()) == 1
+    for share, ended in ((0.93, False), (0.94, True)):
+        wear(end, share)
+        world.advance(5)
+        assert ("what its cipher allows" in str(end.closed)) == ended
+    assert other.closed is not None, "it is told"
 
 
 def test_a_peer_that_does_not_introduce_itself_is_given_up() -> None:
