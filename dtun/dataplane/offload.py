@@ -44,7 +44,17 @@ class OffloadDevice:
     Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
     """
 
-    __slots__ = ("_counters", "_descriptor", "_joined", "_odd", "_trains", "_tun", "deliver_one", "read_one")
+    __slots__ = (
+        "_counters",
+        "_descriptor",
+        "_joined",
+        "_joins",
+        "_odd",
+        "_trains",
+        "_tun",
+        "deliver_one",
+        "read_one",
+    )
 
     def __init__(self, tun: TunDevice, counters: Counters) -> None:
         self._tun = tun
@@ -52,7 +62,9 @@ class OffloadDevice:
         self._descriptor = tun.fileno()
         self._counters = counters
         self._odd = b""
+        # What frames go on with it begin with.
         self._joined: Run | Train | None = None
+        self._joins = b""
         # As closures, see `AeadRecords.sealer`.
         self.read_one = self._reader()
         self.deliver_one = self._writer()
@@ -133,7 +145,7 @@ class OffloadDevice:
     def deliver(self, plaintexts: Sequence[bytes], accepts: Accepts) -> Sequence[bytes]:
         others: list[bytes] = []
         joined = self._joined
-        joins = _SEGMENT if isinstance(joined, Run) else _PARTIAL
+        joins = self._joins
         number, count = 0, len(plaintexts)
         while number < count:
             frame = plaintexts[number]
@@ -151,9 +163,12 @@ class OffloadDevice:
                 joined = self._begin(frame, accepts)
                 if isinstance(joined, Run):
                     number += joined.extend_many(plaintexts, number)
+            elif number < count and self._trains and (train := Train.begin_complete(frame)) is not None:
+                joins = kind
+                joined = train if accepts(frame, 0) else None
             elif not self.deliver_one(frame, accepts):
                 others.append(frame)
-        self._joined = joined
+        self._joined, self._joins = joined, joins
         return others
 
     def flush(self) -> None:

@@ -12,7 +12,9 @@ into the payload, and anybody who has it can say what the kernel would have sent
 
 - IPv4 identification: that of the super-packet plus `index`;
 - TCP sequence number: plus `index * size`; FIN and PSH only in the last segment, CWR only in the first;
-- lengths: those of the segment; checksums: computed anew.
+- lengths: those of the segment; the IPv4 header's checksum: computed anew;
+- transport checksum: the sum that is there, of the pseudo-header, changed by as much as the length changes (RFC 1624).
+  Its addresses may stand elsewhere than in the IP header: source routes, routing headers, the Home Address option.
 """
 
 from collections.abc import Sequence
@@ -114,21 +116,21 @@ def _is_extended(packet: bytes, start: int) -> bool:
 def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, last: bool) -> bytes:
     """The headers of what begins with segment `index` and has `payload` bytes: one segment, or a run of them.
 
-    `start` is where the transport header begins. The transport checksum covers the pseudo-header only.
+    `start` is where the transport header begins. Its checksum is, before and after, the sum of the pseudo-header.
     """
     header = bytearray(headers)
     length = len(header) - start + payload
     if header[0] >> 4 == 4:
+        stated = _U16.unpack_from(header, 2)[0] - start
         _U16.pack_into(header, 2, start + length)
         _U16.pack_into(header, 4, (_U16.unpack_from(header, 4)[0] + index) & 0xFFFF)
         header[10:12] = b"\0\0"
         _U16.pack_into(header, 10, _fold(_sum(header[:start])) ^ 0xFFFF)
-        protocol, addresses = header[9], header[12:20]
     else:
+        stated = _U16.unpack_from(header, 4)[0] + 40 - start
         _U16.pack_into(header, 4, start - 40 + length)
-        protocol, addresses = (TCP if len(header) - start >= 20 else UDP), header[8:40]
-    checksum = start + UDP_CSUM
-    if protocol == TCP:
+    # Not by the IP header's protocol: that may be an extension header, and only this is sure to be there.
+    if len(header) - start >= 20:
         sequence = _U32.unpack_from(header, start + 4)[0] + index * size
         _U32.pack_into(header, start + 4, sequence & 0xFFFFFFFF)
         if not last:
@@ -137,8 +139,13 @@ def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, 
             header[start + 13] &= ~_CWR & 0xFF
         checksum = start + TCP_CSUM
     else:
+        stated = _U16.unpack_from(header, start + 4)[0]
         _U16.pack_into(header, start + 4, length)
-    _U16.pack_into(header, checksum, _fold(_sum(addresses) + protocol + length))
+        checksum = start + UDP_CSUM
+    # Never 0, as `length` is not, which changes nothing: it is not yet UDP's "no checksum", but the start of a sum.
+    # The mask is for lengths that nobody would state.
+    total = _U16.unpack_from(header, checksum)[0] + (~stated & 0xFFFF) + length
+    _U16.pack_into(header, checksum, _fold(total))
     return bytes(header)
 
 

@@ -1,6 +1,7 @@
 """Super-packets over a bad network, between two devices: what comes out is what was sent, as far as it arrived."""
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -11,7 +12,7 @@ from hypothesis import given, strategies as st
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.device import Accepts
 from dtun.dataplane.offload import OffloadDevice, device_for
-from dtun.protocol.segments import PARTIAL, SEGMENT
+from dtun.protocol.segments import PARTIAL, SEGMENT, partial
 from tests.unit.protocol import segmenter
 from tests.unit.protocol.packets import (
     ADDRESSES4,
@@ -23,8 +24,10 @@ from tests.unit.protocol.packets import (
     super_packets,
     traffic,
     udp_flows,
+    udp_header,
+    unfinished,
 )
-from tests.unit.protocol.segmenter import Virtio
+from tests.unit.protocol.segmenter import UDP, Virtio
 
 TUN = os.open(os.devnull, os.O_RDWR)
 """A descriptor of nothing: the system calls below stand in for the kernel."""
@@ -121,7 +124,7 @@ def test_any_loss_doubling_and_reordering_costs_the_lost_segments_and_nothing_el
         assert len(read) == len(original.meaning)
         frames += read
         # Only datagrams that came one by one may have got another identification, by being joined.
-        expected += [atomic(p) if f[0] == PARTIAL else p for f, p in zip(read, original.meaning, strict=True)]
+        expected += [p if f[0] == SEGMENT else atomic(p) for f, p in zip(read, original.meaning, strict=True)]
     order = data.draw(arrivals(len(frames)))
     turn, batch = data.draw(st.sampled_from((1, 7, 64, 200))), data.draw(st.sampled_from((1, 3, 64)))
     for start in range(0, len(order), turn):
@@ -130,7 +133,7 @@ def test_any_loss_doubling_and_reordering_costs_the_lost_segments_and_nothing_el
     came = receiver.meaning()
     assert len(came) == len(order)
     for packet, index in zip(came, order, strict=True):
-        assert (atomic(packet) if frames[index][0] == PARTIAL else packet) == expected[index]
+        assert (packet if frames[index][0] == SEGMENT else atomic(packet)) == expected[index]
         assert segmenter.has_right_checksums(packet) or packet[9 if packet[0] >> 4 == 4 else 6] == 60
     assert not receiver.counters.drops
     assert not sender.counters.drops
@@ -159,6 +162,39 @@ def test_datagrams_of_one_flow_are_written_together_where_the_kernel_takes_that(
     alike = len(sizes) == 1 and len({original.ports for original in flow}) == 1
     if alike and joining.written[0][1] and len(flow) * max(sizes) < 65535:
         assert len(joining.written) == -(-len(flow) // 64)
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "without checksums"])
+@pytest.mark.parametrize("trains", [True, False], ids=["joins", "one by one"])
+def test_datagrams_that_come_in_two_batches_are_one_write(complete: bool, trains: bool) -> None:
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 7, 0x4000, 64, UDP, 0) + ADDRESSES4[1] + ADDRESSES4[0]
+    packets = [unfinished(ip + udp_header(), bytes([number]) * 100) for number in range(40)]
+    if complete:
+        packets = frames = [segmenter.complete(packet, 20, 6) for packet in packets]
+    else:
+        frames = [partial(packet, 20, 6) for packet in packets]
+    asked = []
+
+    def accepts(frame: bytes, start: int) -> bool:
+        asked.append(frame[start:])
+        return True
+
+    tun = Tun(trains=trains)
+    assert tun.deliver(frames, accepts, batch=30) == []
+    assert len(tun.written) == (1 if trains else 40)
+    assert asked[0] == packets[0]
+    assert tun.counters.rx_packets == 40
+    assert [atomic(packet) for packet in tun.meaning()] == [
+        atomic(packet if complete else segmenter.complete(packet, 20, 6)) for packet in packets
+    ]
+
+
+def test_a_complete_datagram_from_a_source_that_is_not_accepted_is_not_written() -> None:
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 0, 7, 0x4000, 64, UDP, 0) + ADDRESSES4[1] + ADDRESSES4[0]
+    packet = segmenter.complete(unfinished(ip + udp_header(), bytes(100)), 20, 6)
+    tun = Tun()
+    tun.deliver([packet, packet, packet], lambda *_: False)
+    assert tun.written == []
 
 
 @given(extended_packets())

@@ -6,7 +6,24 @@ import struct
 from hypothesis import strategies as st
 
 from tests.unit.protocol import segmenter
-from tests.unit.protocol.segmenter import ACK, CWR, ECE, FIN, PSH, TCP, UDP, URG, Virtio
+from tests.unit.protocol.segmenter import (
+    ACK,
+    CWR,
+    DESTINATION_OPTIONS,
+    ECE,
+    FIN,
+    HOME_ADDRESS,
+    LOOSE_SOURCE_ROUTE,
+    PSH,
+    ROUTING,
+    SEGMENT_ROUTING,
+    STRICT_SOURCE_ROUTE,
+    TCP,
+    TYPE_2,
+    UDP,
+    URG,
+    Virtio,
+)
 
 ADDRESSES4 = tuple(bytes((10, 0, 0, last)) for last in (1, 2, 3))
 ADDRESSES6 = tuple(bytes.fromhex("fd00") + bytes(13) + bytes([last]) for last in (1, 2, 3))
@@ -88,16 +105,13 @@ def unfinished(headers: bytes, body: bytes) -> bytes:
     return segmenter.with_sum_of_pseudo_header(segmenter.with_lengths(headers + body))
 
 
-@st.composite
-def super_packets(
-    draw: st.DrawFn, max_segments: int = 140, protocols: tuple[int, ...] = (TCP, TCP, UDP)
+def super_packet(
+    draw: st.DrawFn, ip: bytes, protocol: int, sizes: st.SearchStrategy[int], most: int
 ) -> Original:
-    """A TCP or UDP packet with two segments at least."""
-    protocol = draw(st.sampled_from(protocols))
-    ip = draw(ip_headers(protocol))
+    """One with these IP headers, and two to `most` segments."""
     headers = ip + (draw(tcp_headers()) if protocol == TCP else udp_header())
-    size = draw(SIZES)
-    most = min(max_segments * size, 65535 - len(headers))
+    size = draw(sizes)
+    most = min(most * size, 65535 - len(headers))
     length = draw(
         st.one_of(st.integers(size + 1, min(6 * size, most)), st.integers(size + 1, most), st.just(most))
     )
@@ -106,6 +120,34 @@ def super_packets(
     ecn = protocol == TCP and bool(headers[len(ip) + 13] & CWR)
     at = segmenter.CHECKSUM_AT[protocol]
     return Original(Virtio(True, kind, ecn, len(headers), size, len(ip), at), packet)
+
+
+@st.composite
+def super_packets(
+    draw: st.DrawFn, max_segments: int = 140, protocols: tuple[int, ...] = (TCP, TCP, UDP)
+) -> Original:
+    """A TCP or UDP packet with two segments at least."""
+    protocol = draw(st.sampled_from(protocols))
+    return super_packet(draw, draw(ip_headers(protocol)), protocol, SIZES, max_segments)
+
+
+def with_source_route(ip: bytes, kind: int, hops: list[bytes], done: int) -> bytes:
+    """An IPv4 header without options, with a route (RFC 791) of which `done` addresses have been visited."""
+    route = bytes([kind, 3 + 4 * len(hops), 4 + 4 * done]) + b"".join(hops)
+    return bytes([ip[0] + len(hops) + 1]) + ip[1:20] + b"\x01" + route
+
+
+@st.composite
+def source_routed_packets(
+    draw: st.DrawFn, max_segments: int = 140, protocols: tuple[int, ...] = (TCP, UDP)
+) -> Original:
+    """A super-packet with an IPv4 source route, mostly not at its end; most kernels refuse to send these on."""
+    protocol = draw(st.sampled_from(protocols))
+    ip = draw(ip_headers(protocol).filter(lambda ip: ip[0] == 0x45))
+    hops = draw(st.lists(st.binary(min_size=4, max_size=4), min_size=1, max_size=9))
+    kind = draw(st.sampled_from((LOOSE_SOURCE_ROUTE, LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE)))
+    ip = with_source_route(ip, kind, hops, draw(st.integers(0, len(hops))))
+    return super_packet(draw, ip, protocol, SIZES, max_segments)
 
 
 @st.composite
@@ -140,21 +182,67 @@ def udp_flows(draw: st.DrawFn) -> list[Original]:
     return flow
 
 
+def padded(following: int, padding: int) -> bytes:
+    """A header of destination options that says nothing."""
+    return bytes([following, padding, 1, 4 + padding * 8]) + bytes(4 + padding * 8)
+
+
+def home(following: int, address: bytes) -> bytes:
+    """A header with the Home Address option (RFC 6275, section 6.3)."""
+    return bytes([following, 2, 1, 2, 0, 0, HOME_ADDRESS, 16]) + address
+
+
+def routing(following: int, kind: int, left: int, addresses: list[bytes]) -> bytes:
+    """A routing header (RFC 6275, section 6.4; RFC 8754, section 2), as its kind orders the addresses."""
+    last = len(addresses) - 1 if kind == SEGMENT_ROUTING else 0
+    return bytes([following, 2 * len(addresses), kind, left, last, 0, 0, 0]) + b"".join(addresses)
+
+
 @st.composite
-def extended_packets(draw: st.DrawFn) -> Original:
-    """A super-packet of TCP over IPv6 behind extension headers, up to more than 255 bytes of them."""
-    padding = draw(st.sampled_from((0, 1, 20, 31)))
-    options = bytes([TCP, padding, 1, 4 + padding * 8]) + bytes(4 + padding * 8)
-    ip = struct.pack("!IHBB", 6 << 28, 0, 60, 64) + ADDRESSES6[1] + ADDRESSES6[0] + options
-    headers = ip + draw(tcp_headers())
-    size = draw(st.integers(1, 1000))
-    packet = unfinished(headers, payload(draw(st.integers(size + 1, 5 * size)), 1))
-    ecn = bool(headers[len(ip) + 13] & CWR)
-    return Original(Virtio(True, "tcp6", ecn, len(headers), size, len(ip), 16), packet)
+def extension_headers(draw: st.DrawFn, protocol: int) -> tuple[int, bytes]:
+    """Extension headers in front of `protocol`, and the type of the first.
+
+    With some of them the packet comes from or ends at another address than the IP header says.
+    """
+    kinds = draw(
+        st.sampled_from(
+            (("padding",), ("mobile",), ("segments",), ("home",), ("padding", "segments", "home"))
+        )
+    )
+    addresses = st.binary(min_size=16, max_size=16)
+    following, headers = protocol, b""
+    for kind in reversed(kinds):
+        if kind == "padding":
+            header = padded(following, draw(st.sampled_from((0, 1, 20, 31))))
+        elif kind == "home":
+            header = home(following, draw(addresses))
+        elif kind == "mobile":
+            header = routing(following, TYPE_2, draw(st.sampled_from((1, 1, 0))), [draw(addresses)])
+        else:
+            segments = draw(st.lists(addresses, min_size=1, max_size=4))
+            # As many as there are: the next of them stands in the IP header only (RFC 8754, section 4.1.1).
+            left = draw(st.integers(0, len(segments)))
+            header = routing(following, SEGMENT_ROUTING, left, segments)
+        following = DESTINATION_OPTIONS if kind in ("padding", "home") else ROUTING
+        headers = header + headers
+    return following, headers
+
+
+@st.composite
+def extended_packets(draw: st.DrawFn, protocol: int = TCP) -> Original:
+    """A super-packet over IPv6 behind extension headers, up to more than 255 bytes of them."""
+    first, extensions = draw(extension_headers(protocol))
+    ip = struct.pack("!IHBB", 6 << 28, 0, first, 64) + ADDRESSES6[1] + ADDRESSES6[0] + extensions
+    return super_packet(draw, ip, protocol, st.integers(1, 1000), 5)
 
 
 traffic = st.lists(
-    st.one_of(super_packets().map(lambda one: [one]), single_packets().map(lambda one: [one]), udp_flows()),
+    st.one_of(
+        st.one_of(super_packets(), single_packets(), source_routed_packets(), extended_packets()).map(
+            lambda one: [one]
+        ),
+        udp_flows(),
+    ),
     min_size=1,
     max_size=5,
 ).map(lambda lists: [original for some in lists for original in some])

@@ -1,8 +1,9 @@
 """What a kernel makes of a packet with a virtio header: an independent model, for tests to compare with.
 
-Written from RFC 791, 8200, 9293, 768, 1071 and 3168, and from what Linux documents and does (segmentation-offloads.rst,
-tcp_gso_segment, inet_gso_segment, __udp_gso_segment). tests/netns/test_offload.py compares it with the real thing. It
-shares no code with the product, on purpose, and takes nothing for granted that the kernel would check.
+Written from RFC 791, 8200, 9293, 768, 1071, 3168, 6275 and 8754, and from what Linux documents and does
+(segmentation-offloads.rst, tcp_gso_segment, inet_gso_segment, __udp_gso_segment). tests/netns/test_offload.py compares
+it with the real thing. It shares no code with the product, on purpose, and takes nothing for granted that the kernel
+would check.
 """
 
 import array
@@ -16,6 +17,10 @@ GSO_NAMES = {0: "none", 1: "tcp4", 4: "tcp6", 5: "udp"}
 GSO_KINDS = {name: kind for kind, name in GSO_NAMES.items()}
 GSO_ECN = 0x80
 CHECKSUM_AT = {TCP: 16, UDP: 6}
+LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE = 131, 137
+ROUTING, DESTINATION_OPTIONS = 43, 60
+TYPE_0, TYPE_2, SEGMENT_ROUTING = 0, 2, 4
+HOME_ADDRESS = 0xC9
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,55 @@ def transport(packet: bytes) -> tuple[int, int]:
     return kind, start
 
 
+def options(data: bytes) -> list[bytes]:
+    """The options in an IPv4 header, from type to data (RFC 791, section 3.1)."""
+    found, at = [], 0
+    while at < len(data) and data[at] != 0:
+        length = 1 if data[at] == 1 else data[at + 1] if at + 1 < len(data) else 0
+        if not length:
+            break
+        found.append(data[at : at + length])
+        at += length
+    return found
+
+
+def ends4(packet: bytes) -> tuple[bytes, bytes]:
+    """Where an IPv4 packet comes from, and where it ends: the last address of a source route not yet at its end."""
+    for option in options(packet[20 : (packet[0] & 15) * 4]):
+        is_route = option[0] in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE) and len(option) >= 7
+        if is_route and option[2] <= len(option):
+            return packet[12:16], option[-4:]
+    return packet[12:16], packet[16:20]
+
+
+def ends6(packet: bytes) -> tuple[bytes, bytes]:
+    """Where an IPv6 packet comes from, and where it ends.
+
+    That is in a routing header with segments left (RFC 8200, 8.1; RFC 6275, 6.4; RFC 8754, 2: in reverse order), and in
+    a Home Address option (RFC 6275, 11.3.2: the checksum is as if it were the source).
+    """
+    source, destination = packet[8:24], packet[24:40]
+    kind, start = packet[6], 40
+    while kind in (0, ROUTING, DESTINATION_OPTIONS):
+        header = packet[start : start + 8 + packet[start + 1] * 8]
+        if kind == ROUTING and header[3] and header[2] == TYPE_0:
+            destination = header[-16:]
+        elif kind == ROUTING and header[3] and header[2] in (TYPE_2, SEGMENT_ROUTING):
+            destination = header[8:24]
+        at = 2
+        while kind == DESTINATION_OPTIONS and at < len(header):
+            if header[at] == HOME_ADDRESS:
+                source = header[at + 2 : at + 18]
+            at += 1 if header[at] == 0 else 2 + header[at + 1]
+        kind, start = header[0], start + len(header)
+    return source, destination
+
+
 def pseudo_header(packet: bytes, protocol: int, length: int) -> bytes:
     """RFC 9293, section 3.1, and RFC 8200, section 8.1."""
     if packet[0] >> 4 == 4:
-        return packet[12:20] + struct.pack("!BBH", 0, protocol, length)
-    return packet[8:40] + struct.pack("!II", length, protocol)
+        return b"".join(ends4(packet)) + struct.pack("!BBH", 0, protocol, length)
+    return b"".join(ends6(packet)) + struct.pack("!II", length, protocol)
 
 
 def with_sum_of_pseudo_header(packet: bytes) -> bytes:

@@ -21,12 +21,17 @@ from tests.unit.protocol import segmenter
 from tests.unit.protocol.packets import (
     Original,
     extended_packets,
+    home,
     ip_headers,
+    padded,
+    routing,
     single_packets,
+    source_routed_packets,
     super_packets,
     udp_flows,
     udp_header,
     unfinished,
+    with_source_route,
 )
 from tests.unit.protocol.segmenter import ACK, CWR, FIN, PSH, TCP, UDP, Virtio
 
@@ -62,12 +67,12 @@ IPV6 = struct.pack("!IHBB", 6 << 28, 0, TCP, 64) + bytes(15) + b"\1" + bytes(15)
 either_version = pytest.mark.parametrize("ip", [IPV4, IPV6], ids=["IPv4", "IPv6"])
 
 
-@given(super_packets(max_segments=MAX_SEGMENTS))
+@given(st.one_of(super_packets(max_segments=MAX_SEGMENTS), source_routed_packets(MAX_SEGMENTS)))
 def test_a_super_packet_that_arrives_whole_is_written_as_it_was_read(original: Original) -> None:
     assert b"".join(run_of(frames_of(original)).finish()) == original.read
 
 
-@given(super_packets(max_segments=20), st.data())
+@given(st.one_of(super_packets(max_segments=20), source_routed_packets(20)), st.data())
 def test_any_part_of_a_super_packet_means_the_same_segments(original: Original, data: st.DataObject) -> None:
     frames = frames_of(original)
     first = data.draw(st.integers(0, len(frames) - 1))
@@ -107,12 +112,136 @@ def test_sequence_numbers_and_identifications_wrap_around(ip: bytes) -> None:
         assert [int.from_bytes(segment[4:6]) for segment in segments] == [0, 1, 2]
 
 
-@given(extended_packets())
-def test_behind_extension_headers_a_super_packet_goes_as_complete_packets(original: Original) -> None:
-    frames = frames_of(original)
+def written_each(frames: list[bytes]) -> list[bytes]:
+    """What PARTIAL frames are written as."""
     assert {frame[0] for frame in frames} == {PARTIAL}
     pieces = [whole(frame) for frame in frames]
-    assert [one for some in pieces if some for one in written(some)] == original.meaning
+    return [one for some in pieces if some for one in written(some)]
+
+
+@given(st.one_of(extended_packets(TCP), extended_packets(UDP)))
+def test_behind_extension_headers_a_super_packet_goes_as_complete_packets(original: Original) -> None:
+    assert written_each(frames_of(original)) == original.meaning
+
+
+def test_a_super_packet_of_too_many_segments_goes_as_complete_packets() -> None:
+    ip = with_source_route(IPV4, segmenter.LOOSE_SOURCE_ROUTE, [bytes((10, 9, 9, 9))], 0)
+    original = tcp_over(ip, ACK | FIN | CWR, bytes(100 * MAX_SEGMENTS + 1))
+    assert written_each(frames_of(original)) == original.meaning
+
+
+FINAL4 = bytes((10, 7, 7, 7))
+FINAL6, HOME = bytes(14) + b"\x70\x07", bytes(14) + b"\x60\x06"
+
+
+def behind(first: int, extensions: bytes) -> bytes:
+    return IPV6[:6] + bytes([first]) + IPV6[7:] + extensions
+
+
+def route(kind: int, left: int, addresses: list[bytes]) -> bytes:
+    return behind(segmenter.ROUTING, routing(TCP, kind, left, addresses))
+
+
+@pytest.mark.parametrize(
+    ("ip", "source", "destination"),
+    [
+        (with_source_route(IPV4, 131, [bytes(4), FINAL4], 0), IPV4[12:16], FINAL4),
+        (with_source_route(IPV4, 131, [bytes(4), FINAL4], 1), IPV4[12:16], FINAL4),
+        (with_source_route(IPV4, 131, [bytes(4), FINAL4], 2), IPV4[12:16], IPV4[16:20]),
+        (with_source_route(IPV4, 137, [bytes(4), FINAL4], 0), IPV4[12:16], FINAL4),
+        (route(0, 2, [bytes(16), FINAL6]), IPV6[8:24], FINAL6),
+        (route(2, 1, [FINAL6]), IPV6[8:24], FINAL6),
+        (route(2, 0, [FINAL6]), IPV6[8:24], IPV6[24:40]),
+        (route(4, 1, [FINAL6, IPV6[24:40]]), IPV6[8:24], FINAL6),
+        (route(4, 1, [FINAL6]), IPV6[8:24], FINAL6),
+        (route(4, 0, [FINAL6, bytes(16)]), IPV6[8:24], IPV6[24:40]),
+        (behind(60, home(TCP, HOME)), HOME, IPV6[24:40]),
+        (behind(60, padded(43, 2) + routing(60, 4, 1, [FINAL6]) + home(TCP, HOME)), HOME, FINAL6),
+    ],
+    ids=[
+        "loose source route",
+        "loose source route on its way",
+        "loose source route at its end",
+        "strict source route",
+        "type 0",
+        "type 2",
+        "type 2 at its end",
+        "segment routing",
+        "segment routing, reduced",
+        "segment routing at its end",
+        "home address",
+        "all of them",
+    ],
+)
+def test_segments_have_the_checksum_that_their_last_stop_expects(
+    ip: bytes, source: bytes, destination: bytes
+) -> None:
+    """There, and for the checksum, it is as if both addresses had been in the IP header all the way."""
+    original = tcp_over(ip, ACK, bytes(range(250)))
+    frames = frames_of(original)
+    segments = written_each(frames) if frames[0][0] == PARTIAL else written(run_of(frames[1:]).finish())
+    assert len(segments) >= 2
+    for segment in segments:
+        tcp = segment[len(ip) :]
+        ends = source + destination + struct.pack("!HH", TCP, len(tcp))
+        assert segmenter.internet_sum(ends + tcp) == 0xFFFF
+
+
+@pytest.mark.parametrize("header", [b"", udp_header()], ids=["TCP", "UDP"])
+@pytest.mark.parametrize("length", [100, 200, 250, 350])
+@pytest.mark.parametrize("zero", [0, 0xFFFF])
+@either_version
+def test_either_zero_is_the_start_of_a_sum(ip: bytes, length: int, zero: int, header: bytes) -> None:
+    """The sum of a pseudo-header may be zero before the length changes, or after: it never means "no checksum"."""
+    protocol, size = (UDP, 8) if header else (TCP, 20)
+    ip = ip[:9] + bytes([protocol]) + ip[10:] if ip is IPV4 else ip[:6] + bytes([protocol]) + ip[7:]
+    # The sum is zero for a packet of this length: that of all, of one segment, of a run, of the last segment.
+    rest = segmenter.internet_sum(segmenter.pseudo_header(ip[:-2] + bytes(2), protocol, size + length))
+    ip = ip[:-2] + (0xFFFF - rest).to_bytes(2)
+    original = tcp_over(ip, ACK, bytes(range(250)) + bytes(100))
+    if header:
+        virtio = Virtio(True, "udp", False, len(ip) + 8, 100, len(ip), 6)
+        original = Original(virtio, unfinished(ip + header, bytes(range(250)) + bytes(100)))
+    at = len(ip) + original.virtio.csum_offset
+    if length == 350:
+        assert original.packet[at : at + 2] == b"\xff\xff"
+        original.packet = original.packet[:at] + zero.to_bytes(2) + original.packet[at + 2 :]
+    frames, meaning = frames_of(original), original.meaning
+    for first in range(4):
+        for end in range(first + 1, 5):
+            assert written(run_of(frames[first:end]).finish()) == meaning[first:end]
+
+
+@given(super_packets(20, (UDP,)), st.integers(0, 0xFFFF))
+def test_the_sum_of_a_udp_packet_is_of_the_length_in_its_udp_header(original: Original, stated: int) -> None:
+    """A virtual machine may state any; a kernel goes by this one (__udp_gso_segment), whatever the IP header says."""
+    packet, start = original.packet, original.virtio.csum_start
+    ends = segmenter.internet_sum(segmenter.pseudo_header(packet, UDP, stated)).to_bytes(2)
+    original.packet = packet[: start + 4] + stated.to_bytes(2) + ends + packet[start + 8 :]
+    assert (
+        written(run_of(frames_of(original)[1:]).finish())
+        == segmenter.segments(packet, original.virtio.size)[1:]
+    )
+
+
+@either_version
+def test_lengths_that_nobody_would_state_harm_nothing(ip: bytes) -> None:
+    original = tcp_over(ip, ACK, bytes(range(250)))
+    at = 2 if ip is IPV4 else 4
+    for stated in (0, 1, len(ip), 0xFFFF):
+        for field in (0, 1, 0xFFFF):
+            packet = bytearray(original.packet)
+            packet[at : at + 2] = stated.to_bytes(2)
+            packet[len(ip) + 16 : len(ip) + 18] = field.to_bytes(2)
+            pieces = run_of(frames_of(Original(original.virtio, bytes(packet)))).finish()
+            joined = b"".join(pieces)[10:]
+            assert joined[: len(ip) + 16] == original.packet[: len(ip) + 16]
+            assert joined[len(ip) + 18 :] == original.packet[len(ip) + 18 :]
+
+
+def test_what_is_called_another_protocol_than_its_header_says_is_cut_without_harm() -> None:
+    original = tcp_over(IPV4, ACK, bytes(range(250)))
+    assert len(cut(original.packet, 20, 6, 1)) > MAX_SEGMENTS
 
 
 @pytest.mark.parametrize("missing", ["a slice", "the first", "the order"])
@@ -293,7 +422,10 @@ mutations = st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_siz
 
 
 @given(
-    st.one_of(super_packets(max_segments=4), extended_packets()), mutations, st.integers(0, 120), st.data()
+    st.one_of(super_packets(max_segments=4), extended_packets(), source_routed_packets(4)),
+    mutations,
+    st.integers(0, 120),
+    st.data(),
 )
 def test_no_bytes_make_a_run_a_train_or_a_packet_raise(
     original: Original, changes: list[tuple[int, int]], shortened: int, data: st.DataObject
