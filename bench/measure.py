@@ -38,6 +38,7 @@ class Plan:
     udp_trial: float = 0.5
     udp_steps: int = 6
     idle_pings: int = 200
+    logins: int = 20
     # Closer together than this, ping does not sleep between two but spins, and takes a processor from the tunnel.
     interval: float = 0.02
 
@@ -104,8 +105,13 @@ def measure(running: Running, plan: Plan, udpload: Path) -> dict[str, float]:
     idle = ping(lab, target, plan.idle_pings, plan.interval)
     values |= {"idle_p50": percentile(idle, 50), "idle_p99": percentile(idle, 99)}
 
+    values |= _measure_logins(running, plan, "idle")
     start_iperf(lab)
     values |= _measure_tcp(running, plan)
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(iperf, running, plan.tcp)
+        values |= _measure_logins(running, plan, "loaded")
+        stream.result()
     values |= _measure_udp(running, plan, udpload)
     for end, pids in running.pids.items():
         if pids:
@@ -136,6 +142,15 @@ def _measure_tcp(running: Running, plan: Plan) -> dict[str, float]:
     four = iperf(running, plan.tcp, "--parallel", "4")
     values["tcp_four"] = four["sum_received"]["bits_per_second"] / 1e9
     return values
+
+
+def _measure_logins(running: Running, plan: Plan, when: str) -> dict[str, float]:
+    """How long it takes another client to log in, in ms, where the peer has a way to find out."""
+    command = running.peer.newcomer(plan.logins)
+    if not command:
+        return {}
+    times: list[float] = json.loads(running.lab.run(CLIENT.name, *command))
+    return {f"login_{when}": percentile(times, 50)}
 
 
 def _measure_udp(running: Running, plan: Plan, udpload: Path) -> dict[str, float]:

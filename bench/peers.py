@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from demo.lab import DemoError, Lab
+from dtun.dtls.suites import DEFAULT_SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 5000
@@ -40,6 +41,8 @@ SERVER = End("server", "192.0.2.1", "10.99.0.1")
 CLIENT = End("client", "192.0.2.2", "10.99.0.2")
 ENDS = (SERVER, CLIENT)
 CABLE = "eth0"
+# Another client of dtun's.
+NEWCOMER = "newcomer"
 
 
 def other(end: End) -> End:
@@ -71,6 +74,13 @@ class Peer(ABC):
     @abstractmethod
     def start(self, lab: Lab, end: End) -> None:
         """Start this end, in a lab whose hosts are joined by a cable."""
+
+    def newcomer(self, count: int) -> Sequence[str]:  # noqa: ARG002 - see Dtun
+        """A command for the client's host that logs in another client so often, and prints the times as JSON.
+
+        Empty where there is none.
+        """
+        return ()
 
     def start_server(self, lab: Lab) -> None:
         """Start the server's end and wait until it listens."""
@@ -244,9 +254,10 @@ class Dtun(Peer):
             self.environment["DTUN_TUNE"] = tune
 
     def prepare(self, directory: Path) -> None:
-        self._key = directory / "dtun.key"
-        self._key.touch(0o600)
-        self._key.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
+        self._key, self._newcomers_key = directory / "dtun.key", directory / "newcomer.key"
+        for key in (self._key, self._newcomers_key):
+            key.touch(0o600)
+            key.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
         # As it is after an installation: nothing is compiled at the start of a service.
         compileall.compile_dir(ROOT / "dtun", quiet=1)
 
@@ -273,8 +284,17 @@ class Dtun(Peer):
             "listen": [f"{SERVER.outside}:{PORT}"],
             "pool": "10.99.0.0/24",
             "state_directory": str(lab.directory / "state"),
-            "clients": {"bench": {**key, "address": CLIENT.inside}},
+            "clients": {
+                "bench": {**key, "address": CLIENT.inside},
+                NEWCOMER: {"key_file": str(self._newcomers_key)},
+            },
         }
+
+    def newcomer(self, count: int) -> Sequence[str]:
+        script = str(ROOT / "bench" / "handshakes.py")
+        suites = self._suite or ",".join(suite.label for suite in DEFAULT_SUITES)
+        endpoint = (SERVER.outside, str(PORT))
+        return (sys.executable, script, *endpoint, NEWCOMER, str(self._newcomers_key), suites, str(count))
 
 
 PEERS: tuple[Peer, ...] = (

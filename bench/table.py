@@ -35,6 +35,8 @@ METRICS = (
     Metric("loaded_p99", "ms, under load", "p99", 2),
     Metric("first_ping", "first ping, ms", "from start", 0),
     Metric("first_ping_sent", "first ping, ms", "from send", 0),
+    Metric("login_idle", "login, ms", "idle", 1),
+    Metric("login_loaded", "login, ms", "under load", 1),
     Metric("memory_client", "memory, MiB", "client", 1),
     Metric("memory_server", "memory, MiB", "server", 1),
 )

@@ -5,12 +5,12 @@
 - UDP_GRO: one receive of as many, with their size beside.
 """
 
-import contextlib
 import errno
 import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from struct import Struct
 
 log = logging.getLogger("dtun.dataplane")
@@ -49,7 +49,6 @@ class Datagrams:
         self.socket = sock
         self.segments = batches and sys.platform == "linux"
         self._wanted = self.segments
-        self._said = False
         self.coalesces = batches and _turn_on_gro(sock)
 
     def renew(self) -> None:
@@ -137,12 +136,7 @@ class Datagrams:
 
     def _give_up_batches(self, error: OSError) -> None:
         self.segments = False
-        log.log(
-            logging.DEBUG if self._said else logging.INFO,
-            "batches of datagrams cannot be sent on this path (%s); sending one by one",
-            error.strerror,
-        )
-        self._said = True
+        _say_once(f"batches of datagrams cannot be sent on this path ({error.strerror}); sending one by one")
 
 
 def batch_end(records: Sequence[bytes], start: int) -> int:
@@ -158,7 +152,16 @@ def batch_end(records: Sequence[bytes], start: int) -> int:
 
 def _turn_on_gro(sock: socket.socket) -> bool:
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # before Linux 5.0
+        try:
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        except OSError:
+            _say_once("this kernel hands out datagrams one by one (Linux 5.0 has UDP_GRO), which costs speed")
+        else:
             return True
     return False
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A server with many clients, whose sessions are renewed again and again, would say it each time."""
+    log.info("%s", text)

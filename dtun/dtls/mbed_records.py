@@ -51,10 +51,6 @@ class MbedRecords:
     def wear(self) -> float:
         return max(self._sealed / self._seal_limit, self._refused / self._forgery_limit)
 
-    @property
-    def exhausted(self) -> bool:
-        return self.wear >= 1
-
     def seal(self, plaintext: bytes) -> bytes:
         """One application_data record; b"" once the session is closed."""
         if len(plaintext) > MAX_PLAINTEXT:

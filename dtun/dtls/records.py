@@ -186,10 +186,6 @@ class AeadRecords:
     def wear(self) -> float:
         return max(self._sequence / self._seal_limit, self._forgeries / self._forgery_limit)
 
-    @property
-    def exhausted(self) -> bool:
-        return self.wear >= 1
-
     def seal(self, plaintext: bytes) -> bytes:
         return self._seal(APPLICATION_DATA, plaintext)
 

@@ -22,6 +22,7 @@ from dtun.dtls.records import AeadRecords
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol import frames, legacy, messages, record, segments
 from dtun.protocol.channel import MAX_MESSAGE, Channel
+from dtun.protocol.pieces import MAX_UNFINISHED, Cutter, Joiner
 from tests.fuzz.mutate import Fuzzer
 from tests.unit.dataplane.test_offload import KernelTun
 from tests.unit.protocol import segmenter
@@ -35,6 +36,7 @@ FRAMES = [
     frames.Probe(7, 20).encode(),
     frames.Echo(7).encode(),
     frames.Notice(b"notice").encode(),
+    frames.Piece(1, 0, 2, b"half").encode(),
 ]
 MESSAGES = [
     b'{"type":"hello","instance":"00ff","subnets":["10.0.0.0/16","fd00::/48"],"mtu":1400,"features":["segments"]}',
@@ -102,6 +104,25 @@ def test_control_messages_in_fragments() -> None:
                 channel.acknowledged(frame, float(now))
             assert len(channel.take_outgoing()) <= 64
             assert len(channel._fragments) <= 64
+
+
+def test_frames_in_pieces() -> None:
+    whole = bytes(range(256)) * 20
+    too_large = [frames.Piece(9, index, 2, bytes(9000)).encode() for index in (0, 1)]
+    fuzzer = Fuzzer([*Cutter().cut([whole, whole[:3000], whole[:1201]], 1200), *too_large])
+    joiner = Joiner()
+    for data in fuzzer:
+        with showing(data):
+            piece = frames.decode(data)
+            if isinstance(piece, frames.Piece):
+                frame = joiner.join(piece)
+                assert frame is None or (piece.payload in frame and len(frame) <= record.MAX_PLAINTEXT)
+            kept = [sum(map(len, parts)) for parts in joiner._unfinished.values()]
+            assert len(kept) <= MAX_UNFINISHED
+            assert all(size <= record.MAX_PLAINTEXT for size in kept)
+    new = next(number for number in range(MAX_UNFINISHED + 1) if number not in joiner._unfinished)
+    assert joiner.join(frames.Piece(new, 1, 2, b"whole")) is None
+    assert joiner.join(frames.Piece(new, 0, 2, b"still ")) == b"still whole"
 
 
 def super_packet(version: int, *, udp: bool = False) -> bytes:

@@ -2,12 +2,16 @@
 
 import errno
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Callable
+from functools import cache
 
 from dtun import tuning
 from dtun.errors import PermissionDeniedError, UnavailableError
+
+log = logging.getLogger("dtun.platform")
 
 DEVICE = "/dev/net/tun"
 
@@ -31,6 +35,7 @@ OFFLOADS = {
     "segments": TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN,
     "udp-segments": TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6,
 }
+_WORDS = {"segments": "TCP", "udp-segments": "UDP, as that of Linux 6.2 does"}
 
 # struct ifreq on 64-bit Linux, as far as TUNSETIFF reads it:
 #   | name, NUL-terminated: 16 bytes | flags: 2 bytes | unused: 22 bytes |
@@ -57,9 +62,9 @@ class LinuxTun:
 
     def hand_out(self, offloads: frozenset[str]) -> None:
         """See `Tun.hand_out`."""
-        if not self.vnet_header:
-            return
         self.handed_out = offloads & self.offloads
+        if not self.offloads:
+            return
         flags = 0
         for offload in self.handed_out:
             flags |= OFFLOADS[offload]
@@ -73,7 +78,10 @@ class LinuxTun:
             except OSError:
                 continue
             self.offloads |= {offload}
-        fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, 0)
+        if self.offloads:
+            fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, 0)
+        for offload in sorted(OFFLOADS.keys() - self.offloads):
+            _say_missing(offload)
 
     def close(self) -> None:
         """Remove the device, with its addresses and routes. May be called twice."""
@@ -148,6 +156,12 @@ def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) ->
     if tun.vnet_header:
         tun.find_offloads()
     return tun
+
+
+@cache
+def _say_missing(offload: str) -> None:
+    """Once is enough, whatever the number of devices."""
+    log.info("this kernel does not hand out super-packets of %s; packets go one by one", _WORDS[offload])
 
 
 def _is_device_name(name: str) -> bool:

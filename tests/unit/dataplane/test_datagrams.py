@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -125,6 +126,22 @@ def test_hundreds_of_datagrams_of_mixed_sizes_come_in_order_and_in_few_calls(
             assert pair.receives <= 25
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="UDP_SEGMENT and UDP_GRO are Linux's")
+@families
+def test_on_linux_one_send_comes_as_one_receive(family: socket.AddressFamily) -> None:
+    """Without which all else here would hold, too, only slower: every kernel that dtun supports has both."""
+    sent = [bytes([number]) * 1424 for number in range(40)] + [b"the last is shorter"]
+    with Pair(family) as pair:
+        assert pair.sender.segments
+        assert pair.receiver.coalesces
+        assert pair.far.getsockopt(SOL_UDP, UDP_GRO) == 1
+        assert pair.sender.send(sent) == len(sent)
+        length, size = pair.receiver.receive_into(pair.buffer)
+        assert (length, size) == (sum(map(len, sent)), 1424)
+        assert bytes(pair.buffer[:length]) == b"".join(sent)
+        assert pair.received() == []
+
+
 @families
 @pytest.mark.parametrize("near", [True, False], ids=["near end batches", "near end does not"])
 def test_ends_with_and_without_batches_understand_each_other(
@@ -179,12 +196,15 @@ def test_an_empty_datagram_is_one() -> None:
 def test_where_batches_are_refused_all_go_one_by_one_and_the_log_says_so_once(
     number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    module._say_once.cache_clear()
     caplog.set_level(logging.INFO)
     sent = mixed(100)
-    with Pair() as pair:
+    with Pair() as pair, Pair() as another:
         with batches_fail_with(number) as calls:
             assert pair.sender.send(sent) == len(sent)
             assert pair.sender.send(sent) == len(sent)
+        with batches_fail_with(number):
+            assert another.sender.send(sent) == len(sent)
         assert pair.received() == sent * 2
         asked_again = number in (errno.EMSGSIZE, errno.EINVAL)
         assert len(calls) == 1 + asked_again, "it does not try another"
@@ -352,8 +372,15 @@ def test_a_really_full_socket_takes_the_rest_when_it_has_room_again() -> None:
         assert came == sent
 
 
-def test_an_old_kernel_without_coalescing_gives_one_by_one() -> None:
-    with mock.patch.object(module, "_UDP_GRO", 9999), Pair() as pair:
+def test_an_old_kernel_without_coalescing_gives_one_by_one_which_the_log_says_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module._say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    with mock.patch.object(module, "_UDP_GRO", 9999), Pair() as pair, Pair():
+        assert [record.getMessage() for record in caplog.records] == [
+            "this kernel hands out datagrams one by one (Linux 5.0 has UDP_GRO), which costs speed"
+        ]
         assert not pair.receiver.coalesces
         pair.sender.send(mixed(50))
         assert pair.received() == mixed(50)

@@ -34,6 +34,18 @@ def test_the_last_number_of_the_window_is_taken_and_the_next_is_not() -> None:
     assert not window.is_fresh(1)
 
 
+def test_2047_behind_is_not_too_late_and_a_whole_second_behind_is() -> None:
+    """In numbers: 100,000 records a second that overtake each other by 20 ms, as on two paths of a fast provider."""
+    window = ReplayWindow()
+    window.add(100_000)
+    for sequence in (100_000 - 2047, 100_000 - 1):
+        assert window.is_fresh(sequence)
+        window.add(sequence)
+        assert not window.is_fresh(sequence)
+    assert not window.is_fresh(0)
+    assert not window.is_fresh(100_000 - 65_536)
+
+
 def test_memory_is_bounded_under_loss_and_leaps() -> None:
     window, numbers, sequence = ReplayWindow(), random.Random(1), 0
     for _ in range(2000):

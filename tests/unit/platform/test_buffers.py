@@ -1,0 +1,87 @@
+"""UDP sockets get as large a buffer as the system lets them have: Linux. (macOS: tests/darwin/test_buffers.py.)"""
+
+import errno
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dtun.tunnel import sockets
+
+WANTED = 4 * 1024 * 1024
+RECEIVE, SEND = socket.SO_RCVBUF, socket.SO_SNDBUF
+FORCE_RECEIVE, FORCE_SEND = 33, 32  # asm-generic/socket.h
+
+
+class Socket:
+    """One of Linux that notes what it is asked for. Without CAP_NET_ADMIN it refuses to be forced."""
+
+    def __init__(self, *refuses: int) -> None:
+        self.refuses = refuses
+        self.asked: list[tuple[int, int]] = []
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert level == socket.SOL_SOCKET
+        self.asked.append((option, value))
+        if option in self.refuses:
+            raise OSError(errno.EPERM, "operation not permitted")
+
+
+@pytest.mark.parametrize(
+    ("refuses", "asked"),
+    [
+        ((), [FORCE_RECEIVE, FORCE_SEND]),
+        ((FORCE_RECEIVE, FORCE_SEND), [FORCE_RECEIVE, RECEIVE, FORCE_SEND, SEND]),
+        ((FORCE_SEND,), [FORCE_RECEIVE, FORCE_SEND, SEND]),
+    ],
+    ids=["privileged", "unprivileged", "half"],
+)
+def test_linux_is_forced_if_it_can_be_and_asked_otherwise(
+    refuses: tuple[int, ...], asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_LINUX", True)
+    sock = Socket(*refuses)
+    sockets._enlarge(sock)  # type: ignore[arg-type]
+    assert sock.asked == [(option, WANTED) for option in asked]
+
+
+def test_a_kernel_that_refuses_everything_costs_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_LINUX", True)
+    sock = Socket(FORCE_RECEIVE, FORCE_SEND, RECEIVE, SEND)
+    sockets._enlarge(sock)  # type: ignore[arg-type]
+    assert [size for option, size in sock.asked if option == RECEIVE] == [WANTED >> n for n in range(5)]
+
+
+@contextmanager
+def every_kind_of_socket(host: str) -> Iterator[list[socket.socket]]:
+    """A server's listening socket, the one of a session beside it, and the client's."""
+    with sockets.listen(host, 0) as listener, sockets.connect(listener.getsockname()) as client:
+        session, _ = sockets.accept(listener, client.getsockname(), host)
+        with session:
+            yield [listener, session, client]
+
+
+def expected(forced: int, limit: str) -> int:
+    """Linux doubles what it gives, for its own account (socket(7)). Only who may force it gets more than the limit."""
+    allowed = min(WANTED, int(Path("/proc/sys/net/core", limit).read_text()))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, forced, WANTED)
+        except PermissionError:
+            return 2 * allowed
+    return 2 * WANTED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"], ids=["IPv4", "IPv6"])
+def test_every_socket_really_gets_it(host: str) -> None:
+    with every_kind_of_socket(host) as made:
+        for sock in made:
+            for option, forced, limit in (
+                (RECEIVE, FORCE_RECEIVE, "rmem_max"),
+                (SEND, FORCE_SEND, "wmem_max"),
+            ):
+                assert sock.getsockopt(socket.SOL_SOCKET, option) == expected(forced, limit)
