@@ -271,15 +271,27 @@ class Server:
             case Received(Welcome() | Renew()):
                 link.close("other", "it talks like a server")
             case WornOut():
-                link.send(
-                    Renew()
-                )  # an original Go dtun has no word for it, and goes on until the end of the key
+                self._ask_for_another(link)
             case PathMtuChanged():
                 self._tasks.spawn(self._resize(link))
             case Closed():
                 self._gone(link, event)
             case _:
                 pass
+
+    def _ask_for_another(self, link: Link) -> None:
+        """The key of this session is worn out."""
+        association = link.session.association
+        if association.native:
+            link.send(Renew())
+            return
+        name = association.identity
+        log.warning(
+            "%s: the key of this session has done half of what its cipher allows; start the original dtun at %s again",
+            name,
+            link.endpoint,
+            extra=about(client=name, reason="worn out", peer=link.endpoint),
+        )
 
     def _gone(self, link: Link, closed: Closed) -> None:
         self._door.forget(link)

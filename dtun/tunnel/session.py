@@ -315,7 +315,8 @@ class Session:
 
     def _look_at_wear(self, now: float) -> None:
         wear = self.association.records.wear
-        if wear >= END_OF_WEAR:
+        # An original Go dtun, whom nobody can ask for a new one, would not come back from the end of its session.
+        if wear >= END_OF_WEAR and self.association.native:
             self.close("other", "the key has done what its cipher allows, and no new session has come", now)
         elif wear >= WORN_OUT and not self._worn_out:
             self._worn_out = True

@@ -229,6 +229,26 @@ async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, h
     assert len(home.hooks.ran) == 1, "the tunnel was up all the time"
 
 
+async def test_that_the_key_of_an_original_client_is_worn_out_is_said(
+    site: Site, make_client: Callable[..., RawClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_client("old", go=True)
+    await client.connect()
+    identities = site.server._roster.identities
+    await wait_for(lambda: identities["old"].link is not None, "the answer to the greeting")
+    link = identities["old"].link
+    assert isinstance(link, Link)
+    records = link.session.association.records
+    assert isinstance(records, AeadRecords)
+    records._forgeries = records._forgery_limit
+    link._tick()
+    said = (
+        "old: the key of this session has done half of what its cipher allows; start the original dtun at 127"
+    )
+    assert said in caplog.text
+    assert not link.ended()
+
+
 async def test_a_server_that_forgot_us_is_found_again_by_its_hint(site: Site, home: Home) -> None:
     before = await in_service(home)
     await site.restart()

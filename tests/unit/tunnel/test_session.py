@@ -163,11 +163,10 @@ def test_a_key_that_has_done_half_is_reported_once() -> None:
     assert client.closed is None
 
 
-@pytest.mark.parametrize("go", [False, True])
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str, go: bool) -> None:
-    """Also one that comes there by forgeries, and where the peer cannot be asked for another."""
-    world = World(go=go, suites=GCM)
+def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str) -> None:
+    """Also one that comes there by forgeries."""
+    world = World(suites=GCM)
     pair = world.pair()
     end, other = pair if side == "client" else pair[::-1]
     records(end)._forgeries = records(end)._forgery_limit // 2 + 1
@@ -178,6 +177,16 @@ def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str, go: bool) ->
         world.advance(5)
         assert ("what its cipher allows" in str(end.closed)) == ended
     assert other.closed is not None, "it is told"
+
+
+def test_a_key_of_an_original_is_reported_and_goes_on() -> None:
+    """It would not come back."""
+    world = World(go=True)
+    for end in world.pair():
+        wear(end, 0.95)
+        world.advance(2 * WEAR_CHECK)
+        assert end.events.count(WornOut()) == 1
+        assert end.closed is None
 
 
 def test_a_peer_that_does_not_introduce_itself_is_given_up() -> None:
