@@ -3,6 +3,7 @@
 python transfer.py serve ADDRESS PORT              TCP: hashes what comes, sends as much back; UDP: echoes
 python transfer.py tcp ADDRESS PORT BYTES SEED     both ways, one after the other; prints "same" or fails
 python transfer.py udp ADDRESS PORT FIRST LAST     one datagram of each size there and back; prints "same" or fails
+python transfer.py batch ADDRESS PORT SIZE COUNT   datagrams in batches (UDP_SEGMENT), echoed; prints "same" or fails
 python transfer.py flood ADDRESS PORT DEVICE       UDP, as fast as it goes, until standard input ends
 """
 
@@ -18,6 +19,8 @@ from collections.abc import Callable
 CHUNK = 1 << 18
 WINDOW = 1 << 16  # bytes on their way at once
 PATIENCE = 60.0
+UDP_SEGMENT = 103
+BATCH = 40
 
 
 def payload(size: int, seed: int) -> bytes:
@@ -98,6 +101,31 @@ def udp(address: str, port: int, first: int, last: int) -> None:
     print("same")
 
 
+def batch(address: str, port: int, size: int, count: int) -> None:
+    """A super-packet for each batch, whose last datagram is short; batches that do not come back are sent again."""
+    with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
+        sock.connect((address, port))
+        sock.settimeout(0.5)
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        deadline = time.monotonic() + PATIENCE
+        for first in range(0, count, BATCH):
+            datagrams = [
+                number.to_bytes(2) + payload(size - 2, number) for number in range(first, first + BATCH)
+            ]
+            datagrams[-1] = datagrams[-1][: size // 2]
+            waiting = set(datagrams)
+            while waiting:
+                if time.monotonic() > deadline:
+                    sys.exit(f"{len(waiting)} datagrams of the batch {first} did not come back as they were")
+                sock.send(b"".join(datagrams))
+                try:
+                    while waiting:
+                        waiting.discard(sock.recv(65535))
+                except TimeoutError:
+                    pass
+    print("same")
+
+
 def flood(address: str, port: int, device: str) -> None:
     with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
@@ -116,5 +144,5 @@ if __name__ == "__main__":
     if command == "flood":
         flood(at, int(number), rest[0])
     else:
-        commands: dict[str, Callable[..., None]] = {"serve": serve, "tcp": tcp, "udp": udp}
+        commands: dict[str, Callable[..., None]] = {"serve": serve, "tcp": tcp, "udp": udp, "batch": batch}
         commands[command](at, int(number), *map(int, rest))
