@@ -16,13 +16,17 @@ _DONT_FRAGMENT: Final = b"\x40\x00"
 _NO_CHECKSUM: Final = b"\x00\x00"
 _MAX_TRAIN: Final = 64
 
+MAX_COMPLETE: Final = 600
+"""Bytes of a complete packet that is joined with others."""
+
 
 class Train:
     """Consecutive UDP datagrams of one flow that came one by one, to be written as one super-packet.
 
     Either PARTIAL frames, whose checksums are due anyway, or complete packets, as a router takes them in. Of these, all
-    checksums have to be right before they are joined, which takes 1 us of 1,200 bytes: the kernel will make them anew,
-    and would vouch for what nobody has checked. The headers have to be alike but for lengths and identification, which
+    checksums have to be right before they are joined: the kernel will make them anew, and would vouch for what nobody
+    has checked. Of packets of 200 bytes that saves up to a fourth of the processor's time, of 600 nothing, and longer
+    ones would take more than one by one. The headers have to be alike but for lengths and identification, which
     means nothing where fragments are forbidden (RFC 6864, section 4.1). All are of one size; a shorter one is the last.
     """
 
@@ -48,6 +52,8 @@ class Train:
     @classmethod
     def begin_complete(cls, packet: bytes) -> "Train | None":
         """The train that starts with this packet, if it may start one."""
+        if len(packet) > MAX_COMPLETE:
+            return None
         headers = _UDP4 if packet[:1] == _PLAIN_IPV4.to_bytes() else _UDP6
         return cls(packet, 0, headers) if _is_plain(packet, 0, headers) else None
 

@@ -444,7 +444,7 @@ def test_datagrams_that_are_forwarded_one_by_one_are_written_together(net: Topol
     world.watch()
     for address in world.addresses:
         talk(world.source, "batch", address, 200, 800)
-        talk(world.source, "batch", address, 1201, 800)
+        talk(world.source, "batch", address, 501, 800)
 
     for verdict in world.verdicts():
         assert verdict["protocol 17"] >= 2 * 800

@@ -5,7 +5,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.protocol.trains import Train
+from dtun.protocol.trains import MAX_COMPLETE, Train
 from tests.unit.protocol import segmenter
 from tests.unit.protocol.packets import Original, udp_flows, udp_header, unfinished
 from tests.unit.protocol.segmenter import UDP, Virtio
@@ -63,6 +63,8 @@ def without_identification(packet: bytes) -> bytes:
 def test_a_flow_becomes_one_super_packet_and_means_the_same(flow: list[Original]) -> None:
     packets = [complete(original) for original in flow]
     if Train.begin_complete(packets[0]) is None:
+        if len(packets[0]) > MAX_COMPLETE:
+            return
         empty = len(packets[0]) == flow[0].virtio.csum_start + 8
         assert empty or (packets[0][0] >> 4 == 4 and packets[0][0:1] + packets[0][6:8] != b"\x45\x40\x00")
         return
@@ -72,11 +74,10 @@ def test_a_flow_becomes_one_super_packet_and_means_the_same(flow: list[Original]
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("size", [1, 2, 63, 64, 1200, 1201])
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 551, 552])
 def test_sixty_four_of_one_size_and_a_shorter_last_one_go_together(version: int, size: int) -> None:
-    most = min(64, (65535 - 48) // size)
-    packets = [datagram(size=size, version=version, number=number) for number in range(most + 5)]
-    assert joined(packets)[0] == most
+    packets = [datagram(size=size, version=version, number=number) for number in range(70)]
+    assert joined(packets)[0] == 64
     shorter = datagram(size=size - 1, version=version)
     assert joined([packets[0], packets[1], shorter, packets[2]])[0] == (3 if size > 1 else 2)
 
@@ -125,6 +126,8 @@ def test_nothing_that_differs_is_joined() -> None:
     assert train is not None
     assert {name for name, other in others.items() if train.extend(other)} == set()
     assert train.extend(balanced(good, 20)), "it is not how they are made"
+    assert Train.begin_complete(datagram(size=572)) is not None
+    assert Train.begin_complete(datagram(size=573)) is None, "not worth it"
     for name in ("fragments allowed", "empty"):
         assert Train.begin_complete(others[name]) is None
 
