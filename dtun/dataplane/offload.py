@@ -62,8 +62,8 @@ class OffloadDevice:
         self._descriptor = tun.fileno()
         self._counters = counters
         self._odd = b""
-        # What frames go on with it begin with.
         self._joined: Run | Train | None = None
+        # What the frames that go on with it begin with.
         self._joins = b""
         # As closures, see `AeadRecords.sealer`.
         self.read_one = self._reader()

@@ -358,6 +358,7 @@ class Client:
     def _announce(self, link: Link, welcome: Welcome) -> None:
         """Say what has come about."""
         suite = link.session.association.suite
+        extra = about(client=self._config.id, reason="connected", peer=link.endpoint)
         log.info(
             "connected to %s as %s: %s to %s on %s, MTU %d, %s",
             link.endpoint,
@@ -367,10 +368,9 @@ class Client:
             self._end.device,
             self._end.mtu,
             suite.label if suite else "",
-            extra=about(client=self._config.id, reason="connected", peer=link.endpoint),
+            extra=extra,
         )
         for warning in link.warnings:
-            extra = about(client=self._config.id, reason="connected", peer=link.endpoint)
             log.warning("%s", warning, extra=extra)
         extra = about(client=self._config.id, reason="refused", peer=link.endpoint)
         for refusal in welcome.refused:

@@ -17,7 +17,7 @@ from dtun.tunnel.sockets import Arrival
 from tests.fuzz.mutate import Fuzzer
 from tests.fuzz.test_fuzz import FRAMES, MESSAGES, showing
 from tests.unit.tunnel.pair import End, World
-from tests.unit.tunnel.sites import RawClient, Site, packet, wait_for
+from tests.unit.tunnel.sites import RawClient, Site, packet, serving, wait_for
 
 FORGED = 16
 """Bytes at the end of a record that make it a forgery when they are others."""
@@ -121,10 +121,8 @@ def test_an_open_session_and_a_peer_that_has_the_key(at_server: bool) -> None:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    made = Site(tmp_path)
-    await made.server.start()
-    yield made
-    await made.server.stop()
+    async with serving(tmp_path) as made:
+        yield made
 
 
 async def test_the_front_door_and_strangers(site: Site) -> None:

@@ -29,14 +29,14 @@ from dtun import tuning
 from dtun.dtls import export
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.export import SessionKeys
-from dtun.dtls.listener import Listener, Path, Verified
+from dtun.dtls.listener import Listener
 from dtun.dtls.mbed import MbedBuffer
 from dtun.dtls.mbed_records import MbedRecords
 from dtun.dtls.records import AeadRecords, Records
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, Suite
 from dtun.protocol.record import ALERT, APPLICATION_DATA, MAX_SEQUENCE
+from tests.unit.dtls.wire import KEY, Wire
 
-KEY = bytes(range(32))
 START = 1000
 """Numbers of the tests begin here, so that there is room behind them."""
 
@@ -47,20 +47,14 @@ both_ends = pytest.mark.parametrize("server", [False, True], ids=["at the client
 @cache
 def ends(suite: Suite) -> tuple[tuple[MbedBuffer, dict[str, Any]], tuple[MbedBuffer, dict[str, Any]]]:
     """The client's and the server's end of a session in Mbed TLS, to make copies of, each with its state."""
-    listener = Listener(ServerEngine(lambda *_: KEY, (suite,)))
+    wire = Wire(Listener(ServerEngine(lambda *_: KEY, (suite,))))
     client = ClientEngine("demo", KEY, (suite,), native=True).associate(0.0)
-    path = Path(1, ("192.0.2.1", 1), "")
     with mock.patch.object(tuning, "RECORD_OFFLOAD", False):
-        while datagrams := client.take_outgoing():
-            for datagram in datagrams:
-                listener.receive(datagram, path, 0.0)
-            for reply, _ in listener.take_outgoing():
-                client.receive(reply, 0.0)
-        (event,) = listener.take_events()
-        assert isinstance(event, Verified)
-        assert event.association.receive(client.seal(b"hello"), 0.0)
+        wire.exchange(client)
+        server = wire.server_end()
+        assert server.receive(client.seal(b"hello"), 0.0)
     exported = []
-    for end in (client, event.association):
+    for end in (client, server):
         assert isinstance(end.records, MbedRecords)
         buffer = end.records._buffer
         state = buffer.export()

@@ -11,8 +11,9 @@ from dtun.dtls import export
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.export import ExportError, SessionKeys
-from dtun.dtls.listener import Listener, Path, Verified
+from dtun.dtls.listener import Listener
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
+from tests.unit.dtls.wire import KEY, Wire
 
 Connect = Callable[..., tuple[Association, Association]]
 every_suite = pytest.mark.parametrize("suite", ALL_SUITES, ids=lambda suite: suite.name)
@@ -28,18 +29,12 @@ def state_of(association: Association) -> bytes:
 @pytest.fixture(scope="module")
 def state() -> bytes:
     """The state of a server after the client's first record."""
-    listener = Listener(ServerEngine(lambda _id, _suite: b"k" * 32))
-    client = ClientEngine("demo", b"k" * 32, native=True).associate(0.0)
-    path = Path(1, ("192.0.2.1", 1), "")
-    while datagrams := client.take_outgoing():
-        for datagram in datagrams:
-            listener.receive(datagram, path, 0.0)
-        for reply, _ in listener.take_outgoing():
-            client.receive(reply, 0.0)
-    (event,) = listener.take_events()
-    assert isinstance(event, Verified)
-    event.association.records.open(client.seal(b"first"))
-    return state_of(event.association)
+    wire = Wire(Listener(ServerEngine(lambda _id, _suite: KEY)))
+    client = ClientEngine("demo", KEY, native=True).associate(0.0)
+    wire.exchange(client)
+    server = wire.server_end()
+    server.records.open(client.seal(b"first"))
+    return state_of(server)
 
 
 def test_the_prf_is_that_of_tls_1_2() -> None:

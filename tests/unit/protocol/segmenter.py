@@ -187,6 +187,13 @@ def segments(packet: bytes, size: int) -> list[bytes]:
     return made
 
 
+def without_identification(packet: bytes) -> bytes:
+    """RFC 6864, section 4.1: it has no meaning where fragments are forbidden."""
+    if packet[0] >> 4 == 4 and packet[6:8] == b"\x40\x00":
+        return packet[:4] + b"\0\0" + packet[6:10] + b"\0\0" + packet[12:]
+    return packet
+
+
 def understood(written: bytes) -> list[bytes]:
     """The packets that one write to a TUN device with IFF_VNET_HDR means. Fails where Linux would refuse it."""
     virtio, packet = Virtio.decode(written), written[10:]

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tunnel.sites import Home, RawClient, Site
+from tests.unit.tunnel.sites import Home, RawClient, Site, serving
 
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    made = Site(tmp_path)
-    await made.server.start()
-    yield made
-    await made.server.stop()
-    assert made.kernel.state.links == frozenset()
-    assert all(tun.closed for tun in made.kernel.tuns.values())
+    async with serving(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

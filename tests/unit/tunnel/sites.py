@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -99,6 +99,17 @@ class Site:
 
     def drops(self) -> Mapping[str, int]:
         return self.server._door.all_drops
+
+
+@asynccontextmanager
+async def serving(directory: Path) -> AsyncIterator[Site]:
+    """A site that serves, and leaves nothing behind."""
+    made = Site(directory)
+    await made.server.start()
+    yield made
+    await made.server.stop()
+    assert made.kernel.state.links == frozenset()
+    assert all(tun.closed for tun in made.kernel.tuns.values())
 
 
 class RawClient:

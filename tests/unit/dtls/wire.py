@@ -1,0 +1,37 @@
+"""A client and a server end of DTLS, joined with no socket in between."""
+
+from dataclasses import dataclass, field
+
+from dtun.dtls.association import Association
+from dtun.dtls.listener import Failed, Listener, Path, Verified
+
+KEY = bytes(range(32))
+PATH = Path(1, ("192.0.2.1", 40000), "198.51.100.1")
+
+
+@dataclass
+class Wire:
+    """A server's listener, and what was seen to pass between it and its clients."""
+
+    listener: Listener
+    replies: list[bytes] = field(default_factory=list)
+    events: list[Verified | Failed] = field(default_factory=list)
+
+    def exchange(self, client: Association, path: Path = PATH) -> None:
+        """Carry datagrams to and fro over a perfect network until both ends are silent."""
+        while datagrams := client.take_outgoing():
+            for datagram in datagrams:
+                assert len(datagram) <= 1200
+                self.listener.receive(datagram, path, 0.0)
+            for reply, to in self.listener.take_outgoing():
+                assert to == path
+                assert len(reply) <= 1200
+                self.replies.append(reply)
+                client.receive(reply, 0.0)
+            self.events += self.listener.take_events()
+
+    def server_end(self) -> Association:
+        """The server's end of the handshake that was the last to succeed."""
+        event = self.events[-1]
+        assert isinstance(event, Verified)
+        return event.association
