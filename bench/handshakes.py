@@ -21,8 +21,8 @@ from pathlib import Path
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import by_name
 from dtun.protocol.messages import Hello, Welcome
-from dtun.tunnel.dialect import NativeDialect
-from dtun.tunnel.session import Established, Received, Session
+from dtun.session.dialect import NativeDialect
+from dtun.session.session import Established, Received, Session
 
 PATIENCE = 10.0
 MOST = 65535

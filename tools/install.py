@@ -106,7 +106,7 @@ def _environment(found: Iterable[Path]) -> Path:
         # Its user may not write here, so that it would compile at each start.
         subprocess.run([place / "bin" / "python", "-m", "compileall", "-q", packages], check=True)
         # All that is compiled gets loaded, before this one takes the place of the one before.
-        modules = "dtun.dtls.mbed, dtun.service.run, dtun.tunnel.server, dtun.tunnel.client"
+        modules = "dtun.dtls.mbed, dtun.service.run, dtun.server.server, dtun.client.client"
         subprocess.run([place / "bin" / "python", "-I", "-c", f"import {modules}"], check=True)
         subprocess.run([launcher, "--version"], check=True)
         if shutil.which("restorecon"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from dtun.cli import dry_run
 from dtun.cli.output import say
 from dtun.config import ClientConfig, Config, ServerConfig
 from dtun.config.errors import dotted
@@ -14,12 +15,11 @@ from dtun.network import conflicts, explain as words
 from dtun.network.conflicts import Claim, Neighbour
 from dtun.network.difference import difference
 from dtun.network.explain import Served
-from dtun.network.state import Address, Link, Network, NetworkState, PointToPoint
-from dtun.platform import onlooker
-from dtun.platform.onlooker import Onlooker
+from dtun.network.state import Address, NetDevice, Network, NetworkState, PointToPoint
+from dtun.platform import read_only_kernel
+from dtun.platform.dry_run import ReadOnlyKernel
+from dtun.server.naming import device_name
 from dtun.service.control import ask
-from dtun.tunnel import forecast
-from dtun.tunnel.naming import device_name
 
 NOTHING = "nothing: all of it is there already"
 
@@ -47,10 +47,10 @@ def explain(config: Config, address: Address) -> int:
     return 0
 
 
-def _host(config: Config) -> Onlooker:
+def _host(config: Config) -> ReadOnlyKernel:
     # What the parts of a start would log is among the remarks.
     logging.getLogger("dtun").addHandler(logging.NullHandler())
-    return onlooker(_running(config))
+    return read_only_kernel(_running(config))
 
 
 def _running(config: Config) -> Mapping[str, str]:
@@ -77,8 +77,8 @@ def _own_addresses(config: ClientConfig) -> list[Address]:
     return [ip_address(row[end]) for row in rows for end in ("address", "peer_address") if row[end]]
 
 
-async def _plan_client(config: ClientConfig, host: Onlooker) -> int:
-    found = await forecast.of_client(config, host)
+async def _plan_client(config: ClientConfig, host: ReadOnlyKernel) -> int:
+    found = await dry_run.of_client(config, host)
     there = await host.existing(found.after, config.tun)
     say("At the start:")
     await _print_changes(found.before, there)
@@ -89,8 +89,8 @@ async def _plan_client(config: ClientConfig, host: Onlooker) -> int:
     return _print_remarks(found.remarks, problems)
 
 
-async def _plan_server(config: ServerConfig, host: Onlooker) -> int:
-    found = await forecast.of_server(config, host)
+async def _plan_server(config: ServerConfig, host: ReadOnlyKernel) -> int:
+    found = await dry_run.of_server(config, host)
     there = await host.existing(found.state, "server")
     say("At the start:")
     await _print_changes(found.state, there)
@@ -106,7 +106,7 @@ async def _plan_server(config: ServerConfig, host: Onlooker) -> int:
     return _print_remarks(found.remarks, conflicts.of_server(claims, await _neighbours(host)))
 
 
-async def _neighbours(host: Onlooker) -> list[Neighbour]:
+async def _neighbours(host: ReadOnlyKernel) -> list[Neighbour]:
     tunnels = await host.others_tunnels()
     others = {one.device for one in tunnels}
     local = [one for one in await host.local_networks() if one.device not in others]
@@ -120,9 +120,9 @@ async def _print_changes(desired: NetworkState, there: NetworkState) -> None:
     changes = [change for change in difference(desired, there) if change.action != "remove"]
     for change in changes:
         match change.what:
-            case PointToPoint() as pair if forecast.is_assumed(pair):
+            case PointToPoint() as pair if dry_run.is_assumed(pair):
                 say(f"  {change.action} address (from the server{_family(pair)}) dev {pair.device}")
-            case Link() as link if link.mtu == forecast.ASSUMED_MTU:
+            case NetDevice() as link if link.mtu == dry_run.ASSUMED_MTU:
                 say(f"  {change.action} link {link.name} mtu (of the path)")
             case _:
                 say(f"  {change}")
@@ -143,11 +143,11 @@ def _print_remarks(remarks: Iterable[str], problems: Iterable[str]) -> int:
     return 1 if problems else 0
 
 
-async def _explain(config: Config, address: Address, host: Onlooker) -> list[str]:
+async def _explain(config: Config, address: Address, host: ReadOnlyKernel) -> list[str]:
     found = await host.way(address)
     if config.client is None:
         return words.for_server(address, _served(_server_of(config)), found)
-    foreseen = await forecast.of_client(config.client, host)
+    foreseen = await dry_run.of_client(config.client, host)
     return words.for_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
 
 

@@ -6,6 +6,7 @@ from dtun.cli.output import say
 from dtun.cli.status import sockets
 from dtun.errors import ConfigError, UnavailableError
 from dtun.service.control import ask
+from dtun.text import printable
 
 PATIENCE = 150.0
 """Seconds for a reload, which may wait for hooks."""
@@ -50,5 +51,5 @@ def _sole(found: list[Path], name: str = "") -> Path:
 def _print(answer: dict[str, object]) -> int:
     lines = answer.get("lines")
     for line in lines if isinstance(lines, list) else []:
-        say("".join(character if character.isprintable() else "?" for character in str(line)))
+        say(printable(str(line), None))
     return 1 if answer.get("failed") is True else 0

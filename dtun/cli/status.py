@@ -12,6 +12,7 @@ from dtun.config import ConfigErrors, load
 from dtun.config.common import RUNTIME_DIRECTORY, directory_from
 from dtun.errors import UnavailableError
 from dtun.service.control import ask
+from dtun.text import printable
 
 Status = Mapping[str, Any]
 
@@ -71,7 +72,7 @@ def _answers(config: Path | None, socket: Path | None, name: str | None) -> Sequ
         if (theirs := [tunnel for tunnel in _tunnels(answer) if tunnel.get("id") == name])
     ]
     if not found:
-        raise UnavailableError(f"there is no client '{_printable(name)}'; `dtun status` shows all")
+        raise UnavailableError(f"there is no client '{printable(name)}'; `dtun status` shows all")
     return found
 
 
@@ -81,7 +82,7 @@ def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
     now = datetime.now(UTC)
     if name is None:
         return render(answer, now)
-    return "\n".join(_printable(line) for tunnel in _tunnels(answer) for line in _pairs(tunnel, now))
+    return "\n".join(printable(line, None) for tunnel in _tunnels(answer) for line in _pairs(tunnel, now))
 
 
 def _is_connected(status: Status, name: str | None) -> bool:
@@ -131,7 +132,7 @@ def render(status: Status, now: datetime) -> str:
         for key, value in rest.items()
         if _total(value)
     ]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line, None) for line in lines)
 
 
 def _server(tunnels: Sequence[Status], now: datetime) -> list[str]:
@@ -249,8 +250,3 @@ def _duration(length: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
-
-
-def _printable(line: str) -> str:
-    # An id or an error may come from the network: keep escape sequences off the terminal.
-    return "".join(character if character.isprintable() else "?" for character in line)

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from dtun.dtls.export import ExportError
+from dtun.dtls.key_takeover import settle
 from dtun.dtls.mbed_records import MbedRecords
-from dtun.dtls.settle import settle
 from dtun.dtls.status import HANDSHAKE_MTU, Failure, Status
 from dtun.protocol.record import is_client_hello, is_hello_request, plaintext_alert, server_hello_suite, split
 

@@ -9,23 +9,23 @@ from dtun.network.state import (
     MAIN_TABLE,
     Clamp,
     Dns,
-    Enclosure,
+    DropIPv6OutsideTunnel,
+    DropUnroutedIPv6,
     Filter,
-    Guard,
-    Link,
     Masquerade,
+    NetDevice,
     NetworkState,
-    NoWay,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
     Sysctl,
 )
 
-Thing = Sysctl | Link | Filter | PointToPoint | Route | Rule | Dns
+Thing = Sysctl | NetDevice | Filter | PointToPoint | Route | Rule | Dns
 Action = Literal["add", "replace", "remove"]
 Order = tuple[object, ...]
-T = TypeVar("T", Sysctl, Link, Filter, PointToPoint, Route, Rule, Dns)
+T = TypeVar("T", Sysctl, NetDevice, Filter, PointToPoint, Route, Rule, Dns)
 
 # What the kernel makes of a route without a metric. An IPv6 route of metric 0 gets the default, too.
 DEFAULT_METRIC = {4: 0, 6: 1024}
@@ -52,7 +52,7 @@ def describe(thing: Thing) -> str:  # noqa: PLR0911 - one for each kind
     match thing:
         case Sysctl(name, value):
             return f"sysctl {name}={value}"
-        case Link(name, mtu):
+        case NetDevice(name, mtu):
             return f"link {name} mtu {mtu}"
         case PointToPoint(device, local, peer):
             return f"address {local} peer {peer} dev {device}"
@@ -73,13 +73,13 @@ def slot(thing: Thing) -> Hashable:
         case Route():
             destination = thing.destination
             return destination, thing.metric or DEFAULT_METRIC[destination.version], thing.table
-        case Link(name) | Sysctl(name):
+        case NetDevice(name) | Sysctl(name):
             return name
         case PointToPoint(device, local, _):
             return device, local
         case Dns(device):
             return device
-        case Rule() | Masquerade() | Clamp() | Guard() | NoWay() | Enclosure():
+        case Rule() | Masquerade() | Clamp() | OnlyUdpTo() | DropUnroutedIPv6() | DropIPv6OutsideTunnel():
             return thing
 
 
@@ -129,7 +129,7 @@ def _sysctl_order(sysctl: Sysctl) -> Order:
     return sysctl.name, sysctl.value
 
 
-def _link_order(link: Link) -> Order:
+def _link_order(link: NetDevice) -> Order:
     return link.name, link.mtu
 
 
@@ -202,11 +202,11 @@ def _describe_filter(thing: Filter) -> str:
             return f"iifname {inside} oifname {outside} masquerade"
         case Clamp(device, mtu):
             return f"forward {device} tcp maxseg for mtu {mtu}"
-        case Guard(server, port):
+        case OnlyUdpTo(server, port):
             return f"to {server} only udp dport {port}"
-        case NoWay():
+        case DropUnroutedIPv6():
             return "ip6 unreachable, by any device, drop"
-        case Enclosure(networks):
+        case DropIPv6OutsideTunnel(networks):
             beside = f" and to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""
             more = f" and {len(networks) - _NAMED} more" if len(networks) > _NAMED else ""
             return f"ip6 only through tunnels{beside}{more}"

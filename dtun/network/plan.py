@@ -22,13 +22,13 @@ from dtun.network.state import (
     Address,
     Clamp,
     Dns,
-    Enclosure,
+    DropIPv6OutsideTunnel,
+    DropUnroutedIPv6,
     Filter,
-    Guard,
-    Link,
+    NetDevice,
     Network,
     NetworkState,
-    NoWay,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -83,7 +83,7 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True)
-class Tunnel:
+class TunnelSettings:
     """What the session in service has brought. `mtu` in bytes; `dns` is for this device."""
 
     mtu: int
@@ -96,7 +96,7 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Hop:
     """How the host gets somewhere without the tunnel. `gateway` is None for a neighbour on the link."""
 
     device: str
@@ -104,24 +104,24 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class HostRoutes:
     """The host around the tunnel: the ways to the servers, its default gateways by IP version, its own networks.
 
     `ports` are those of the servers (UDP).
     """
 
-    servers: Mapping[Address, Way] = field(default_factory=dict)
+    servers: Mapping[Address, Hop] = field(default_factory=dict)
     ports: frozenset[tuple[Address, int]] = frozenset()
-    gateways: Mapping[Version, Way] = field(default_factory=dict)
+    gateways: Mapping[Version, Hop] = field(default_factory=dict)
     local: tuple[Network, ...] = ()
 
 
-def desired(routing: Routing, tunnel: Tunnel | None, outside: Outside) -> NetworkState:
+def desired(routing: Routing, tunnel: TunnelSettings | None, outside: HostRoutes) -> NetworkState:
     """Everything that the client should have in the kernel now; without a tunnel, that is what blocks."""
-    links: frozenset[Link] = frozenset()
+    links: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
     if tunnel is not None:
-        links = frozenset({Link(routing.device, tunnel.mtu)})
+        links = frozenset({NetDevice(routing.device, tunnel.mtu)})
         addresses = frozenset(PointToPoint(routing.device, local, peer) for local, peer in tunnel.pairs)
     inside = {version: _inside(routing, tunnel, version) for version in _VERSIONS}
     blocked = [version for version in _VERSIONS if _is_blocked(routing, tunnel, version)]
@@ -154,7 +154,7 @@ def is_pinned(routing: Routing, server: Address) -> bool:
     )
 
 
-def _inside(routing: Routing, tunnel: Tunnel | None, version: int) -> list[Network]:
+def _inside(routing: Routing, tunnel: TunnelSettings | None, version: int) -> list[Network]:
     if tunnel is None or not tunnel.carries(version):
         return []
     whole = aggregate(network for network in routing.included if network.version == version)
@@ -167,7 +167,7 @@ def _may_block_ipv6(routing: Routing) -> bool:
     )
 
 
-def _is_blocked(routing: Routing, tunnel: Tunnel | None, version: int) -> bool:
+def _is_blocked(routing: Routing, tunnel: TunnelSettings | None, version: int) -> bool:
     """Whether what the tunnel does not take of this IP version is refused."""
     if routing.block and (routing.everything(version) or (version == 6 and _may_block_ipv6(routing))):
         return True
@@ -177,7 +177,7 @@ def _is_blocked(routing: Routing, tunnel: Tunnel | None, version: int) -> bool:
 
 
 def _main_routes(
-    routing: Routing, inside: Mapping[Version, list[Network]], blocked: list[Version], outside: Outside
+    routing: Routing, inside: Mapping[Version, list[Network]], blocked: list[Version], outside: HostRoutes
 ) -> Iterator[Route]:
     for version in _VERSIONS:
         around, wanted = _ways(routing, inside[version], version, outside, blocked=version in blocked)
@@ -196,7 +196,7 @@ def _main_routes(
 
 
 def _ways(
-    routing: Routing, inside: list[Network], version: Version, outside: Outside, *, blocked: bool
+    routing: Routing, inside: list[Network], version: Version, outside: HostRoutes, *, blocked: bool
 ) -> tuple[list[Network], list[Network]]:
     """The networks to route around the tunnel, and those to route into it."""
     # What is blocked has to be bypassed, too, whether or not the tunnel is there.
@@ -237,7 +237,7 @@ def _policy_routes(
     policy: Policy,
     inside: Mapping[Version, list[Network]],
     blocked: list[Version],
-    outside: Outside,
+    outside: HostRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
         for network in inside[version]:
@@ -263,7 +263,7 @@ def _rules(policy: Policy, versions: Iterable[int]) -> Iterator[Rule]:
         yield Rule(version, RULE_PRIORITY, policy.table, unless_mark=policy.mark)
 
 
-def _sysctls(routing: Routing, tunnel: Tunnel | None) -> Iterator[Sysctl]:
+def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl]:
     if routing.forwarding:
         yield Sysctl(FORWARDING[4], "1")
         if tunnel is not None and tunnel.carries(6):
@@ -271,17 +271,17 @@ def _sysctls(routing: Routing, tunnel: Tunnel | None) -> Iterator[Sysctl]:
 
 
 def _filters(
-    routing: Routing, tunnel: Tunnel | None, blocked: list[Version], outside: Outside
+    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], outside: HostRoutes
 ) -> Iterator[Filter]:
     if routing.forwarding and tunnel is not None:
         yield Clamp(routing.device, tunnel.mtu)
     if routing.block:
         for server, port in outside.ports:
             if is_pinned(routing, server):
-                yield Guard(server, port)
+                yield OnlyUdpTo(server, port)
     # Linux looks past unreachable routes of IPv6 for a socket that is bound to a device.
     if 6 in blocked and routing.block:
         spared = aggregate((*routing.bypassed, *outside.local))
-        yield Enclosure(tuple(network for network in spared if network.version == 6))
+        yield DropIPv6OutsideTunnel(tuple(network for network in spared if network.version == 6))
     elif 6 in blocked:
-        yield NoWay()
+        yield DropUnroutedIPv6()

@@ -15,7 +15,7 @@ RouteKind = Literal["unicast", "unreachable", "throw"]
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class NetDevice:
     """A TUN device that is up. `mtu` in bytes, of the packets inside the tunnel."""
 
     name: str
@@ -87,7 +87,7 @@ class Clamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class OnlyUdpTo:
     """To `server`, this host sends and forwards nothing but UDP to `port`."""
 
     server: Address
@@ -95,12 +95,12 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
-class NoWay:
+class DropUnroutedIPv6:
     """IPv6 that the routes refuse does not leave by a device that a program insists on, either."""
 
 
 @dataclass(frozen=True, slots=True)
-class Enclosure:
+class DropIPv6OutsideTunnel:
     """IPv6 of this host leaves through tunnels alone, and to the networks in `open`, whatever the routes say.
 
     What is for the link alone is left in peace.
@@ -109,7 +109,7 @@ class Enclosure:
     open: tuple[Network, ...] = ()
 
 
-Filter = Masquerade | Clamp | Guard | NoWay | Enclosure
+Filter = Masquerade | Clamp | OnlyUdpTo | DropUnroutedIPv6 | DropIPv6OutsideTunnel
 """What the packet filter does for us."""
 
 
@@ -126,7 +126,7 @@ class Dns:
 class NetworkState:
     """Everything that one dtun process has, or wants, in the kernel and in the host's resolver."""
 
-    links: frozenset[Link] = frozenset()
+    links: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
     routes: frozenset[Route] = frozenset()
     rules: frozenset[Rule] = frozenset()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dtun.errors import UnavailableError
+from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.platform.interface import Kernel
-from dtun.platform.onlooker import Onlooker
 
 
 def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
@@ -30,20 +30,20 @@ def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
     raise _unknown()
 
 
-def onlooker(running: Mapping[str, str]) -> Onlooker:
-    """The same host, only to be looked at. `running`: see `Onlooker`.
+def read_only_kernel(running: Mapping[str, str]) -> ReadOnlyKernel:
+    """The same host, only to be looked at. `running`: see `ReadOnlyKernel`.
 
     Raises:
         UnavailableError: dtun does not know this operating system.
     """
     if sys.platform == "linux":
-        from dtun.platform.linux.onlooker import LinuxOnlooker  # noqa: PLC0415
+        from dtun.platform.linux.dry_run import LinuxReadOnlyKernel  # noqa: PLC0415
 
-        return LinuxOnlooker(running)
+        return LinuxReadOnlyKernel(running)
     elif sys.platform == "darwin":  # noqa: RET505
-        from dtun.platform.darwin.onlooker import DarwinOnlooker  # noqa: PLC0415
+        from dtun.platform.darwin.dry_run import DarwinReadOnlyKernel  # noqa: PLC0415
 
-        return DarwinOnlooker(running)
+        return DarwinReadOnlyKernel(running)
     raise _unknown()
 
 
@@ -51,7 +51,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
     """A new loop for packets: asyncio's, with what this system can do better."""
     loop: asyncio.AbstractEventLoop
     if sys.platform == "linux":
-        from dtun.platform.linux.loop import DirectLoop  # noqa: PLC0415
+        from dtun.platform.linux.eventloop.loop import DirectLoop  # noqa: PLC0415
 
         loop = DirectLoop()
     else:

@@ -25,7 +25,7 @@ HEADER = json.dumps({"version": VERSION}).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class SavedSysctl:
     """A kernel setting that we want, and what comes back in the end; `previous` None: it was so already."""
 
     sysctl: Sysctl
@@ -39,7 +39,7 @@ class Table:
     name: str
 
 
-Entry = Route | Rule | Held | Table
+Entry = Route | Rule | SavedSysctl | Table
 
 
 class UnknownVersionError(Exception):
@@ -57,7 +57,7 @@ def encode(entry: Entry) -> bytes:
             return f'"route", "{destination}", {_quoted(device)}, {hop}, {own}, {cost}, {table}, "{kind}"]\n'.encode()
         case Rule(version, priority, table, mark, suppressed):
             fields: list[Any] = ["rule", version, priority, table, mark, suppressed]
-        case Held(Sysctl(name, value), previous):
+        case SavedSysctl(Sysctl(name, value), previous):
             fields = ["sysctl", name, value, previous]
         case Table(name):
             fields = ["table", name]
@@ -120,7 +120,7 @@ def _entry(what: str, *fields: Any) -> Entry:
         case "rule", (4 | 6 as version, int(priority), int(table), mark, suppressed):
             return Rule(version, priority, table, mark, suppressed)
         case "sysctl", (str(name), str(value), previous):
-            return Held(Sysctl(name, value), previous)
+            return SavedSysctl(Sysctl(name, value), previous)
         case "table", (str(name),):
             return Table(name)
     raise ValueError(what)

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.platform.entries import HEADER, Entry, Held, UnknownVersionError, decode, encode
+from dtun.platform.entries import HEADER, Entry, SavedSysctl, UnknownVersionError, decode, encode
 
 DEFAULT_DIRECTORY = Path("/run/dtun")
 
@@ -110,7 +110,7 @@ class Journal:
         else:
             self._append(b"".join([b'["-", ' + text for text in gone]))
 
-    def held_by_others(self, name: str) -> list[Held]:
+    def held_by_others(self, name: str) -> list[SavedSysctl]:
         """What the other instances say of the setting `name`, dead ones too: their successors will mind it."""
         found = []
         for path in self.directory.glob("*.json"):
@@ -120,7 +120,9 @@ class Journal:
                 entries = decode(path.read_bytes())
             except (OSError, ValueError, TypeError, KeyError, UnknownVersionError):
                 continue  # Gone in the meantime, or for its own instance to complain of.
-            found += [entry for entry in entries if isinstance(entry, Held) and entry.sysctl.name == name]
+            found += [
+                entry for entry in entries if isinstance(entry, SavedSysctl) and entry.sysctl.name == name
+            ]
         return found
 
     @contextmanager

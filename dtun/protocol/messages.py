@@ -36,7 +36,7 @@ MAX_DNS_SERVERS = 8
 MAX_DNS_DOMAINS = 32
 
 Text = Annotated[str, Field(max_length=256)]
-"""Words for the other side's log; whoever writes them there makes them harmless first."""
+"""Words for the other side's log; whoever writes them there makes them printable first."""
 
 MIN_MTU = 576
 """Bytes that every host takes (RFC 791, section 3.1)."""

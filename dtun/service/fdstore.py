@@ -19,8 +19,8 @@ KEPT = ("tun.", "session.", "socket.", "listen.")
 """What names begin with that a process before this one has given; others are of socket units."""
 
 
-class FdStore:
-    """Implements `dtun.tunnel.vault.Vault`. Reads the environment once; hooks do not inherit what it has."""
+class SystemdFdStore:
+    """Implements `dtun.handover.fdstore.FdStore`. Reads the environment once; hooks do not inherit what it has."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
@@ -31,21 +31,21 @@ class FdStore:
             self._inherited.setdefault(name, []).append(descriptor)
 
     def keep(self, name: str, descriptor: int) -> None:
-        """See `Vault.keep`. Not polled: systemd would drop a device that reports an error for a moment (FDPOLL=0)."""
+        """See `FdStore.keep`. Not polled: systemd would drop a device that reports an error for a moment (FDPOLL=0)."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
         self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
     def forget(self, name: str) -> None:
-        """See `Vault.forget`."""
+        """See `FdStore.forget`."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def take(self, name: str) -> int | None:
-        """See `Vault.take`. The store keeps its copy."""
+        """See `FdStore.take`. The store keeps its copy."""
         descriptors = self._inherited.get(name)
         return descriptors.pop() if descriptors else None
 
     def names(self) -> list[str]:
-        """See `Vault.names`."""
+        """See `FdStore.names`."""
         return [name for name, descriptors in self._inherited.items() if descriptors]
 
     def listeners(self) -> list[socket.socket]:
@@ -67,7 +67,7 @@ class FdStore:
         return found
 
     def give_up_rest(self) -> None:
-        """See `Vault.give_up_rest`: the configuration has changed meanwhile."""
+        """See `FdStore.give_up_rest`: the configuration has changed meanwhile."""
         for name, descriptors in self._inherited.items():
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from dtun.tunnel.remarks import about
+from dtun.session.log import about
+from dtun.text import printable
 
 logger = logging.getLogger("dtun.hook")
 Log = logging.LoggerAdapter[logging.Logger]
@@ -103,7 +104,7 @@ class OutputLog:
         if self._lines <= LINES_MAX:
             text = line[:LINE_MAX_BYTES].decode(errors="replace").rstrip()
             # No control characters: they could fake other lines or dress up a terminal.
-            clean = "".join(character if character.isprintable() else " " for character in text)
+            clean = printable(text, None)
             self._log.info("%s: %s%s", self._what, clean, " [...]" if len(line) > LINE_MAX_BYTES else "")
         elif self._lines == LINES_MAX + 1:
             self._log.warning("%s: more than %d lines, the others are left out", self._what, LINES_MAX)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, Literal, TextIO
 
 from dtun.service.journald import Journal
-from dtun.tunnel.remarks import FIELDS
+from dtun.session.log import FIELDS
+from dtun.text import printable
 
 logger = logging.getLogger("dtun")
 
@@ -88,12 +89,12 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = self.formatTime(record, self.datefmt)
-        return f"{time} {record.levelname.lower()}: {_printable(super().format(record))}"
+        return f"{time} {record.levelname.lower()}: {_clean(super().format(record))}"
 
 
 class PrefixFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return prefixed(_printable(super().format(record)), record.levelno)
+        return prefixed(_clean(super().format(record)), record.levelno)
 
 
 class JsonFormatter(logging.Formatter):
@@ -128,18 +129,18 @@ class JournalHandler(logging.StreamHandler[TextIO]):
 
     def _fields(self, record: logging.LogRecord) -> Mapping[str, str]:
         fields = {
-            "MESSAGE": _printable(self._text.format(record)),
+            "MESSAGE": _clean(self._text.format(record)),
             "PRIORITY": str(_PRIORITIES.get(record.levelno, 6)),
             "SYSLOG_IDENTIFIER": "dtun",
             "LOGGER": record.name,
         }
-        return fields | {f"DTUN_{name.upper()}": _printable(text) for name, text in _about(record).items()}
+        return fields | {f"DTUN_{name.upper()}": _clean(text) for name, text in _about(record).items()}
 
 
 def _about(record: logging.LogRecord) -> dict[str, str]:
     return {name: str(value) for name in FIELDS if (value := getattr(record, name, None))}
 
 
-def _printable(text: str) -> str:
-    """Ids, peers' errors and hooks' output get into messages: keep escape sequences off the terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+def _clean(text: str) -> str:
+    """As it may be written: a message may have several lines, nothing else that is not printable."""
+    return printable(text, None, keep="\n")

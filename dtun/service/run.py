@@ -15,18 +15,18 @@ import dtun
 from dtun.config import Config
 from dtun.config.common import Hook
 from dtun.errors import ConfigError, PermissionDeniedError
+from dtun.handover.fdstore import FdStore
 from dtun.platform import event_loop, kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import notify
 from dtun.service.commands import commands
 from dtun.service.control import ControlServer
-from dtun.service.fdstore import FdStore
+from dtun.service.fdstore import SystemdFdStore
 from dtun.service.hooks import run_hook
 from dtun.service.job import restarts
 from dtun.service.reload import Reloader
 from dtun.service.role import Role
-from dtun.tunnel.status import iso
-from dtun.tunnel.vault import Vault
+from dtun.session.status import iso
 
 log = logging.getLogger("dtun")
 
@@ -38,7 +38,7 @@ RESTART_PAUSE = 2.0
 """Seconds before a service that has failed ends. The unit starts it again at once: after a kill each moment counts."""
 
 
-Make = Callable[[Kernel, asyncio.AbstractEventLoop, Vault], Role]
+Make = Callable[[Kernel, asyncio.AbstractEventLoop, FdStore], Role]
 
 
 def run_server(config: Config) -> int:
@@ -47,7 +47,7 @@ def run_server(config: Config) -> int:
     Raises:
         DtunError: it cannot start. Nothing is left behind.
     """
-    from dtun.tunnel.server import Server  # noqa: PLC0415 - a client does not need it
+    from dtun.server.server import Server  # noqa: PLC0415 - a client does not need it
 
     section = config.server
     assert section is not None  # noqa: S101 - the command line has seen to it
@@ -56,7 +56,7 @@ def run_server(config: Config) -> int:
             "server",
             "server",
             config,
-            lambda kernel, loop, vault: Server(section, kernel, _run_hook, loop, vault),
+            lambda kernel, loop, fdstore: Server(section, kernel, _run_hook, loop, fdstore),
         )
     )
 
@@ -67,7 +67,7 @@ def run_client(config: Config) -> int:
     Raises:
         DtunError: it cannot start. Nothing is left behind.
     """
-    from dtun.tunnel.client import Client  # noqa: PLC0415 - a server does not need it
+    from dtun.client.client import Client  # noqa: PLC0415 - a server does not need it
 
     section = config.client
     assert section is not None  # noqa: S101 - the command line has seen to it
@@ -76,7 +76,7 @@ def run_client(config: Config) -> int:
             "client",
             section.tun,
             config,
-            lambda kernel, loop, vault: Client(section, kernel, _run_hook, loop, vault),
+            lambda kernel, loop, fdstore: Client(section, kernel, _run_hook, loop, fdstore),
         )
     )
 
@@ -114,7 +114,7 @@ async def _run(role: str, instance: str, config: Config, make: Make) -> int:
     await kernel.open()
     goes_on = False
     try:
-        service = make(kernel, loop, FdStore())
+        service = make(kernel, loop, SystemdFdStore())
         reloader = Reloader(config, service, told_to_reload)
         answers = commands(service, reloader, _status(role, service), told_to_stop.set)
         control = ControlServer(config.control_socket, answers)

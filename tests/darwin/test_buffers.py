@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from dtun.tunnel import sockets
+from dtun.session import udp
 
 
 class Strict:
@@ -27,8 +27,8 @@ class Strict:
     [(8 << 20, 4 << 20), (4 << 20, 4 << 20), ((4 << 20) - 1, 2 << 20), (300_000, 256 << 10), (1 << 16, None)],
 )
 def test_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch, limit: int, size: int | None) -> None:
-    monkeypatch.setattr(sockets, "_LINUX", False)
+    monkeypatch.setattr(udp, "_LINUX", False)
     strict = Strict(limit)
-    sockets._enlarge(strict)  # type: ignore[arg-type]
+    udp._enlarge(strict)  # type: ignore[arg-type]
     expected = {} if size is None else {socket.SO_RCVBUF: size, socket.SO_SNDBUF: size}
     assert strict.sizes == expected

@@ -10,15 +10,15 @@ import pytest
 from fake_kernel import Entry, FakeKernel
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.network.plan import Outside, Policy, Routing, Tunnel, Way, desired
+from dtun.network.plan import Hop, HostRoutes, Policy, Routing, TunnelSettings, desired
 from dtun.network.state import (
     Clamp,
     Dns,
-    Enclosure,
-    Guard,
-    Link,
+    DropIPv6OutsideTunnel,
     Masquerade,
+    NetDevice,
     NetworkState,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Sysctl,
@@ -28,7 +28,7 @@ from dtun.platform.darwin.kernel import DarwinKernel
 from dtun.platform.interface import ChangesRefusedError, NextHop
 
 SERVER = ip_address("203.0.113.5")
-HOME = Outside({SERVER: Way("en0", ip_address("192.168.1.1"))}, frozenset({(SERVER, 443)}))
+HOME = HostRoutes({SERVER: Hop("en0", ip_address("192.168.1.1"))}, frozenset({(SERVER, 443)}))
 PAIR = (ip_address("10.86.0.2"), ip_address("10.86.0.1"))
 PAIR6 = (ip_address("fd00:86::2"), ip_address("fd00:86::1"))
 ALL = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -37,13 +37,13 @@ OUTSIDE = "en0 192.168.1.1"
 OUTSIDE6 = "en0 fe80::1"
 
 
-def tunnel(*pairs: tuple[object, object], mtu: int = 1400) -> Tunnel:
-    return Tunnel(mtu, pairs or (PAIR,))  # type: ignore[arg-type]
+def tunnel(*pairs: tuple[object, object], mtu: int = 1400) -> TunnelSettings:
+    return TunnelSettings(mtu, pairs or (PAIR,))  # type: ignore[arg-type]
 
 
 def one_pair(device: str, local: str = "10.86.0.2", peer: str = "10.86.0.1", mtu: int = 1400) -> NetworkState:
     return NetworkState(
-        frozenset({Link(device, mtu)}),
+        frozenset({NetDevice(device, mtu)}),
         frozenset({PointToPoint(device, ip_address(local), ip_address(peer))}),
     )
 
@@ -85,7 +85,7 @@ async def test_a_network_behind_the_server(mac: FakeKernel, kernel: DarwinKernel
 
 async def test_everything_goes_through_the_tunnel(mac: FakeKernel, kernel: DarwinKernel) -> None:
     tun = kernel.create_tun("dtun0")
-    outside = Outside(HOME.servers, HOME.ports, {4: Way("en0", ip_address("192.168.1.1"))})
+    outside = HostRoutes(HOME.servers, HOME.ports, {4: Hop("en0", ip_address("192.168.1.1"))})
     routing = Routing(tun.name, ALL[:1], bypassed=(ip_network("198.51.100.0/24"),))
     await kernel.apply(desired(routing, tunnel(), outside))
     assert mac.way("1.1.1.1") == mac.way("192.0.2.1") == "utun0"
@@ -358,7 +358,7 @@ async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     thrown = Route(ip_network("192.0.2.0/24"), kind="throw")
     wanted = desired(routing, None, HOME) | NetworkState(
         routes=frozenset({thrown}),
-        filters=frozenset({Masquerade("utun0", "en0"), Clamp("utun0", 1400), Guard(SERVER, 443)}),
+        filters=frozenset({Masquerade("utun0", "en0"), Clamp("utun0", 1400), OnlyUdpTo(SERVER, 443)}),
         sysctls=frozenset({Sysctl("net.ipv4.conf.all.rp_filter", "0")}),
         dns=frozenset({Dns("utun0", (ip_address("10.86.0.1"),), ("~.",))}),
     )
@@ -369,11 +369,13 @@ async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     assert reasons["Route"] == reasons["Rule"]
     assert reasons["Masquerade"].endswith("into /etc/pf.conf")
     assert "max-mss 1360" in reasons["Clamp"]
-    assert reasons["Guard"] == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
+    assert (
+        reasons["OnlyUdpTo"] == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
+    )
     assert reasons["Sysctl"] == "macOS has no such setting"
     assert "only for the domains that are named" in reasons["Dns"]
     # What is for programs that insist on a device is told in docs/routing.md, not at each start.
-    filters = wanted.filters - {Enclosure()}
+    filters = wanted.filters - {DropIPv6OutsideTunnel()}
     everything = wanted.routes | wanted.rules | filters | wanted.sysctls | wanted.dns
     assert {change.what for change, _ in refusal.value.refused} == everything
     assert len(refusal.value.refused) == len(everything)

@@ -12,16 +12,16 @@ import yaml
 from fake_kernel import FakeKernel
 from test_simulated import python
 
+from dtun.cli import dry_run
+from dtun.client.tunnel import Tunnel
 from dtun.config import ClientConfig, Config, Hook, load
 from dtun.network.difference import describe
 from dtun.network.explain import Found
 from dtun.network.state import NetworkState
 from dtun.platform.darwin import constants, settings
+from dtun.platform.darwin.dry_run import DarwinReadOnlyKernel
 from dtun.platform.darwin.kernel import DarwinKernel
-from dtun.platform.darwin.onlooker import DarwinOnlooker
 from dtun.platform.darwin.resolver import NOT_EVERY_NAME
-from dtun.tunnel import forecast
-from dtun.tunnel.near_end import NearEnd
 
 SIMULATED = Path(__file__).parent / "simulated.py"
 SERVER = "203.0.113.5"
@@ -111,22 +111,22 @@ async def test_a_start_does_what_the_plan_says(
     mac.requests.clear()
     before = list(mac.routes)
 
-    found = await forecast.of_client(config, DarwinOnlooker(), forecast.ASSUMED)
+    found = await dry_run.of_client(config, DarwinReadOnlyKernel(), dry_run.ASSUMED)
 
     assert mac.requests == []
     assert mac.routes == before, "plan itself has changed something"
 
-    end = NearEnd(config, kernel, nothing, asyncio.get_running_loop())
+    end = Tunnel(config, kernel, nothing, asyncio.get_running_loop())
     await end.open()
     await end.make_way((SERVER, 443))
     assert in_kernel(mac) == kinds_of(found.before)
-    await end.configure(forecast.ASSUMED, forecast.ASSUMED_MTU)
+    await end.configure(dry_run.ASSUMED, dry_run.ASSUMED_MTU)
     assert in_kernel(mac) == kinds_of(found.after)
     assert {link.name for link in found.after.links} == {"utun0"}
 
     # Once it runs, there is nothing left to do; if somebody takes something, just that.
-    running = DarwinOnlooker({"dtun0": end.device})
-    again = await forecast.of_client(config, running, forecast.ASSUMED)
+    running = DarwinReadOnlyKernel({"dtun0": end.device})
+    again = await dry_run.of_client(config, running, dry_run.ASSUMED)
     assert await running.existing(again.after, "dtun0") == again.after
     mac.remove(bypass[0] if bypass else "10.9.0.0/16")
     mac.interface("utun0").mtu = 1000
@@ -138,9 +138,9 @@ async def test_a_start_does_what_the_plan_says(
 
 async def test_a_plan_takes_the_next_number(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
     of_another_vpn = kernel.create_tun("utun0")
-    found = await forecast.of_client(client(tmp_path, routes=["10.9.0.0/16"]), DarwinOnlooker())
+    found = await dry_run.of_client(client(tmp_path, routes=["10.9.0.0/16"]), DarwinReadOnlyKernel())
     assert {route.device for route in found.after.routes} == {"utun1"}
-    named = await forecast.of_client(client(tmp_path, tun="utun7"), DarwinOnlooker())
+    named = await dry_run.of_client(client(tmp_path, tun="utun7"), DarwinReadOnlyKernel())
     assert {link.name for link in named.after.links} == {"utun7"}
     of_another_vpn.close()
     assert "utun7" not in {one.name for one in mac.interfaces.values()}
@@ -152,17 +152,17 @@ async def test_others_tunnels_are_seen(mac: FakeKernel, kernel: DarwinKernel) ->
     mac.add("fe80::/64", "utun3")
     mac.add("224.0.0.0/4", "utun3")
     mac.add("10.9.0.0/16", "utun4", flags=constants.RTF_OURS)
-    found = await DarwinOnlooker().others_tunnels()
+    found = await DarwinReadOnlyKernel().others_tunnels()
     assert [(one.device, str(one.network)) for one in found] == [("utun3", "172.20.0.0/16")]
     theirs.close()
     ours.close()
 
 
 async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
-    onlooker = DarwinOnlooker()
+    read_only_kernel = DarwinReadOnlyKernel()
     mac.add("10.9.0.0/16", "en1", flags=constants.RTF_OURS | constants.RTF_REJECT)
-    blocked = await onlooker.way(ip_address("10.9.0.1"))
-    outside = await onlooker.way(ip_address("1.1.1.1"))
+    blocked = await read_only_kernel.way(ip_address("10.9.0.1"))
+    outside = await read_only_kernel.way(ip_address("1.1.1.1"))
     assert blocked.ours
     assert blocked.route is not None
     assert blocked.route.kind == "unreachable"
@@ -170,7 +170,7 @@ async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
     assert not outside.ours
     assert describe(outside.route) == "route 0.0.0.0/0 via 192.168.1.1 dev en0"
     mac.unplug("en0")
-    assert await onlooker.way(ip_address("1.1.1.1")) == Found(None)
+    assert await read_only_kernel.way(ip_address("1.1.1.1")) == Found(None)
 
 
 def test_the_plan_of_a_client_in_words(tmp_path: Path) -> None:

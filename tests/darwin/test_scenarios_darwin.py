@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(simulated.HERE).parent / "netns"))
 import scenarios
 from fake_kernel import FakeKernel
 
-from dtun.network.plan import Way
+from dtun.network.plan import Hop
 from dtun.platform import kernel
 
 
 class Mac:
     # See `scenarios.Place`.
 
-    first = Way("en0", ip_address("192.168.1.1"))
+    first = Hop("en0", ip_address("192.168.1.1"))
 
     def __init__(self, fake):
         self._fake = fake
@@ -43,7 +43,7 @@ class Mac:
         self._fake.unplug("en0")
         self._fake.plug("en1", "172.16.0.9/24")
         self._fake.default("en1", "172.16.0.1")
-        return Way("en1", ip_address("172.16.0.1"))
+        return Hop("en1", ip_address("172.16.0.1"))
 
     def occupy(self, destination):
         self._fake.add(destination, "en0", "192.168.1.1")

@@ -22,7 +22,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from fake_kernel import FakeKernel
-from dtun.network.state import Link, NetworkState, PointToPoint, Route
+from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
 
 async def story():
@@ -32,7 +32,7 @@ async def story():
     tun = dtun.create_tun("dtun0")
     pair = PointToPoint(tun.name, ip_address("10.86.0.2"), ip_address("10.86.0.1"))
     route = Route(ip_network("10.9.0.0/16"), tun.name)
-    await dtun.apply(NetworkState(frozenset({Link(tun.name, 1400)}), frozenset({pair}), frozenset({route})))
+    await dtun.apply(NetworkState(frozenset({NetDevice(tun.name, 1400)}), frozenset({pair}), frozenset({route})))
     print(mac.way("10.9.0.1"))
     await dtun.close()
     tun.close()

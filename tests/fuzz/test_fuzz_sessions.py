@@ -1,4 +1,4 @@
-"""Whole sessions and the server's front door, given datagrams that nobody would send: see test_fuzz.py."""
+"""Whole sessions and the server's demultiplexer, given datagrams that nobody would send: see test_fuzz.py."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,13 +11,13 @@ from dtun.dtls.listener import Path as NetworkPath
 from dtun.protocol import frames, record
 from dtun.protocol.messages import Renew
 from dtun.protocol.pieces import MAX_UNFINISHED, Cutter
-from dtun.tunnel import sockets
-from dtun.tunnel.session import EARLY_PACKETS
-from dtun.tunnel.sockets import Arrival
+from dtun.session import udp
+from dtun.session.session import EARLY_PACKETS
+from dtun.session.udp import Arrival
 from tests.fuzz.mutate import Fuzzer
 from tests.fuzz.test_fuzz import FRAMES, MESSAGES, showing
-from tests.unit.tunnel.pair import End, World
-from tests.unit.tunnel.sites import RawClient, Site, packet, serving, wait_for
+from tests.unit.pair import End, World
+from tests.unit.sites import RawClient, Site, packet, serving, wait_for
 
 FORGED = 16
 """Bytes at the end of a record that make it a forgery when they are others."""
@@ -128,15 +128,15 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 async def test_the_front_door_and_strangers(site: Site) -> None:
     client = RawClient(site)
     said: list[bytes] = []
-    with client.socket, mock.patch.object(sockets, "receive", overheard(said)):
+    with client.socket, mock.patch.object(udp, "receive", overheard(said)):
         await client.connect()
-        door = site.server._door
-        (link,) = door.links
+        demux = site.server._demux
+        (link,) = demux.links
         await wait_for(lambda: link.attached, "the data plane")
         fuzzer = Fuzzer([*said, record.hello_request(1), forged(client.session.association.seal(b"next"))])
         peer = link.peer
         answers: list[bytes] = []
-        with mock.patch.object(sockets, "answer", lambda _, datagram, *__: answers.append(datagram)):
+        with mock.patch.object(udp, "answer", lambda _, datagram, *__: answers.append(datagram)):
             for number, data in enumerate(fuzzer):
                 if number % 200 == 199:
                     client.turn()
@@ -146,15 +146,15 @@ async def test_the_front_door_and_strangers(site: Site) -> None:
                 stranger = ("127.0.0.1", fuzzer.numbers.randint(1024, 1100))
                 answers.clear()
                 with showing(data):
-                    half_open = door.half_open
-                    door._arrived(1, Arrival(data, stranger, "127.0.0.1"))
+                    half_open = demux.half_open
+                    demux._arrived(1, Arrival(data, stranger, "127.0.0.1"))
                     assert sum(map(len, answers)) <= len(data), "more than one answer, or a larger one"
-                    assert door.half_open == half_open, "it has no good cookie"
+                    assert demux.half_open == half_open, "it has no good cookie"
                     # In the client's name, from which the cookie is good.
-                    door._arrived(1, Arrival(data, peer, "127.0.0.1"))
-                    assert door.half_open <= 1
-                    assert (list(door.links), link.peer, link.highest) == ([link], peer, highest)
-        assert {"record of no session", "unexpected record"} <= door.drops.keys()
+                    demux._arrived(1, Arrival(data, peer, "127.0.0.1"))
+                    assert demux.half_open <= 1
+                    assert (list(demux.links), link.peer, link.highest) == ([link], peer, highest)
+        assert {"record of no session", "unexpected record"} <= demux.drops.keys()
         assert link.session.open
         with client.new_socket() as elsewhere:
             elsewhere.send(client.session.association.seal(packet("10.0.0.1")))
@@ -163,7 +163,7 @@ async def test_the_front_door_and_strangers(site: Site) -> None:
 
 def overheard(said: list[bytes]) -> Callable[..., Arrival | None]:
     """What comes to the listening socket."""
-    receive = sockets.receive
+    receive = udp.receive
 
     def listen(*arguments: object) -> Arrival | None:
         arrival = receive(*arguments)  # type: ignore[arg-type]

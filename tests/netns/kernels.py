@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from topology import Host, Topology
 
-from dtun.network.state import Link, NetworkState, PointToPoint, Route
+from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
 from dtun.platform.linux.kernel import LinuxKernel
 from dtun.platform.linux.tun import LinuxTun
@@ -41,7 +41,7 @@ def runtime(tmp_path: Path) -> Path:
 def state(*routes: Route, mtu: int = 1400, peer: str = "10.86.0.2", peer6: str = "fd86::2") -> NetworkState:
     """A tunnel with both address pairs and these routes."""
     return NetworkState(
-        frozenset({Link(TUN, mtu)}),
+        frozenset({NetDevice(TUN, mtu)}),
         frozenset(
             {
                 PointToPoint(TUN, ip_address("10.86.0.1"), ip_address(peer)),

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from dtun.client.client import Client
 from dtun.config import load
 from dtun.config.common import Hook
 from dtun.platform import kernel as platform_kernel
-from dtun.tunnel.client import Client
 
 
 async def main(directory: Path, count: int) -> None:

@@ -10,10 +10,11 @@ import os
 import sys
 import warnings
 
+import dtun.client.client
+
 # What dtun only imports when it starts; each child would do so again.
 import dtun.platform.linux.kernel
-import dtun.tunnel.client
-import dtun.tunnel.server  # noqa: F401 - for the children
+import dtun.server.server  # noqa: F401 - for the children
 from dtun.cli import main
 
 

@@ -14,16 +14,16 @@ import pytest
 from kernels import until
 from topology import Host, Topology, wait_for
 
-from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
-from dtun.platform.linux import sysctls
-from dtun.platform.linux.firewall import NOT_PERMITTED, Firewall, FirewallError
-from dtun.platform.linux.sysctls import SysctlError
+from dtun.network.state import Clamp, DropIPv6OutsideTunnel, DropUnroutedIPv6, Filter, Masquerade, OnlyUdpTo
+from dtun.platform.linux import sysctl
+from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, Firewall, FirewallError
+from dtun.platform.linux.sysctl import SysctlError
 
 TABLE = "dtun-home"
 NAT: frozenset[Filter] = frozenset({Masquerade("inside0", "outside0")})
 CLAMP: frozenset[Filter] = frozenset({Clamp("inside0", 1300)})
 GUARD: frozenset[Filter] = frozenset(
-    {Guard(ip_address("192.0.2.2"), 4433), Guard(ip_address("2001:db8::2"), 4433)}
+    {OnlyUdpTo(ip_address("192.0.2.2"), 4433), OnlyUdpTo(ip_address("2001:db8::2"), 4433)}
 )
 PORT = 4433
 
@@ -62,8 +62,8 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as cal
 HOLDER = """
 import asyncio, sys
 from ipaddress import ip_address, ip_network
-from dtun.network.state import Clamp, Guard, Masquerade
-from dtun.platform.linux.firewall import Firewall
+from dtun.network.state import Clamp, OnlyUdpTo, Masquerade
+from dtun.platform.linux.nftables.firewall import Firewall
 async def story():
     firewall = Firewall("dtun-home")
     try:
@@ -452,24 +452,24 @@ def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -
 
 def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host, Host, Host]) -> None:
     _, router, _ = way
-    losses: list[bool] = []
+    removals: list[bool] = []
     many: frozenset[Filter] = frozenset(Clamp(f"dtun{number}", 1400) for number in range(1000))
 
     async def taken(command: str) -> None:
         await asyncio.to_thread(router.run, *command.split())
-        await until(lambda: bool(losses), f"`{command}` to be noticed")
-        assert len(losses) == 1
-        losses.clear()
+        await until(lambda: bool(removals), f"`{command}` to be noticed")
+        assert len(removals) == 1
+        removals.clear()
 
     async def story() -> None:
-        firewall = Firewall(TABLE, lambda: losses.append(True))
+        firewall = Firewall(TABLE, lambda: removals.append(True))
         # What it does itself, and what others do elsewhere, is no loss.
         for filters in (NAT, many | NAT, NAT | CLAMP, GUARD, many, frozenset[Filter](), NAT | CLAMP):
             await firewall.apply(filters)
         for table in ("inet dtun-hom", "ip dtun-home"):
             for action in ("add", "flush", "delete"):
                 await asyncio.to_thread(router.run, "nft", action, "table", *table.split())
-        assert losses == []
+        assert removals == []
         for what in (
             "map inet dtun-home clamped4",
             "chain inet dtun-home clamp_forward",
@@ -486,7 +486,7 @@ def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host
     applied(router, frozenset())
 
 
-@pytest.mark.parametrize("filters", [frozenset({NoWay()}), frozenset({Enclosure()})])
+@pytest.mark.parametrize("filters", [frozenset({DropUnroutedIPv6()}), frozenset({DropIPv6OutsideTunnel()})])
 def test_ipv6_that_routes_refuse_does_not_leave_by_a_device_that_is_insisted_on(
     way: tuple[Host, Host, Host], filters: frozenset[Filter]
 ) -> None:
@@ -523,7 +523,7 @@ def test_the_enclosure_is_open_for_what_is_spared_and_for_tunnels(way: tuple[Hos
         router.ip(f"link set {device} up")
         router.ip(f"-6 address add fd07:{len(device)}::1/64 dev {device} nodad")
     spared = (ip_network("2001:db8::/64"), ip_network("2001:db8:7::/48"), ip_network("2001:db8:8::/48"))
-    applied(router, frozenset({Enclosure(spared)}))
+    applied(router, frozenset({DropIPv6OutsideTunnel(spared)}))
 
     assert pings(router, "2001:db8::2")
     assert pings(router, "2001:db8:7::7")
@@ -574,15 +574,15 @@ def test_settings_are_those_of_this_network_namespace(net: Topology) -> None:
     net.cable(host, "eth0.100", other, "eth0", "192.0.2.1/24", "192.0.2.2/24")
 
     async def story() -> None:
-        assert sysctls.read("net.ipv4.ip_forward") == "0"
-        sysctls.write("net.ipv4.ip_forward", "1")
-        sysctls.write("net.ipv4.conf.eth0.100.rp_filter", "2")
-        sysctls.write("net.ipv6.conf.eth0/100.forwarding", "1")
-        assert sysctls.read("net.ipv4.ip_forward") == "1"
+        assert sysctl.read("net.ipv4.ip_forward") == "0"
+        sysctl.write("net.ipv4.ip_forward", "1")
+        sysctl.write("net.ipv4.conf.eth0.100.rp_filter", "2")
+        sysctl.write("net.ipv6.conf.eth0/100.forwarding", "1")
+        assert sysctl.read("net.ipv4.ip_forward") == "1"
         with pytest.raises(SysctlError, match="does not take this value"):
-            sysctls.write("net.ipv4.ip_forward", "perhaps")
+            sysctl.write("net.ipv4.ip_forward", "perhaps")
         with pytest.raises(SysctlError, match="there is no such setting"):
-            sysctls.write("net.ipv4.conf.eth9.rp_filter", "1")
+            sysctl.write("net.ipv4.conf.eth9.rp_filter", "1")
 
     host.play(story)
     values = host.run(

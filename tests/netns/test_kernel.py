@@ -30,10 +30,10 @@ from topology import Host, wait_for
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Action
-from dtun.network.state import Link, NetworkState, PointToPoint, Route
+from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
-from dtun.platform.linux.bulk import Bulk
+from dtun.platform.linux.netlink.bulk import Bulk
 from dtun.protocol import virtio
 
 host, runtime = kernels.host, kernels.runtime
@@ -317,7 +317,9 @@ LEFT_BEHIND = frozenset({PIN, Route(ip_network("2001:db8:5::5/128"), "eth0", ip_
 def wanted_by(instance: str) -> NetworkState:
     """A device that is up, a route through it, and two pins."""
     device = f"dtun-{instance}"
-    return NetworkState(frozenset({Link(device, 1400)}), routes=LEFT_BEHIND | {into("10.1.0.0/16", device)})
+    return NetworkState(
+        frozenset({NetDevice(device, 1400)}), routes=LEFT_BEHIND | {into("10.1.0.0/16", device)}
+    )
 
 
 def test_what_a_killed_process_left_is_cleaned_up_by_the_next(host: Host, runtime: Path) -> None:
@@ -564,7 +566,7 @@ def test_500_routes_and_50_clients_are_quick(
             for number, tun in enumerate(tuns):
                 local, peer = ip_address("10.86.0.1"), ip_address(f"10.86.1.{number}")
                 wanted |= NetworkState(
-                    frozenset({Link(tun.name, 1400)}),
+                    frozenset({NetDevice(tun.name, 1400)}),
                     frozenset({PointToPoint(tun.name, local, peer)}),
                     frozenset(into(f"10.{number}.{network}.0/24", tun.name) for network in range(10)),
                 )

@@ -17,7 +17,7 @@ from topology import REPOSITORY, Host
 
 from dtun.network.state import Route
 from dtun.platform.interface import ChangesRefusedError
-from dtun.platform.linux.bulk import BATCH
+from dtun.platform.linux.netlink.bulk import BATCH
 
 host, runtime = kernels.host, kernels.runtime
 

@@ -11,9 +11,18 @@ import pytest
 from kernels import PIN, kill, only, opened, routes, start_victim
 from topology import Host
 
-from dtun.network.state import Clamp, Enclosure, Filter, Guard, NetworkState, Route, Rule, Sysctl
+from dtun.network.state import (
+    Clamp,
+    DropIPv6OutsideTunnel,
+    Filter,
+    NetworkState,
+    OnlyUdpTo,
+    Route,
+    Rule,
+    Sysctl,
+)
 from dtun.platform.interface import ChangesRefusedError
-from dtun.platform.linux.firewall import Firewall
+from dtun.platform.linux.nftables.firewall import Firewall
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -23,7 +32,7 @@ SWITCH = frozenset(
 )
 RULE = Rule(4, 7217, 7217, unless_mark=0x2170)
 FORWARDING = Sysctl("net.ipv4.ip_forward", "1")
-GUARD = Guard(ip_address("203.0.113.5"), 4433)
+GUARD = OnlyUdpTo(ip_address("203.0.113.5"), 4433)
 LEFT = NetworkState(
     routes=SWITCH | {PIN},
     rules=frozenset({RULE}),
@@ -245,7 +254,7 @@ def test_a_guard_stays_until_the_way_to_its_server_has_gone(
     host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while other filters come, which are before routes."""
-    guard = Guard(ip_address("203.0.113.5"), 443)
+    guard = OnlyUdpTo(ip_address("203.0.113.5"), 443)
     seen: list[tuple[bool, bool]] = []
     apply = Firewall.apply
 
@@ -257,7 +266,7 @@ def test_a_guard_stays_until_the_way_to_its_server_has_gone(
         async with opened(runtime) as linux:
             await linux.apply(only(PIN) | NetworkState(filters=frozenset({guard})))
             monkeypatch.setattr(Firewall, "apply", spy)
-            await linux.apply(NetworkState(filters=frozenset({Enclosure()})))
+            await linux.apply(NetworkState(filters=frozenset({DropIPv6OutsideTunnel()})))
             assert seen == [(True, True), (False, False)]
 
     host.play(story)

@@ -13,7 +13,7 @@ from topology import Host
 from dtun.network.state import NetworkState, Route, Rule
 from dtun.platform.interface import ChangesRefusedError, NextHop
 from dtun.platform.linux.inspect import Decision, decide, existing, foreign_tunnels
-from dtun.platform.linux.snapshot import missing
+from dtun.platform.linux.missing import missing
 
 host, runtime = kernels.host, kernels.runtime
 

@@ -11,7 +11,16 @@ import pytest
 from kernels import PIN, TUN, into, opened, state, tunnel, until
 from topology import Host
 
-from dtun.network.state import Clamp, Enclosure, Guard, Masquerade, NetworkState, Route, Rule, Sysctl
+from dtun.network.state import (
+    Clamp,
+    DropIPv6OutsideTunnel,
+    Masquerade,
+    NetworkState,
+    OnlyUdpTo,
+    Route,
+    Rule,
+    Sysctl,
+)
 from dtun.platform import repair
 
 host, runtime = kernels.host, kernels.runtime
@@ -73,7 +82,12 @@ def test_what_is_taken_comes_back(host: Host, runtime: Path, theft: str) -> None
 FILTERING = NetworkState(
     sysctls=frozenset({Sysctl("net.ipv4.ip_forward", "1"), Sysctl("net.ipv6.conf.all.forwarding", "1")}),
     filters=frozenset(
-        {Masquerade(TUN, "eth0"), Clamp(TUN, 1400), Guard(ip_address("203.0.113.5"), 443), Enclosure()}
+        {
+            Masquerade(TUN, "eth0"),
+            Clamp(TUN, 1400),
+            OnlyUdpTo(ip_address("203.0.113.5"), 443),
+            DropIPv6OutsideTunnel(),
+        }
     ),
 )
 
@@ -155,14 +169,14 @@ def test_our_own_work_is_no_reason_to_look(
         async with tunnel(runtime) as (linux, tun):
             assert linux._open is not None
             suspicions: list[bytes] = []
-            learn = linux._losses.learn
+            learn = linux._removals.learn
 
             def spy(data: bytes) -> bool:
                 if learn(data):
                     suspicions.append(data)
                 return False
 
-            monkeypatch.setattr(linux._losses, "learn", spy)
+            monkeypatch.setattr(linux._removals, "learn", spy)
             await linux.apply(WANTED)
             await linux.apply(state(into("10.1.0.0/16"), mtu=1300))
             await linux.apply(WANTED)

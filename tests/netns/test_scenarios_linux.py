@@ -11,7 +11,7 @@ import pytest
 from scenarios import ALL, Scenario
 from topology import Host
 
-from dtun.network.plan import Way
+from dtun.network.plan import Hop
 from dtun.platform import kernel as platform_kernel
 from dtun.platform.interface import Kernel
 
@@ -23,7 +23,7 @@ host, runtime = kernels.host, kernels.runtime
 class Namespace:
     """See `scenarios.Place`."""
 
-    first = Way("eth0", ip_address("192.0.2.1"))
+    first = Hop("eth0", ip_address("192.0.2.1"))
 
     def __init__(self, host: Host, directory: Path) -> None:
         self._host = host
@@ -58,10 +58,10 @@ class Namespace:
     def forwards(self) -> bool:
         return self._host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
 
-    def move(self) -> Way:
+    def move(self) -> Hop:
         self._host.ip("route replace default via 198.51.100.1")
         self._host.ip("link set eth0 down")
-        return Way("eth1", ip_address("198.51.100.1"))
+        return Hop("eth1", ip_address("198.51.100.1"))
 
     def steal(self, destination: str) -> None:
         self._host.ip(f"route del {destination}")

@@ -1,6 +1,6 @@
 """MTU, state and addresses of a device, by ioctl(2). Methods raise OSError with the kernel's errno."""
 
-from dtun.network.state import Link, PointToPoint
+from dtun.network.state import NetDevice, PointToPoint
 from dtun.platform.darwin import ifreq, syscalls
 from dtun.platform.darwin.constants import (
     FAMILIES,
@@ -39,12 +39,12 @@ class Interfaces:
         _, flags = ifreq.IFREQ_FLAGS.unpack(answer)
         syscalls.ioctl(self._sockets[4], SIOCSIFFLAGS, ifreq.flags(LOOPBACK, flags))
 
-    def set_up(self, link: Link) -> None:
+    def set_up(self, link: NetDevice) -> None:
         """With its MTU, and up."""
         syscalls.ioctl(self._sockets[4], SIOCSIFMTU, ifreq.mtu(link.name, link.mtu))
         self._set_flags(link.name, IFF_UP, up=True)
 
-    def set_down(self, link: Link) -> None:
+    def set_down(self, link: NetDevice) -> None:
         self._set_flags(link.name, IFF_UP, up=False)
 
     def add_address(self, pair: PointToPoint) -> None:

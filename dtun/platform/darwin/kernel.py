@@ -11,11 +11,11 @@ from typing import Literal
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
 from dtun.network.state import Address, NetworkState, PointToPoint, Route
-from dtun.platform.darwin import errors, limits, lookup
-from dtun.platform.darwin.changer import Changer
+from dtun.platform.darwin import errors, lookup, unsupported
+from dtun.platform.darwin.applied import Applied
 from dtun.platform.darwin.flat import flatten
 from dtun.platform.darwin.monitor import Monitor
-from dtun.platform.darwin.possession import Possession
+from dtun.platform.darwin.operations import Operations
 from dtun.platform.darwin.resolver import Resolver, ResolverError
 from dtun.platform.darwin.settings import Settings
 from dtun.platform.darwin.sleep import SleepWatch
@@ -49,13 +49,13 @@ class DarwinKernel:
         self._journal = Journal(instance, runtime_directory or RUNTIME_DIRECTORY)
         self._settings = Settings(self._journal)
         self._resolver = Resolver(instance, resolver_directory)
-        self._own = Possession(self._journal)
+        self._own = Applied(self._journal)
         self._desired: NetworkState | None = None
         self._watchers: list[Callable[[], None]] = []
         self._wakers: list[Callable[[float], None]] = []
         self._view: frozenset[Hashable] = frozenset()
         self._lock = asyncio.Lock()
-        self._open_changer: Changer | None = None
+        self._open_changer: Operations | None = None
         self._repairer: Repairer | None = None
         self._monitor: Monitor | None = None
         self._sleep: SleepWatch | None = None
@@ -63,7 +63,7 @@ class DarwinKernel:
     async def open(self) -> None:
         """See `Kernel.open`."""
         try:
-            self._open_changer = Changer(self._settings, self._resolver)
+            self._open_changer = Operations(self._settings, self._resolver)
             self._open_changer.check_permission()
             self._own.adopt(self._journal.open())
             self._resolver.clear()
@@ -120,7 +120,7 @@ class DarwinKernel:
         return tun
 
     async def apply(self, desired: NetworkState) -> list[Change]:
-        """See `Kernel.apply`. What macOS cannot do is refused: dtun.platform.darwin.limits."""
+        """See `Kernel.apply`. What macOS cannot do is refused: dtun.platform.darwin.unsupported."""
         async with self._lock:
             self._desired = desired
             applied, refused = await self._apply(desired)
@@ -149,14 +149,14 @@ class DarwinKernel:
         self._wakers.append(woke or (lambda _: changed()))
 
     @property
-    def _changer(self) -> Changer:
+    def _changer(self) -> Operations:
         if self._open_changer is None:
             raise RuntimeError("the kernel is not open")
         return self._open_changer
 
     async def _apply(self, desired: NetworkState) -> tuple[list[Change], list[tuple[Change, str]]]:
         own = self._own
-        possible, impossible = limits.split(own.without_closed(desired))
+        possible, impossible = unsupported.split(own.without_closed(desired))
         origins = flatten(possible.routes)
         wanted = replace(possible, routes=frozenset(origins))
         own.announce(wanted)

@@ -4,7 +4,7 @@ from typing import Final
 
 from dtun.network.state import Sysctl
 from dtun.platform.darwin import syscalls
-from dtun.platform.entries import Held
+from dtun.platform.entries import SavedSysctl
 from dtun.platform.journal import Journal
 
 NAMES: Final = {
@@ -40,8 +40,8 @@ class Settings:
             changed = None if now == wanted.value else now
             previous = next((held.previous for held in notes if held.previous is not None), changed)
             ours = self._notes(wanted)
-            self._journal.add([Held(wanted, previous)])
-            self._journal.remove([held for held in ours if held != Held(wanted, previous)])
+            self._journal.add([SavedSysctl(wanted, previous)])
+            self._journal.remove([held for held in ours if held != SavedSysctl(wanted, previous)])
             if changed is not None:
                 syscalls.sysctl_number(NAMES[wanted.name], int(wanted.value))
 
@@ -55,9 +55,9 @@ class Settings:
                 syscalls.sysctl_number(NAMES[no_longer.name], int(previous))
             self._journal.remove(ours)
 
-    def _notes(self, setting: Sysctl) -> list[Held]:
+    def _notes(self, setting: Sysctl) -> list[SavedSysctl]:
         return [
             entry
             for entry in self._journal.entries
-            if isinstance(entry, Held) and entry.sysctl.name == setting.name
+            if isinstance(entry, SavedSysctl) and entry.sysctl.name == setting.name
         ]

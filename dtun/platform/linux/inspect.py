@@ -8,12 +8,12 @@ from typing import Final, Literal
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.state import Address, Network, NetworkState
-from dtun.platform.linux import found as now
-from dtun.platform.linux.dump import errors_in_words
-from dtun.platform.linux.firewall import Firewall, FirewallError
-from dtun.platform.linux.rtnetlink import ROUTE_PROTOCOL, RTM_F_FIB_MATCH
+from dtun.platform.linux import observed as now
+from dtun.platform.linux.missing import missing, rule_for
+from dtun.platform.linux.netlink.dump import errors_in_words
+from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL, RTM_F_FIB_MATCH
+from dtun.platform.linux.nftables.firewall import Firewall, FirewallError
 from dtun.platform.linux.settings import is_set
-from dtun.platform.linux.snapshot import missing, rule_for
 
 Fate = Literal["unicast", "unreachable", "prohibit", "blackhole", "no route"]
 

@@ -16,16 +16,16 @@ from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Route
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as usual_directory
-from dtun.platform.linux import heritage, lookup, sysctls
-from dtun.platform.linux.bulk import Bulk
-from dtun.platform.linux.carrier import Carrier, Outcome
-from dtun.platform.linux.changer import NOT_PERMITTED
-from dtun.platform.linux.inventory import Devices, Inventory, devices_of, without_devices
-from dtun.platform.linux.losses import LossView
-from dtun.platform.linux.monitor import HostView, Monitor
-from dtun.platform.linux.netlink import Netlink
+from dtun.platform.linux import inherited, lookup, sysctl
+from dtun.platform.linux.applied import Applied, Devices, devices_of, without_devices
+from dtun.platform.linux.applier import Applier, Outcome
+from dtun.platform.linux.netlink.bulk import Bulk
+from dtun.platform.linux.netlink.monitor import HostView, Monitor
+from dtun.platform.linux.netlink.removals import RemovalWatch
+from dtun.platform.linux.netlink.requests import Netlink
+from dtun.platform.linux.operations import NOT_PERMITTED
 from dtun.platform.linux.services import Services
-from dtun.platform.linux.sysctls import SysctlError
+from dtun.platform.linux.sysctl import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
 from dtun.platform.repair import Mended, Repairer
 
@@ -40,7 +40,7 @@ class _Open:
         self.netlink = Netlink()
         self.bulk = Bulk()
         self.services = Services(f"dtun-{journal.instance}", self._filters_taken)
-        self.carrier = Carrier(self.netlink, self.bulk, self.services, journal, devices)
+        self.carrier = Applier(self.netlink, self.bulk, self.services, journal, devices)
         self.monitor: Monitor | None = None
         self.repairer: Repairer | None = None
 
@@ -70,7 +70,7 @@ class LinuxKernel:
     def __init__(self, instance: str, runtime_directory: Path | None = None) -> None:
         self._journal = Journal(instance, runtime_directory or usual_directory())
         self._view = HostView()
-        self._losses = LossView()
+        self._removals = RemovalWatch()
         self._watchers: list[Callable[[], None]] = []
         self._devices = Devices()
         self._inherited: set[str] = set()
@@ -95,7 +95,7 @@ class LinuxKernel:
                 # Before the first look, so that nothing is missed between the two.
                 opened.monitor = Monitor(
                     self._view,
-                    self._losses,
+                    self._removals,
                     changed=self._host_changed,
                     lost=opened.repairer.lost,
                     ports=(opened.netlink.port, opened.bulk.port),
@@ -133,10 +133,10 @@ class LinuxKernel:
             self._inherited.add(name)
         # So that an address that takes the place of another, with the same peer, does not go with it.
         with contextlib.suppress(SysctlError):
-            sysctls.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
+            sysctl.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
         index = socket.if_nametoindex(name)
         self._view.own.add(index)
-        self._losses.made(index)
+        self._removals.made(index)
         self._devices.made(name, index)
         return tun
 
@@ -167,12 +167,12 @@ class LinuxKernel:
         self._watchers.append(changed)
 
     @property
-    def applied(self) -> Inventory:
+    def applied(self) -> Applied:
         """What this process has in the kernel now."""
         return self._carrier.applied
 
     @property
-    def _carrier(self) -> Carrier:
+    def _carrier(self) -> Applier:
         if self._open is None:
             raise RuntimeError("the kernel is not open")
         return self._open.carrier
@@ -180,7 +180,7 @@ class LinuxKernel:
     async def _change_to(self, desired: NetworkState) -> Outcome:
         carrier = self._carrier
         if self._inherited:
-            for thing in await heritage.of_devices(self._inherited & self._devices.own.keys()):
+            for thing in await inherited.of_devices(self._inherited & self._devices.own.keys()):
                 carrier.applied.add(thing)
             self._inherited.clear()
         wanted = self._without_closed_devices(desired)
@@ -234,7 +234,7 @@ class LinuxKernel:
         """Addresses and routes went with it."""
         index = self._devices.gone(tun.name)
         if index is not None:
-            self._losses.closed(index)
+            self._removals.closed(index)
         if self._open is not None:
             self._open.carrier.applied.drop_device(tun.name)
 

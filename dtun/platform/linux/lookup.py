@@ -5,11 +5,11 @@ from typing import Literal
 
 from dtun.network.state import MAIN_TABLE, Address
 from dtun.platform.interface import LocalNetwork, NextHop
-from dtun.platform.linux import found as now
-from dtun.platform.linux.dump import errors_in_words
-from dtun.platform.linux.found import FoundRoute
-from dtun.platform.linux.monitor import HostView
-from dtun.platform.linux.rtnetlink import IFF_LOOPBACK, ROUTE_PROTOCOL
+from dtun.platform.linux import observed as now
+from dtun.platform.linux.netlink.dump import errors_in_words
+from dtun.platform.linux.netlink.monitor import HostView
+from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL
+from dtun.platform.linux.observed import FoundRoute
 
 
 async def next_hop(address: Address, own: Collection[str]) -> NextHop | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dtun.platform.linux.firewall import Firewall
+from dtun.platform.linux.nftables.firewall import Firewall
 
 if TYPE_CHECKING:
     from dtun.platform.linux.resolved import Resolved

@@ -5,9 +5,9 @@ first one's journal. Each that stops leaves it alone while another's journal sti
 """
 
 from dtun.network.state import Sysctl
-from dtun.platform.entries import Held
+from dtun.platform.entries import SavedSysctl
 from dtun.platform.journal import Journal
-from dtun.platform.linux import sysctls
+from dtun.platform.linux import sysctl
 
 
 class Settings:
@@ -24,19 +24,19 @@ class Settings:
             UnavailableError: the journal cannot be written.
         """
         with self._journal.alone():
-            now = sysctls.read(wanted.name)
+            now = sysctl.read(wanted.name)
             changes = now.split() != wanted.value.split()
             ours = self._notes(wanted.name)
             notes = [*ours, *self._journal.held_by_others(wanted.name)]
             known = next((held.previous for held in notes if held.previous is not None), None)
             previous = known if known is not None else now if changes else None
-            self._journal.add([Held(wanted, previous)])
-            self._journal.remove([held for held in ours if held != Held(wanted, previous)])
+            self._journal.add([SavedSysctl(wanted, previous)])
+            self._journal.remove([held for held in ours if held != SavedSysctl(wanted, previous)])
             if changes:
                 try:
-                    sysctls.write(wanted.name, wanted.value)
-                except sysctls.SysctlError:
-                    self._journal.remove([Held(wanted, previous)])
+                    sysctl.write(wanted.name, wanted.value)
+                except sysctl.SysctlError:
+                    self._journal.remove([SavedSysctl(wanted, previous)])
                     raise
 
     def put_back(self, no_longer: Sysctl) -> None:
@@ -51,18 +51,20 @@ class Settings:
             previous = next((held.previous for held in ours if held.previous is not None), None)
             last = not self._journal.held_by_others(no_longer.name)
             if previous is not None and last and is_set(no_longer):
-                sysctls.write(no_longer.name, previous)
+                sysctl.write(no_longer.name, previous)
             self._journal.remove(ours)
 
-    def _notes(self, name: str) -> list[Held]:
+    def _notes(self, name: str) -> list[SavedSysctl]:
         return [
-            entry for entry in self._journal.entries if isinstance(entry, Held) and entry.sysctl.name == name
+            entry
+            for entry in self._journal.entries
+            if isinstance(entry, SavedSysctl) and entry.sysctl.name == name
         ]
 
 
 def is_set(setting: Sysctl) -> bool:
     """Whether it is as it should be; not if it has gone with its device."""
     try:
-        return sysctls.read(setting.name).split() == setting.value.split()
-    except sysctls.SysctlError:
+        return sysctl.read(setting.name).split() == setting.value.split()
+    except sysctl.SysctlError:
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dtun.cli.arguments import parse
-from dtun.tunnel.remarks import FIELDS
+from dtun.session.log import FIELDS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -11,12 +11,12 @@ from dtun.network.difference import Change, Thing, difference, slot
 from dtun.network.state import (
     Clamp,
     Dns,
-    Enclosure,
-    Guard,
-    Link,
+    DropIPv6OutsideTunnel,
+    DropUnroutedIPv6,
     Masquerade,
+    NetDevice,
     NetworkState,
-    NoWay,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -33,7 +33,7 @@ NETWORKS = st.sampled_from(
         for text in ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::/0")
     ]
 )
-LINKS = st.builds(Link, DEVICES, st.integers(1280, 1500))
+LINKS = st.builds(NetDevice, DEVICES, st.integers(1280, 1500))
 PAIRS = st.builds(PointToPoint, DEVICES, ADDRESSES, ADDRESSES)
 T = TypeVar("T", bound=Thing)
 METRICS = st.sampled_from([None, 0, 7, 1024])
@@ -70,9 +70,9 @@ SYSCTLS = st.builds(
 FILTERS = (
     st.builds(Masquerade, DEVICES, DEVICES)
     | st.builds(Clamp, DEVICES, st.integers(1280, 1283))
-    | st.builds(Guard, ADDRESSES, st.integers(1, 3))
-    | st.just(NoWay())
-    | st.builds(Enclosure, st.lists(NETWORKS, max_size=2).map(tuple))
+    | st.builds(OnlyUdpTo, ADDRESSES, st.integers(1, 3))
+    | st.just(DropUnroutedIPv6())
+    | st.builds(DropIPv6OutsideTunnel, st.lists(NETWORKS, max_size=2).map(tuple))
 )
 SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
 DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
@@ -107,12 +107,12 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
         return frozenset(thing for thing in found if isinstance(thing, kinds))
 
     return NetworkState(
-        those(Link),
+        those(NetDevice),
         those(PointToPoint),
         those(Route),
         those(Rule),
         those(Sysctl),
-        those(Masquerade, Clamp, Guard, NoWay, Enclosure),
+        those(Masquerade, Clamp, OnlyUdpTo, DropUnroutedIPv6, DropIPv6OutsideTunnel),
         those(Dns),
     )
 
@@ -167,8 +167,8 @@ def test_nothing_is_removed_before_everything_new_is_there(
 ) -> None:
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
-        (Link,),
-        (Masquerade, Clamp, Guard, NoWay, Enclosure),
+        (NetDevice,),
+        (Masquerade, Clamp, OnlyUdpTo, DropUnroutedIPv6, DropIPv6OutsideTunnel),
         (PointToPoint,),
         (Route,),
         (Rule,),
@@ -246,23 +246,23 @@ def test_changes_read_like_ip() -> None:
             "add address 10.86.0.1 peer 10.86.0.2 dev dtun-demo"
         ),
         Change(
-            "replace", Link("dtun-demo", 1400), Link("dtun-demo", 1300)
+            "replace", NetDevice("dtun-demo", 1400), NetDevice("dtun-demo", 1300)
         ): "replace link dtun-demo mtu 1400",
         Change("add", Route(network, kind="throw", table=7)): "add route throw 10.0.0.0/16 table 7",
         Change("remove", Route(network, metric=9, kind="unreachable")): (
             "remove route unreachable 10.0.0.0/16 metric 9"
         ),
         Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
-        Change("add", NoWay()): "add filter ip6 unreachable, by any device, drop",
-        Change("add", Enclosure()): "add filter ip6 only through tunnels",
+        Change("add", DropUnroutedIPv6()): "add filter ip6 unreachable, by any device, drop",
+        Change("add", DropIPv6OutsideTunnel()): "add filter ip6 only through tunnels",
         Change(
-            "add", Enclosure((ip_network("fd00::/8"),))
+            "add", DropIPv6OutsideTunnel((ip_network("fd00::/8"),))
         ): "add filter ip6 only through tunnels and to fd00::/8",
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
         Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",
         Change("add", Clamp("dtun0", 1400)): "add filter forward dtun0 tcp maxseg for mtu 1400",
-        Change("add", Guard(gateway, 4433)): "add filter to 192.168.1.1 only udp dport 4433",
+        Change("add", OnlyUdpTo(gateway, 4433)): "add filter to 192.168.1.1 only udp dport 4433",
         Change("add", Dns("dtun0", (local, peer), ("~corp", "a.org"))): (
             "add dns 10.86.0.1 10.86.0.2 domain ~corp a.org dev dtun0"
         ),

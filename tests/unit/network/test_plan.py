@@ -6,18 +6,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.plan import Outside, Policy, Routing, Tunnel, Way, desired, released
+from dtun.network.plan import Hop, HostRoutes, Policy, Routing, TunnelSettings, desired, released
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
     Clamp,
     Dns,
-    Enclosure,
-    Guard,
-    Link,
+    DropIPv6OutsideTunnel,
+    DropUnroutedIPv6,
+    NetDevice,
     Network,
     NetworkState,
-    NoWay,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -32,8 +32,8 @@ PAIR = (IPv4Address("10.86.0.2"), IPv4Address("10.86.0.1"))
 PAIR6 = (IPv6Address("fd00:86::2"), IPv6Address("fd00:86::1"))
 ALL4, ALL6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 LAN = ip_network("192.168.1.0/24")
-WITHOUT6 = Tunnel(1400, (PAIR,))
-WITH6 = Tunnel(1400, (PAIR, PAIR6))
+WITHOUT6 = TunnelSettings(1400, (PAIR,))
+WITH6 = TunnelSettings(1400, (PAIR, PAIR6))
 POLICY = Policy(7217, 0x6474)
 
 # What the host has without dtun.
@@ -48,11 +48,11 @@ def nets(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
-def around(server: Address = SERVER) -> Outside:
-    return Outside(
-        servers={server: Way(UPLINK, GATEWAY if server.version == 4 else GATEWAY6)},
+def around(server: Address = SERVER) -> HostRoutes:
+    return HostRoutes(
+        servers={server: Hop(UPLINK, GATEWAY if server.version == 4 else GATEWAY6)},
         ports=frozenset({(server, 443)}),
-        gateways={4: Way(UPLINK, GATEWAY), 6: Way(UPLINK, GATEWAY6)},
+        gateways={4: Hop(UPLINK, GATEWAY), 6: Hop(UPLINK, GATEWAY6)},
         local=(LAN,),
     )
 
@@ -91,7 +91,7 @@ MODES = [None, POLICY]
 class TestConnected:
     def test_nothing_but_the_peer_by_default(self, policy: Policy | None) -> None:
         state = desired(Routing(TUN, policy=policy), WITHOUT6, OUTSIDE)
-        assert state == NetworkState(frozenset({Link(TUN, 1400)}), frozenset({PointToPoint(TUN, *PAIR)}))
+        assert state == NetworkState(frozenset({NetDevice(TUN, 1400)}), frozenset({PointToPoint(TUN, *PAIR)}))
 
     def test_listed_networks(self, policy: Policy | None) -> None:
         state = desired(Routing(TUN, nets("10.0.0.0/8"), policy=policy), WITHOUT6, OUTSIDE)
@@ -130,7 +130,7 @@ class TestConnected:
 
     def test_nor_by_a_device_that_a_program_insists_on(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4, ALL6), policy=policy)
-        assert desired(routing, WITHOUT6, OUTSIDE).filters == {NoWay()}
+        assert desired(routing, WITHOUT6, OUTSIDE).filters == {DropUnroutedIPv6()}
         assert desired(routing, WITH6, OUTSIDE).filters == frozenset()
         assert desired(replace(routing, ipv6="allow"), WITHOUT6, OUTSIDE).filters == frozenset()
 
@@ -176,13 +176,16 @@ class TestKillSwitch:
         assert goes(left, "203.0.113.9") == UPLINK
 
     def test_the_server_gets_nothing_but_the_tunnel(self, policy: Policy | None) -> None:
-        assert desired(self.routing(policy), None, OUTSIDE).filters == {Guard(SERVER, 443), Enclosure()}
+        assert desired(self.routing(policy), None, OUTSIDE).filters == {
+            OnlyUdpTo(SERVER, 443),
+            DropIPv6OutsideTunnel(),
+        }
 
     def test_ipv6_goes_through_tunnels_alone_but_to_what_is_spared(self, policy: Policy | None) -> None:
         bypassed = nets("203.0.113.0/24", "2001:db8:90::/49", "2001:db8:90:8000::/49")
         routing = replace(self.routing(policy), bypassed=bypassed)
         outside = replace(OUTSIDE, local=nets("192.168.1.0/24", "2001:db8:1::/64"))
-        spared = Enclosure(nets("2001:db8:1::/64", "2001:db8:90::/48"))
+        spared = DropIPv6OutsideTunnel(nets("2001:db8:1::/64", "2001:db8:90::/48"))
         for tunnel in (None, WITHOUT6, WITH6):
             assert spared in desired(routing, tunnel, outside).filters
         elsewhere = replace(routing, included=nets("203.0.113.0/24", "2001:db8:90::/48"))
@@ -190,7 +193,7 @@ class TestKillSwitch:
 
     def test_nothing_is_guarded_without_it(self, policy: Policy | None) -> None:
         state = desired(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
-        assert not any(isinstance(what, Guard | Enclosure) for what in state.filters)
+        assert not any(isinstance(what, OnlyUdpTo | DropIPv6OutsideTunnel) for what in state.filters)
 
 
 class TestFewestRoutes:
@@ -235,7 +238,7 @@ class TestTheRest:
     def test_released_is_the_device_and_nothing_that_leads_there(self) -> None:
         state = released(desired(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
         assert goes(state, "8.8.8.8") == UPLINK
-        assert state.links == {Link(TUN, 1400)}
+        assert state.links == {NetDevice(TUN, 1400)}
 
     def test_the_hosts_own_routes_come_first_on_request_but_for_its_default_routes(self) -> None:
         policy = replace(POLICY, after_main=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dtun.tunnel import sockets
+from dtun.session import udp
 
 WANTED = 4 * 1024 * 1024
 RECEIVE, SEND = socket.SO_RCVBUF, socket.SO_SNDBUF
@@ -42,24 +42,24 @@ class Socket:
 def test_linux_is_forced_if_it_can_be_and_asked_otherwise(
     refuses: tuple[int, ...], asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "_LINUX", True)
+    monkeypatch.setattr(udp, "_LINUX", True)
     sock = Socket(*refuses)
-    sockets._enlarge(sock)  # type: ignore[arg-type]
+    udp._enlarge(sock)  # type: ignore[arg-type]
     assert sock.asked == [(option, WANTED) for option in asked]
 
 
 def test_a_kernel_that_refuses_everything_costs_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "_LINUX", True)
+    monkeypatch.setattr(udp, "_LINUX", True)
     sock = Socket(FORCE_RECEIVE, FORCE_SEND, RECEIVE, SEND)
-    sockets._enlarge(sock)  # type: ignore[arg-type]
+    udp._enlarge(sock)  # type: ignore[arg-type]
     assert [size for option, size in sock.asked if option == RECEIVE] == [WANTED >> n for n in range(5)]
 
 
 @contextmanager
 def every_kind_of_socket(host: str) -> Iterator[list[socket.socket]]:
     """A server's listening socket, the one of a session beside it, and the client's."""
-    with sockets.listen(host, 0) as listener, sockets.connect(listener.getsockname()) as client:
-        session, _ = sockets.accept(listener, client.getsockname(), host)
+    with udp.listen(host, 0) as listener, udp.connect(listener.getsockname()) as client:
+        session, _ = udp.accept(listener, client.getsockname(), host)
         with session:
             yield [listener, session, client]
 

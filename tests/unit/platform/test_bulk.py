@@ -8,10 +8,10 @@ from hypothesis import given, strategies as st
 
 from dtun.network.difference import DEFAULT_METRIC
 from dtun.network.state import Address, Network, Route
-from dtun.platform.linux.bulk import request
-from dtun.platform.linux.found import found_route
-from dtun.platform.linux.rtnetlink import messages
-from dtun.platform.linux.snapshot import route_key, route_seen
+from dtun.platform.linux.missing import route_key, route_seen
+from dtun.platform.linux.netlink.bulk import request
+from dtun.platform.linux.netlink.wire import messages
+from dtun.platform.linux.observed import found_route
 
 ETH0 = 7
 NETWORKS4 = st.builds(

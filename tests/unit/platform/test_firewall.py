@@ -10,11 +10,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.state import Clamp, Enclosure, Filter, Guard, Masquerade, NoWay
-from dtun.platform.linux.firewall import NOT_PERMITTED, explanation
-from dtun.platform.linux.firewall_monitor import takes_from
-from dtun.platform.linux.firewall_rules import amendment, layout, replacement
-from dtun.platform.linux.firewall_wire import (
+from dtun.network.state import Clamp, DropIPv6OutsideTunnel, DropUnroutedIPv6, Filter, Masquerade, OnlyUdpTo
+from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explanation
+from dtun.platform.linux.nftables.monitor import takes_from
+from dtun.platform.linux.nftables.rules import amendment, layout, replacement
+from dtun.platform.linux.nftables.wire import (
     NFPROTO_INET,
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
@@ -31,10 +31,10 @@ FILTERS: frozenset[Filter] = frozenset(
         Masquerade("dtun-home", "eth0"),
         Masquerade("fifteen-letters", "eth0.100"),
         Clamp("dtun-home", 1400),
-        Guard(ip_address("192.0.2.1"), 4433),
-        Guard(ip_address("2001:db8::1"), 4434),
-        Guard(ip_address("2001:db8::1"), 4433),
-        Enclosure((ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
+        OnlyUdpTo(ip_address("192.0.2.1"), 4433),
+        OnlyUdpTo(ip_address("2001:db8::1"), 4434),
+        OnlyUdpTo(ip_address("2001:db8::1"), 4433),
+        DropIPv6OutsideTunnel((ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
     }
 )
 
@@ -154,8 +154,12 @@ def test_there_are_only_chains_with_rules() -> None:
     assert names(frozenset()) == []
     assert names(frozenset({Masquerade("dtun-home", "eth0")})) == ["nat_postrouting"]
     assert names(frozenset({Clamp("dtun-home", 1400)})) == ["clamp_forward"]
-    assert names(frozenset({Guard(ip_address("192.0.2.1"), 1)})) == ["guard_output", "guard_forward"]
-    assert names(frozenset({NoWay()})) == names(frozenset({Enclosure()})) == ["guard_output"]
+    assert names(frozenset({OnlyUdpTo(ip_address("192.0.2.1"), 1)})) == ["guard_output", "guard_forward"]
+    assert (
+        names(frozenset({DropUnroutedIPv6()}))
+        == names(frozenset({DropIPv6OutsideTunnel()}))
+        == ["guard_output"]
+    )
     assert names(FILTERS) == ["nat_postrouting", "clamp_forward", "guard_output", "guard_forward"]
 
 
@@ -166,10 +170,10 @@ def test_the_order_of_the_filters_makes_no_difference(filters: list[Filter]) -> 
 
 def test_all_ports_of_a_server_are_accepted_before_the_rest_is_dropped() -> None:
     server = ip_address("192.0.2.1")
-    (output, forward) = layout([Guard(server, 1), Guard(server, 2)]).chains
+    (output, forward) = layout([OnlyUdpTo(server, 1), OnlyUdpTo(server, 2)]).chains
     assert output.rules == forward.rules
-    accept_one, drop_of_one = layout([Guard(server, 1)]).chains[0].rules
-    accept_two, drop_of_two = layout([Guard(server, 2)]).chains[0].rules
+    accept_one, drop_of_one = layout([OnlyUdpTo(server, 1)]).chains[0].rules
+    accept_two, drop_of_two = layout([OnlyUdpTo(server, 2)]).chains[0].rules
     assert drop_of_one == drop_of_two
     assert output.rules == (accept_one, accept_two, drop_of_one)
 
@@ -194,8 +198,8 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
     "other",
     [
         FILTERS - {Masquerade("dtun-home", "eth0"), Masquerade("fifteen-letters", "eth0.100")},
-        FILTERS - {Guard(ip_address("2001:db8::1"), 4433)},
-        FILTERS | {Enclosure((ip_network("2001:db8:2::/64"),))},
+        FILTERS - {OnlyUdpTo(ip_address("2001:db8::1"), 4433)},
+        FILTERS | {DropIPv6OutsideTunnel((ip_network("2001:db8:2::/64"),))},
         frozenset(),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Route, Rule, Sysctl
-from dtun.platform.entries import HEADER, Entry, Held, Table, encode
+from dtun.platform.entries import HEADER, Entry, SavedSysctl, Table, encode
 from dtun.platform.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
 
 PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
@@ -34,7 +34,7 @@ ENTRIES = (
     | st.builds(
         Rule, st.sampled_from([4, 6]), TABLES, TABLES, st.none() | TABLES, st.none() | st.integers(0, 128)
     )
-    | st.builds(Held, st.builds(Sysctl, st.text(), st.text()), st.none() | st.text())
+    | st.builds(SavedSysctl, st.builds(Sysctl, st.text(), st.text()), st.none() | st.text())
     | st.builds(Table, st.text())
 )
 
@@ -128,10 +128,10 @@ def test_others_notes_of_a_setting_are_found_but_not_ours(tmp_path: Path) -> Non
     one, two = Journal("one", tmp_path), Journal("two", tmp_path)
     one.open()
     two.open()
-    one.add([Held(setting, "0"), Held(Sysctl("net.other", "1"), None)])
+    one.add([SavedSysctl(setting, "0"), SavedSysctl(Sysctl("net.other", "1"), None)])
     (tmp_path / "broken.json").write_text("{")
     assert one.held_by_others(setting.name) == []
-    assert two.held_by_others(setting.name) == [Held(setting, "0")]
+    assert two.held_by_others(setting.name) == [SavedSysctl(setting, "0")]
     one.close()
     two.close()
 

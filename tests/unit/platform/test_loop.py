@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dtun.platform.linux.loop import DirectLoop
+from dtun.platform.linux.eventloop.loop import DirectLoop
 
 LONG = 1 << 22
 """Bytes, more than a socket's buffers take."""

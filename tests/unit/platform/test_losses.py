@@ -6,8 +6,8 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.platform.linux.losses import LossView
-from dtun.platform.linux.quiet import SOCK_FILTER, program
+from dtun.platform.linux.netlink.notifications import SOCK_FILTER, program
+from dtun.platform.linux.netlink.removals import RemovalWatch
 
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWRULE, DELRULE = 16, 17, 20, 21, 24, 25, 32, 33
 UP, ETH0, TUN, LOOPBACK = 0x1, 2, 7, 1
@@ -45,16 +45,16 @@ def netconf(index: int, *attributes: bytes, family: int = 2) -> bytes:
 
 
 @pytest.fixture
-def view() -> LossView:
+def view() -> RemovalWatch:
     """With one device of ours, which is up."""
-    view = LossView()
+    view = RemovalWatch()
     view.made(TUN)
     assert not view.learn(link(NEWLINK, TUN, 0))
     assert not view.learn(link(NEWLINK, TUN, UP))
     return view
 
 
-def test_the_host_is_no_router_any_more(view: LossView) -> None:
+def test_the_host_is_no_router_any_more(view: RemovalWatch) -> None:
     every, default = -1, -2
     ends, begins, other = number(2, 0), number(2, 1), number(3, 0)
     assert view.learn(netconf(every, ends))
@@ -64,7 +64,7 @@ def test_the_host_is_no_router_any_more(view: LossView) -> None:
     assert not view.learn(netconf(default, ends) + netconf(ETH0, ends) + netconf(TUN, ends))
 
 
-def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: LossView) -> None:
+def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: RemovalWatch) -> None:
     assert view.learn(route())
     assert view.learn(route(index=LOOPBACK))
     assert view.learn(rule(217))
@@ -73,7 +73,7 @@ def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: LossView) -> 
     assert not view.learn(route(kind=NEWROUTE) + rule(217, NEWRULE))
 
 
-def test_an_address_and_a_link_of_ours_are_missed(view: LossView) -> None:
+def test_an_address_and_a_link_of_ours_are_missed(view: RemovalWatch) -> None:
     assert view.learn(address(DELADDR, TUN))
     assert not view.learn(address(DELADDR, ETH0) + address(NEWADDR, TUN))
     assert not view.learn(link(NEWLINK, ETH0, 0))
@@ -81,7 +81,7 @@ def test_an_address_and_a_link_of_ours_are_missed(view: LossView) -> None:
     assert not view.learn(link(NEWLINK, TUN, 0)), "once is enough"
 
 
-def test_what_goes_with_a_closed_device_is_not_missed(view: LossView) -> None:
+def test_what_goes_with_a_closed_device_is_not_missed(view: RemovalWatch) -> None:
     view.closed(TUN)
     gone = address(DELADDR, TUN) + route(index=TUN) + link(NEWLINK, TUN, 0) + link(DELLINK, TUN, 0)
     assert not view.learn(gone)
@@ -92,7 +92,7 @@ def test_what_goes_with_a_closed_device_is_not_missed(view: LossView) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_do_no_harm(data: bytes) -> None:
-    LossView().learn(data)
+    RemovalWatch().learn(data)
 
 
 def kept(packet: bytes, ports: list[int]) -> bool:

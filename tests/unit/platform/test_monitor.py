@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.platform.linux.monitor import HostView
+from dtun.platform.linux.netlink.monitor import HostView
 
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE = 16, 17, 20, 21, 24, 25
 RUNNING = 0x41

@@ -12,8 +12,8 @@ from dtun.network.state import Route
 from dtun.platform import kernel
 from dtun.platform.interface import ChangesRefusedError
 from dtun.platform.linux import tun
-from dtun.platform.linux.found import FoundRoute
 from dtun.platform.linux.lookup import best_route
+from dtun.platform.linux.observed import FoundRoute
 
 
 def test_an_unknown_system_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

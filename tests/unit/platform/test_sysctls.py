@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dtun.platform.linux import sysctls
-from dtun.platform.linux.sysctls import SysctlError, read, write
+from dtun.platform.linux import sysctl
+from dtun.platform.linux.sysctl import SysctlError, read, write
 
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """Makes a setting, by its path below /proc/sys, with a value as the kernel shows it."""
-    monkeypatch.setattr(sysctls, "_ROOT", tmp_path)
+    monkeypatch.setattr(sysctl, "_ROOT", tmp_path)
 
     def make(path: str, value: str) -> Path:
         file = tmp_path / path

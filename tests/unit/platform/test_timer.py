@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dtun.platform.linux.timer import Timer
+from dtun.platform.linux.eventloop.timer import Timer
 
 
 @pytest.fixture

@@ -6,16 +6,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.protocol.segments import (
-    HEADER_SIZE,
-    MAX_SEGMENTS,
-    PARTIAL,
-    SEGMENT,
-    Run,
-    cut,
-    partial,
-    whole,
-)
+from dtun.protocol.segments import HEADER_SIZE, MAX_SEGMENTS, PARTIAL, SEGMENT, Run, cut, partial, whole
 from dtun.protocol.trains import Train
 from tests.unit.protocol import segmenter
 from tests.unit.protocol.packets import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dtun.service import fdstore
-from dtun.service.fdstore import FdStore
+from dtun.service.fdstore import SystemdFdStore
 
 
 class Manager:
@@ -34,7 +34,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 def test_a_descriptor_is_handed_over_with_its_name(manager: Manager) -> None:
-    store = FdStore({"NOTIFY_SOCKET": str(manager.path)})
+    store = SystemdFdStore({"NOTIFY_SOCKET": str(manager.path)})
     reading, writing = os.pipe()
     store.keep("tun.dtun0", reading)
     assert manager.heard() == ("FDSTOREREMOVE=1\nFDNAME=tun.dtun0", [])
@@ -47,13 +47,13 @@ def test_a_descriptor_is_handed_over_with_its_name(manager: Manager) -> None:
 
 
 def test_it_is_taken_back(manager: Manager) -> None:
-    FdStore({"NOTIFY_SOCKET": str(manager.path)}).forget("session.dtun0")
+    SystemdFdStore({"NOTIFY_SOCKET": str(manager.path)}).forget("session.dtun0")
     assert manager.heard() == ("FDSTOREREMOVE=1\nFDNAME=session.dtun0", [])
 
 
 def test_nobody_to_keep_anything_is_no_error(tmp_path: Path) -> None:
-    FdStore({}).keep("tun.dtun0", 0)
-    FdStore({"NOTIFY_SOCKET": str(tmp_path / "gone")}).forget("tun.dtun0")
+    SystemdFdStore({}).keep("tun.dtun0", 0)
+    SystemdFdStore({"NOTIFY_SOCKET": str(tmp_path / "gone")}).forget("tun.dtun0")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def inherited(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], dict
 
 def test_what_was_kept_is_found_once_and_by_name(inherited: tuple[list[int], dict[str, str]]) -> None:
     numbers, environment = inherited
-    store = FdStore(environment)
+    store = SystemdFdStore(environment)
     assert store.take("tun.dtun0") == numbers[0]
     assert store.take("tun.dtun0") is None
     assert store.take("tun.other") is None
@@ -83,7 +83,7 @@ def test_what_was_kept_is_found_once_and_by_name(inherited: tuple[list[int], dic
 
 
 def test_the_sockets_of_a_socket_unit(inherited: tuple[list[int], dict[str, str]]) -> None:
-    (listener,) = FdStore(inherited[1]).listeners()
+    (listener,) = SystemdFdStore(inherited[1]).listeners()
     assert listener.getsockname()[0] == "127.0.0.1"
     listener.close()
 
@@ -101,7 +101,7 @@ def test_a_socket_unit_that_hands_over_something_else(
         os.dup2(reading, numbers[2])
         os.close(reading)
         os.close(writing)
-    assert FdStore(environment).listeners() == []
+    assert SystemdFdStore(environment).listeners() == []
     assert "dtun-server.socket hands over something else than a UDP socket; it is not used" in caplog.text
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(numbers[2])
@@ -109,7 +109,7 @@ def test_a_socket_unit_that_hands_over_something_else(
 
 def test_what_nobody_takes_is_let_go(inherited: tuple[list[int], dict[str, str]], manager: Manager) -> None:
     numbers, environment = inherited
-    store = FdStore(environment | {"NOTIFY_SOCKET": str(manager.path)})
+    store = SystemdFdStore(environment | {"NOTIFY_SOCKET": str(manager.path)})
     for listener in store.listeners():
         listener.close()
     store.give_up_rest()
@@ -119,5 +119,5 @@ def test_what_nobody_takes_is_let_go(inherited: tuple[list[int], dict[str, str]]
 
 
 def test_descriptors_for_another_process_are_not_touched(inherited: tuple[list[int], dict[str, str]]) -> None:
-    assert FdStore(inherited[1] | {"LISTEN_PID": "1"}).take("tun.dtun0") is None
-    assert FdStore(inherited[1] | {"LISTEN_FDS": "many"}).take("tun.dtun0") is None
+    assert SystemdFdStore(inherited[1] | {"LISTEN_PID": "1"}).take("tun.dtun0") is None
+    assert SystemdFdStore(inherited[1] | {"LISTEN_FDS": "many"}).take("tun.dtun0") is None

@@ -16,9 +16,9 @@ from struct import unpack_from
 import pytest
 
 from dtun.errors import UnavailableError
+from dtun.pacing import RateLimiter
 from dtun.service import journald, log
-from dtun.tunnel.limiter import Limiter
-from dtun.tunnel.remarks import about, remark
+from dtun.session.log import about, remark
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_a_line_on_a_terminal_has_the_time() -> None:
     stream = io.StringIO()
     log.set_up("info", stream=stream, environment={"JOURNAL_STREAM": "1:2"})
     log.logger.debug("quiet")
-    logging.getLogger("dtun.tunnel").warning("to %s: WARNING: careful", "you")
+    logging.getLogger("dtun.session").warning("to %s: WARNING: careful", "you")
     time, rest = stream.getvalue()[:19], stream.getvalue()[19:]
     assert time[4] == time[7] == "-"
     assert time[13] == time[16] == ":"
@@ -106,7 +106,7 @@ def test_an_entry_of_the_journal_has_priority_and_fields(daemon: Daemon) -> None
 
 def test_what_was_held_back_is_told_with_the_same_fields(daemon: Daemon) -> None:
     log.set_up("info", stream=daemon.stream, environment=daemon.environment)
-    limiter = Limiter(burst=1, per_seconds=10)
+    limiter = RateLimiter(burst=1, per_seconds=10)
     for now in (0, 1, 11):
         remark(limiter, logging.INFO, "again", now, about(client="home"))
     found = [daemon.entry() for _ in range(2)]

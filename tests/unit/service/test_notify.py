@@ -1,4 +1,4 @@
-"""sd_notify: heard where there is a manager, silent and harmless where there is none."""
+"""sd_notify: heard where there is a manager, silent and printable where there is none."""
 
 import os
 import socket

@@ -1,0 +1,1 @@
+"""The client: one tunnel, kept up."""

@@ -1,0 +1,50 @@
+"""What a client's configuration and the server's welcome mean for the network, in the words of the plan."""
+
+from collections.abc import Iterable
+
+from dtun.config import ClientConfig
+from dtun.network.plan import Policy, Routing, TunnelSettings
+from dtun.network.state import Address, Dns, Network
+from dtun.protocol.messages import Welcome
+
+
+def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()) -> Routing:
+    """What goes through the tunnel: what the configuration names, and what it accepts of what the server pushes."""
+    taken = (network for network in pushed if _accepts(config, network))
+    return Routing(
+        device,
+        tuple(dict.fromkeys((*config.routes, *taken))),
+        config.bypassed,
+        Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
+        block=config.on_disconnect == "block",
+        ipv6=config.ipv6,
+        forwarding=config.forwarding,
+    )
+
+
+def tunnel_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:
+    """What this session brings: addresses, and name servers if there are any to ask."""
+    pairs: list[tuple[Address, Address]] = [(welcome.address, welcome.peer)]
+    if welcome.address6 is not None and welcome.peer6 is not None:
+        pairs.append((welcome.address6, welcome.peer6))
+    return TunnelSettings(mtu, tuple(pairs), dns_of(config, device, welcome))
+
+
+def dns_of(config: ClientConfig, device: str, welcome: Welcome | None) -> Dns | None:
+    """The configuration's own name servers; or the server's, if they are accepted. Domains likewise."""
+    pushed = welcome if welcome is not None and config.accept_dns else None
+    servers = config.dns or (pushed.dns if pushed else ())
+    domains = config.dns_domains or (pushed.domains if pushed else ())
+    return Dns(device, tuple(servers), tuple(domains)) if servers else None
+
+
+def _accepts(config: ClientConfig, network: Network) -> bool:
+    """Whether a pushed network may come in; one that is behind this client never does."""
+    if any(network.version == own.version and network.overlaps(own) for own in config.subnets):
+        return False
+    if config.accept_routes == "all":
+        return True
+    return config.accept_routes != "none" and any(
+        allowed.version == network.version and network.subnet_of(allowed)  # type: ignore[arg-type]
+        for allowed in config.accept_routes
+    )

@@ -1,0 +1,45 @@
+"""A Linux host that is only looked at: see `dtun.platform.dry_run`."""
+
+from ipaddress import ip_network
+from typing import Literal
+
+from dtun.network.explain import Found
+from dtun.network.state import MAIN_TABLE, Address, NetworkState, Route
+from dtun.platform.dry_run import ReadOnlyKernel
+from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.platform.linux import inspect, lookup
+from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
+
+
+class LinuxReadOnlyKernel(ReadOnlyKernel):
+    async def next_hop(self, address: Address) -> NextHop | None:
+        return await lookup.next_hop(address, self._devices)
+
+    async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
+        return await lookup.default_hop(version, self._devices)
+
+    async def local_networks(self) -> list[LocalNetwork]:
+        return await lookup.local_networks(self._devices)
+
+    async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
+        return await inspect.existing(desired, instance)
+
+    async def others_tunnels(self) -> list[LocalNetwork]:
+        found = await inspect.foreign_tunnels(self._devices)
+        return [LocalNetwork(one.device, one.destination) for one in found]
+
+    async def way(self, address: Address) -> Found:
+        found = await inspect.decide(address)
+        if found.fate == "no route":
+            return Found(None)
+        if found.fate != "unicast" or found.route is None:
+            # Of a route that refuses, the kernel tells no more.
+            return Found(Route(ip_network(address), kind="unreachable"))
+        route = Route(
+            found.route,
+            found.device,
+            found.gateway,
+            metric=found.metric or None,
+            table=found.table or MAIN_TABLE,
+        )
+        return Found(route, found.protocol == ROUTE_PROTOCOL, found.rule)

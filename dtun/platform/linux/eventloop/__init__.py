@@ -1,0 +1,1 @@
+"""An asyncio event loop that calls readers straight from epoll."""

@@ -1,0 +1,1 @@
+"""Routes, addresses, links and rules through rtnetlink(7)."""

@@ -1,0 +1,117 @@
+"""dtun's words for the few rtnetlink(7) requests that are never many, spoken by pyroute2."""
+
+import errno
+import socket
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dtun.network.state import NetDevice, PointToPoint, Rule
+from dtun.platform.linux.netlink.wire import FAMILIES, FIB_RULE_INVERT, ROUTE_PROTOCOL
+
+__all__ = ["ROUTE_PROTOCOL", "Netlink", "NetlinkError"]
+
+# Packets that the kernel keeps for the reader of a TUN device. Twice the default: a handshake may take the
+# event loop a few milliseconds, in which a fast sender must not lose its window.
+TRANSMIT_QUEUE_PACKETS = 1000
+
+# From linux/if_link.h and linux/if_addr.h.
+IN6_ADDR_GEN_MODE_NONE = 1
+IFA_F_NODAD = 0x02
+
+
+class Netlink:
+    """One rtnetlink socket. Every method raises NetlinkError when the kernel says no."""
+
+    def __init__(self) -> None:
+        # No multicast groups: an overflow of notifications must not disturb requests.
+        # Strict: the kernel filters dumps.
+        self._socket: Any = AsyncIPRoute(groups=0, strict_check=True)
+
+    @property
+    def port(self) -> int:
+        """By this number the kernel says in a notification whose request it was."""
+        return int(self._socket.socket.getsockname()[0])
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def check_permission(self) -> None:
+        """EPERM without CAP_NET_ADMIN over this network namespace. Asks for a change that changes nothing."""
+        await self._socket.link("set", index=socket.if_nametoindex("lo"))
+
+    async def set_up(self, link: NetDevice) -> None:
+        index = _index(link.name)
+        await self._socket.link("set", index=index, mtu=link.mtu, txqlen=TRANSMIT_QUEUE_PACKETS)
+        await self._without_link_local(index)
+        await self._socket.link("set", index=index, state="up")
+
+    async def set_down(self, link: NetDevice) -> None:
+        await self._socket.link("set", index=_index(link.name), state="down")
+
+    async def add_address(self, pair: PointToPoint) -> None:
+        await self._socket.addr("add", **_pair(pair))
+
+    async def replace_address(self, pair: PointToPoint, previous: PointToPoint) -> None:
+        """Another peer for an address of ours. IPv4 has no such request, but takes both for a moment."""
+        if pair.local.version == 6:
+            await self._socket.addr("replace", **_pair(pair))
+        else:
+            await self.add_address(pair)
+            await self.remove_address(previous)
+
+    async def remove_address(self, pair: PointToPoint) -> None:
+        await self._socket.addr("del", **_pair(pair))
+
+    async def add_rule(self, rule: Rule) -> None:
+        """EEXIST if anybody has the same rule."""
+        await self._socket.rule("add", **_rule(rule))
+
+    async def remove_rule(self, rule: Rule) -> None:
+        await self._socket.rule("del", **_rule(rule))
+
+    async def _without_link_local(self, index: int) -> None:
+        """No fe80:: address of the kernel's own, and so no router solicitations to the only peer."""
+        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+        try:
+            await self._socket.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
+        except NetlinkError as error:
+            # A host without IPv6 (EAFNOSUPPORT), or a device too small for it (EINVAL), makes none anyway.
+            if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def _index(device: str) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        raise NetlinkError(errno.ENODEV, f"there is no device {device}") from None
+
+
+def _pair(pair: PointToPoint) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "index": _index(pair.device),
+        "family": FAMILIES[pair.local.version],
+        "local": str(pair.local),
+        "address": str(pair.peer),
+        "prefixlen": pair.peer.max_prefixlen,
+    }
+    if pair.local.version == 6:
+        # Nobody else on the link could have the address, and a tentative one cannot be used for a second.
+        request["IFA_FLAGS"] = IFA_F_NODAD
+    return request
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "family": FAMILIES[rule.version],
+        "priority": rule.priority,
+        "table": rule.table,
+        "FRA_PROTOCOL": ROUTE_PROTOCOL,
+    }
+    if rule.unless_mark is not None:
+        request |= {"fwmark": rule.unless_mark, "fwmask": 0xFFFFFFFF, "flags": FIB_RULE_INVERT}
+    if rule.suppress_prefix_length is not None:
+        request["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress_prefix_length
+    return request

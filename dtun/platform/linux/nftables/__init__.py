@@ -1,0 +1,1 @@
+"""dtun's own nftables table."""

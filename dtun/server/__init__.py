@@ -1,0 +1,1 @@
+"""The server: identities, logins, and what a client may have."""

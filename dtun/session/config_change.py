@@ -1,0 +1,36 @@
+"""One change of a running configuration, and how it takes effect: what the reloads of both roles share. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Effect = Literal["live", "reconnect", "restart"]
+
+_WORDS: Final[Mapping[Effect, str]] = {
+    "live": "at once",
+    "reconnect": "reconnects",
+    "restart": "needs a restart, kept as it was",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One difference. `where` is the place in the configuration, `what` says what comes of it."""
+
+    where: str
+    what: str
+    effect: Effect = "live"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} ({_WORDS[self.effect]})"
+
+
+def shown(value: object) -> str:
+    """A value of the configuration in a few words."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value[:4])) + (f" and {len(value) - 4} more" if len(value) > 4 else "")
+    return f"{value:g}" if isinstance(value, float) else str(value)

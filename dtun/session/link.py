@@ -1,0 +1,260 @@
+"""A session at work: its connected socket, its timer, and its place in the data plane. The edge around the core."""
+
+import asyncio
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from dtun import tuning
+from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
+from dtun.dataplane.pump import Port, Pump
+from dtun.protocol.messages import MIN_IPV6_MTU, MIN_MTU, Message
+from dtun.protocol.record import MAX_PLAINTEXT
+from dtun.session import udp
+from dtun.session.path_socket import PathSocket
+from dtun.session.session import Event, PathMtuChanged, Reason, Session
+from dtun.session.udp import SockAddr
+
+SEGMENT_HEADER = 4
+"""Bytes of each record's plaintext kept for the header of a segment, so that a full one still fits the path."""
+
+# change_cipher_spec and handshake (RFC 5246, section 6.2.1): what a handshake consists of.
+_HANDSHAKE_RECORDS = (b"\x14", b"\x16")
+
+
+class Link:
+    """Moves datagrams between a session and its socket until the session is closed, then closes the socket.
+
+    `on_event` gets the session's events in order, `on_handshake` a handshake record that came on an
+    established session (a ClientHello to a server, a HelloRequest to a client), `on_path` an errno about the path.
+    `known_mtu` is the MTU that a session before has found on the same path. `turns` grows with all that comes and is no
+    packet.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Session,
+        *,
+        on_event: Callable[["Link", Event], None],
+        on_handshake: Callable[["Link", bytes], None],
+        on_path: Callable[["Link", int], None],
+        loop: asyncio.AbstractEventLoop,
+        known_mtu: int | None = None,
+    ) -> None:
+        self.session = session
+        self.peer: SockAddr = sock.getpeername()
+        self.local_address = str(sock.getsockname()[0])
+        self.local_port: int = sock.getsockname()[1]
+        self.drops: Counter[str] = session.drops
+        self.turns = 0
+        self._socket = sock
+        self._on_event = on_event
+        self._on_handshake = on_handshake
+        self._on_path = on_path
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._port: Port | None = None
+        self._pump: Pump | None = None
+        self._path = PathSocket(sock, session, known_mtu)
+        self._agreed = 0
+        loop.add_reader(sock, self._readable)
+
+    @property
+    def endpoint(self) -> str:
+        """The other side's UDP address, for people."""
+        return udp.show(self.peer)
+
+    def ended(self) -> bool:
+        """Whether the session is over and the socket closed."""
+        return self._socket.fileno() < 0
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 after the end."""
+        return self._socket.fileno()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the data plane has taken over."""
+        return self._port is not None and not self.ended()
+
+    @property
+    def highest(self) -> int:
+        """The highest sequence number of an authentic record from the peer."""
+        return self.session.association.records.highest
+
+    @property
+    def path_mtu(self) -> int:
+        """Bytes of the largest packet that the path takes, with all its headers, as far as is known."""
+        return self._path.mtu
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is not as it should be with this session, for the log and the status."""
+        reason = self.session.association.fallback_reason
+        return [f"the records stay inside of Mbed TLS, which is slow: {reason}"] if reason else []
+
+    @property
+    def inner_mtu(self) -> int:
+        """Bytes of the largest packet that fits into one record, and with it into one packet outside."""
+        return max(min(self._path.room, MAX_PLAINTEXT) - SEGMENT_HEADER, MIN_MTU)
+
+    def agreed_mtu(self, configured: int | None, peers: int | None, *, ipv6: bool) -> int:
+        """The MTU of the tunnel from now on: as configured, or what both ends can do with whole packets.
+
+        Where it is more than the path carries, what is too large goes in pieces: when it is configured so, and with
+        IPv6 inside, which needs more than a path of 1,280 bytes leaves.
+        """
+        mtu = configured or min(self.inner_mtu, peers or MAX_PLAINTEXT)
+        self._agreed = max(mtu, MIN_IPV6_MTU) if ipv6 else mtu
+        self._fit()
+        return self._agreed
+
+    def start(self, early: Iterable[bytes] = ()) -> None:
+        """Send what the session has to say already. `early` are plaintexts that came with the last flight."""
+        for plaintext in early:
+            self.session.receive_plaintext(plaintext, self._loop.time())
+        self.flush()
+
+    def send(self, message: Message) -> None:
+        self.session.send(message, self._loop.time())
+        self.flush()
+
+    def close(self, reason: Reason, text: str, *, tell: bool = True) -> None:
+        """End the session from this side; `on_event` hears of it."""
+        self.session.close(reason, text, self._loop.time(), tell=tell)
+        self.flush()
+
+    def attach(self, pump: Pump) -> None:
+        """Let the data plane take over: from now on packets go out through this session."""
+        records = self.session.association.records
+        self._pump = pump
+        self._port = Port(
+            Datagrams(self._socket, batches=tuning.KERNEL_OFFLOADS),
+            seal=None,
+            seal_batch=records.seal_batch,
+            open=records.open,
+            open_next=records.opener(),
+            open_batch=records.open_batch,
+            on_control=self._control,
+            on_nothing=self._nothing,
+            on_error=self._path_error,
+        )
+        self._fit()
+        pump.attach(self._port)
+        pump.deliver(self.session.take_early_packets())
+
+    def move(self, peer: SockAddr) -> None:
+        """The peer's address has changed: NAT rebinding.
+
+        Raises:
+            OSError: there is no route to the new address.
+        """
+        self._socket.connect(peer)
+        self.peer = peer
+        if self.session.path is not None:
+            self.session.path.restart(self._path.ask_kernel(), self._loop.time())
+            self.flush()
+
+    def take(self, datagram: bytes) -> None:
+        """A datagram for this session that came by another way (the listening socket)."""
+        if self.ended():
+            return
+        if self._pump is not None and self._port is not None:
+            self._pump.receive(self._port, datagram)
+        else:
+            self.session.receive(datagram, self._loop.time())
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is to be sent, tell what has happened, set the timer; close the socket after the end."""
+        if self.ended():
+            return
+        now = self._loop.time()
+        self._path.discover(now)
+        for datagram in self.session.take_outgoing():
+            error = self._path.send(datagram)
+            if error is not None:
+                self.drops[f"udp send: {errno.errorcode.get(error.errno or 0, 'error')}"] += 1
+        self._path.send_probes(now)
+        events = self.session.take_events()
+        if PathMtuChanged() in events:
+            self._fit()
+        if self.session.closed is not None:
+            self._release()
+        else:
+            self._set_timer()
+        for event in events:
+            self._on_event(self, event)
+
+    def _readable(self) -> None:
+        """Before the data plane takes over: one datagram a turn."""
+        try:
+            datagram = self._socket.recv(RECEIVE_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._path_error(error.errno or 0)
+            return
+        if self.session.association.settled and datagram[:1] in _HANDSHAKE_RECORDS:
+            self._on_handshake(self, datagram)
+        self.session.receive(datagram, self._loop.time())
+        self.flush()
+
+    def _control(self, plaintext: bytes) -> None:
+        self.turns += 1
+        self.session.receive_plaintext(plaintext, self._loop.time())
+        if self._pump is not None:
+            self._pump.deliver(self.session.take_early_packets())
+        self.flush()
+
+    def _nothing(self, datagram: bytes) -> None:
+        self.turns += 1
+        if datagram[:1] in _HANDSHAKE_RECORDS:
+            self._on_handshake(self, datagram)
+        elif self.session.association.records.closed:
+            self.session.look(self._loop.time())
+            self.flush()
+
+    def _path_error(self, number: int) -> None:
+        if self.ended():
+            return
+        if number == errno.EMSGSIZE:
+            self.session.doubt(self._path.ask_kernel(), self._loop.time())
+            self.flush()
+        else:
+            self._on_path(self, number)
+
+    def _fit(self) -> None:
+        """Cut what the data plane sends, if packets of the tunnel's MTU are too large for the path; else not."""
+        if self._port is None:
+            return
+        records = self.session.association.records
+        cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
+        self._port.seal = records.sealer() if records.offloaded and not cuts else None
+        self._port.seal_batch = self._seal_pieces if cuts else records.seal_batch
+        self._port.datagrams.renew()
+
+    def _seal_pieces(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        return self.session.association.records.seal_batch(self.session.cut(plaintexts))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self.session.next_timer()
+        self._timer = None if when is None else self._loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        sent = self._pump.sent if self._pump is not None else 0
+        self.session.poll(self._loop.time(), sent=sent, kernel_mtu=self._path.ask_kernel())
+        self.flush()
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pump is not None and self._port is not None:
+            self._pump.detach(self._port)
+        else:
+            self._loop.remove_reader(self._socket)
+        self._socket.close()

@@ -1,0 +1,53 @@
+"""How a tunnel is doing, as plain values for the status socket. Holds no secret."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from dtun.dataplane.counters import Counters
+from dtun.platform.interface import Tun
+from dtun.session.link import Link
+
+
+def iso(seconds: float = 0) -> str:
+    """The time `seconds` from now, as a status shows it (ISO 8601, UTC, seconds)."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def in_use(tun: Tun | None, features: Iterable[str] | None) -> list[str]:
+    """The super-packets that go through this device to a peer with these features."""
+    return sorted(tun.offloads.intersection(features)) if tun is not None and features is not None else []
+
+
+def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:
+    """The part of a tunnel's status that comes from its session and its data plane."""
+    drops = Counter(counters.drops)
+    session: dict[str, object] = {
+        "endpoint": None,
+        "suite": None,
+        "offloaded": None,
+        "path_mtu": None,
+        "rtt_ms": None,
+    }
+    if link is not None:
+        association = link.session.association
+        drops.update(link.drops)
+        drops.update(association.records.drops)
+        liveness = link.session.dialect.liveness if link.session.dialect else None
+        session = {
+            "endpoint": link.endpoint,
+            "suite": association.suite.label if association.suite else None,
+            "offloaded": association.records.offloaded,
+            "path_mtu": link.path_mtu,
+            "rtt_ms": round(liveness.rtt * 1000, 2) if liveness and liveness.rtt is not None else None,
+        }
+        if association.fallback_reason:
+            session["fallback_reason"] = association.fallback_reason
+    return {
+        **session,
+        "rx_bytes": counters.rx_bytes,
+        "rx_packets": counters.rx_packets,
+        "tx_bytes": counters.tx_bytes,
+        "tx_packets": counters.tx_packets,
+        "drops": dict(drops),
+    }

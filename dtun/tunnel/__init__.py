@@ -1,1 +1,0 @@
-"""Identities, sessions and addresses: what the server and the client share, and the two themselves."""

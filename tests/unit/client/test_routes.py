@@ -1,0 +1,225 @@
+"""What a client has in the kernel: before, during and after a session, and when the host or the file changes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+
+import pytest
+
+from dtun.config import Config
+from dtun.errors import ConfigError
+from dtun.network.plan import BLOCK_METRIC
+from dtun.network.state import Dns, OnlyUdpTo, Route, Rule, Sysctl
+from dtun.platform.interface import NextHop
+from tests.unit.sites import Home, Site, in_service, wait_for
+
+TUN = "dtun0"
+FIRST_HALF = ip_network("0.0.0.0/1")
+BLOCKED = Route(FIRST_HALF, metric=BLOCK_METRIC, kind="unreachable")
+INTO = Route(FIRST_HALF, TUN)
+LOOPBACK = ip_network("127.0.0.1/32")
+
+
+@asynccontextmanager
+async def started(home: Home) -> AsyncIterator[Home]:
+    await home.client.start()
+    running = asyncio.create_task(home.client.run())
+    try:
+        yield home
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await home.client.stop()
+
+
+@asynccontextmanager
+async def connected(site: Site, directory: Path, **settings: object) -> AsyncIterator[Home]:
+    async with started(Home(site, directory, **settings)) as home:
+        await in_service(home)
+        await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+        yield home
+
+
+async def lose(site: Site, home: Home) -> None:
+    """The server goes away and says so."""
+    await site.server.stop()
+    await wait_for(lambda: home.link() is None, "the goodbye")
+    await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+
+
+def routes(home: Home) -> frozenset[Route]:
+    return home.kernel.state.routes
+
+
+async def test_the_kill_switch_is_there_before_the_first_session(site: Site, tmp_path: Path) -> None:
+    home = Home(site, tmp_path, routes="everything", on_disconnect="block")
+    await home.client.start()
+    assert BLOCKED in routes(home)
+    assert INTO not in routes(home)
+    await home.client.stop()
+    assert routes(home) == frozenset()
+
+
+async def test_and_stays_below_the_tunnel_and_after_it(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path, routes="everything", on_disconnect="block") as home:
+        assert {BLOCKED, INTO} <= routes(home)
+        assert OnlyUdpTo(IPv4Address("127.0.0.1"), site.port) in home.kernel.state.filters
+        await lose(site, home)
+        assert BLOCKED in routes(home)
+
+
+async def test_by_default_routes_stay_while_the_server_is_away(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path, routes="everything") as home:
+        await lose(site, home)
+        assert INTO in routes(home)
+        assert BLOCKED not in routes(home)
+
+
+async def test_they_are_released_if_that_is_wanted(site: Site, tmp_path: Path) -> None:
+    settings = {"routes": "everything", "on_disconnect": "release", "dns": ["192.0.2.53"]}
+    async with connected(site, tmp_path, **settings) as home:
+        assert INTO in routes(home)
+        assert home.kernel.state.dns
+        await lose(site, home)
+        assert routes(home) == frozenset()
+        assert home.kernel.state.dns == frozenset()
+
+
+async def test_what_goes_around_follows_the_host(site: Site, tmp_path: Path) -> None:
+    def way(device: str, gateway: str) -> NextHop:
+        return NextHop(device, IPv4Address(gateway), None, 1500)
+
+    bypass = ip_network("203.0.113.0/24")
+    home = Home(site, tmp_path, routes="everything", bypass=[str(bypass)])
+    home.kernel.gateways[4] = way("eth0", "192.168.1.1")
+    async with started(home):
+        await in_service(home)
+        old = Route(bypass, "eth0", IPv4Address("192.168.1.1"))
+        await wait_for(lambda: old in routes(home), "the way around")
+        home.kernel.gateways[4] = home.kernel.hop = way("wlan0", "10.1.1.1")
+        home.kernel.changed()
+        new = {
+            Route(bypass, "wlan0", IPv4Address("10.1.1.1")),
+            Route(LOOPBACK, "wlan0", IPv4Address("10.1.1.1")),
+        }
+        await wait_for(lambda: new <= routes(home), "the new way around")
+        assert old not in routes(home)
+
+
+async def test_policy_routing_marks_the_tunnels_own_packets(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path, routes="everything", routing="policy", table=77, mark=5) as home:
+        assert Rule(4, 7217, 77, unless_mark=5) in home.kernel.state.rules
+        assert all(route.table == 77 for route in routes(home))
+
+
+async def test_forwarding(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path, forwarding=True) as home:
+        assert home.kernel.state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "taken"),
+    [
+        ("none", set()),
+        ("all", {"198.18.0.0/15", "198.51.100.0/24"}),
+        (["198.51.100.0/23"], {"198.51.100.0/24"}),
+    ],
+)
+async def test_pushed_routes_come_in_as_far_as_they_are_accepted(
+    tmp_path: Path, accepted: object, taken: set[str]
+) -> None:
+    site = Site(tmp_path, push_routes=["198.18.0.0/15", "198.51.100.0/24"])
+    await site.server.start()
+    async with connected(site, tmp_path, routes=[], accept_routes=accepted) as home:
+        assert {str(route.destination) for route in routes(home) if route.device == TUN} == taken
+    await site.server.stop()
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_pushed_name_servers(tmp_path: Path, accepts: bool) -> None:
+    site = Site(tmp_path, push_dns=["10.86.0.1"], push_domains=["~example.org"])
+    await site.server.start()
+    async with connected(site, tmp_path, accept_dns=accepts) as home:
+        dns = Dns(TUN, (IPv4Address("10.86.0.1"),), ("~example.org",))
+        assert home.kernel.state.dns == ({dns} if accepts else frozenset())
+    await site.server.stop()
+
+
+async def test_what_the_kernel_refuses_is_told_once_and_in_the_status(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = Home(site, tmp_path)
+    wanted = Route(ip_network("192.0.2.0/24"), TUN)
+    home.kernel.refuses[wanted] = "it is routed through wg0 already"
+    async with started(home):
+        await in_service(home)
+        await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+        home.kernel.changed()
+        tunnel = home.client.status()["tunnels"][0]  # type: ignore[index]
+        assert tunnel["warnings"] == [
+            "route 192.0.2.0/24 dev dtun0 is not in place: it is routed through wg0 already"
+        ]
+        assert caplog.text.count("it is routed through wg0 already") == 1
+
+
+def changed(home: Home, **settings: object) -> Config:
+    return Config(None, home.config(**settings), None)
+
+
+async def test_a_reload_changes_routes_without_a_new_session(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        link = home.link()
+        lines = await home.client.reload(changed(home, routes=["198.18.0.0/15"], rekey=120), dry_run=False)
+        assert set(lines) == {
+            "routes: 198.18.0.0/15 instead of 192.0.2.0/24 (at once)",
+            "rekey: 120 instead of 3600 (at once)",
+        }
+        assert {route.destination for route in routes(home)} == {ip_network("198.18.0.0/15")}
+        assert home.link() is link
+
+
+async def test_a_dry_run_changes_nothing(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        before = home.kernel.state
+        lines = await home.client.reload(changed(home, routes=[], subnets=[]), dry_run=True)
+        assert set(lines) == {
+            "subnets: none instead of 10.0.0.0/16 (reconnects)",
+            "routes: none instead of 192.0.2.0/24 (at once)",
+        }
+        assert home.kernel.state == before
+
+
+async def test_what_the_server_has_to_know_comes_with_a_new_session(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        link = home.link()
+        await home.client.reload(changed(home, subnets=["10.0.5.0/24"]), dry_run=False)
+        await in_service(home, other_than=link)
+        subnet = {ip_network("10.0.5.0/24")}
+        await wait_for(
+            lambda: {route.destination for route in site.kernel.state.routes} == subnet,
+            "the server to route the new subnet",
+        )
+
+
+async def test_what_cannot_change_is_kept_and_said(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        (line,) = await home.client.reload(changed(home, tun="other0"), dry_run=False)
+        assert line == "tun: other0 instead of dtun0 (needs a restart, kept as it was)"
+        assert home.client.status()["tunnels"][0]["device"] == TUN  # type: ignore[index]
+
+
+async def test_a_servers_file_is_no_file_for_a_client(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        with pytest.raises(ConfigError, match="this is a client"):
+            await home.client.reload(Config(site.config, None, None), dry_run=False)
+
+
+async def test_after_a_sleep_a_new_session_is_made_at_once(site: Site, tmp_path: Path) -> None:
+    async with connected(site, tmp_path) as home:
+        link = home.link()
+        assert home.kernel.woke is not None
+        home.kernel.woke(3600.0)
+        await in_service(home, other_than=link)

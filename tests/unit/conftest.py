@@ -1,0 +1,42 @@
+"""What the tests of a whole server and a whole client begin with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.unit.sites import Home, RawClient, Site, serving
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with serving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def make_client(site: Site) -> AsyncIterator[Callable[..., RawClient]]:
+    made: list[RawClient] = []
+
+    def make(name: str = "demo", *, go: bool = False, subnets: bool = True) -> RawClient:
+        made.append(RawClient(site, name, go=go, subnets=subnets))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.socket.close()
+
+
+@pytest.fixture
+async def home(site: Site, tmp_path: Path) -> AsyncIterator[Home]:
+    made = Home(site, tmp_path)
+    await made.client.start()
+    running = asyncio.create_task(made.client.run())
+    yield made
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    await made.client.stop()
+    assert made.kernel.state.links == frozenset()

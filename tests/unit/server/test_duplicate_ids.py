@@ -1,0 +1,58 @@
+"""Two hosts with one id are told from one host that comes and goes."""
+
+from hypothesis import given, strategies as st
+
+from dtun.server.duplicate_ids import WINDOW, DuplicateIds
+
+
+def test_two_hosts_that_take_turns_are_noticed_once_and_named() -> None:
+    duplicate_ids = DuplicateIds()
+    news = [duplicate_ids.login(host, f"{host}:1", now=float(n)) for n, host in enumerate("ABABAB")]
+    assert news == [False, False, False, True, False, False]
+    assert duplicate_ids.evident(6)
+    assert duplicate_ids.describe().endswith(": A:1, B:1")
+
+
+def test_one_host_may_log_in_as_often_as_it_likes() -> None:
+    duplicate_ids = DuplicateIds()
+    assert not any(duplicate_ids.login("A", f"A:{n}", now=float(n)) for n in range(100))
+
+
+@given(st.lists(st.floats(0, 60), max_size=30))
+def test_a_host_that_restarts_all_the_time_is_no_rival(pauses: list[float]) -> None:
+    duplicate_ids = DuplicateIds()
+    now = 0.0
+    for number, pause in enumerate(pauses):
+        now += pause
+        assert not duplicate_ids.login(f"instance {number}", "192.0.2.1:1", now)
+
+
+def test_going_back_to_the_old_host_once_is_no_duplicate_ids() -> None:
+    duplicate_ids = DuplicateIds()
+    assert not any(duplicate_ids.login(host, host, now=float(n)) for n, host in enumerate("ABA"))
+
+
+def test_a_duplicate_ids_that_has_calmed_down_is_news_when_it_flares_up() -> None:
+    duplicate_ids = DuplicateIds()
+    for number, host in enumerate("ABAB"):
+        duplicate_ids.login(host, host, now=float(number))
+    later = 2 * WINDOW
+    assert not duplicate_ids.evident(later)
+    news = [duplicate_ids.login(host, host, now=later + number) for number, host in enumerate("ABABA")]
+    assert news == [False, False, True, False, False], (
+        "B was there last, so A's second login is the second return"
+    )
+
+
+def test_slow_turns_are_no_duplicate_ids() -> None:
+    duplicate_ids = DuplicateIds()
+    assert not any(duplicate_ids.login(host, host, now=n * (WINDOW + 1)) for n, host in enumerate("ABABABAB"))
+
+
+def test_what_is_remembered_and_said_stays_small() -> None:
+    duplicate_ids = DuplicateIds()
+    for number in range(2000):
+        duplicate_ids.login(f"{number % 500}", f"192.0.2.{number % 250}:1", now=number * 10.0)
+    assert len(duplicate_ids._replaced) <= WINDOW / 10 + 1
+    assert len(duplicate_ids._returns) <= WINDOW / 10 + 1
+    assert duplicate_ids.describe().count(",") < 4
