@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from dtun.session.log import about
+from dtun.session.log import SessionLog
 from dtun.text import printable
 
 logger = logging.getLogger("dtun.hook")
-Log = logging.LoggerAdapter[logging.Logger]
 
 # Where hooks find ip, nft or resolvectl when dtun itself was started without a PATH.
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,7 +38,7 @@ async def run_hook(
     logged, a line at a time, until it ends: a daemon that it leaves behind has to redirect its output.
     Never raises for what the hook is or does: one line of the log says what was wrong with `what`.
     """
-    log = Log(logger, about(client=environment.get("ID"), reason=environment.get("REASON")))
+    log = SessionLog(logger, client=environment.get("ID"), reason=environment.get("REASON"))
     if not command:
         log.error("%s has no command", what)
         return False
@@ -79,7 +78,7 @@ async def run_hook(
 class OutputLog:
     """Logs what a hook prints: so many lines of such a length, and then that there was more."""
 
-    def __init__(self, what: str, log: Log) -> None:
+    def __init__(self, what: str, log: SessionLog) -> None:
         self._what = what
         self._log = log
         self._rest = b""
@@ -152,7 +151,7 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _judge(status: int | None, command: str, what: str, log: Log) -> bool:
+def _judge(status: int | None, command: str, what: str, log: SessionLog) -> bool:
     match status:
         case 0:
             log.debug("%s succeeded", what)

@@ -4,8 +4,8 @@ On a terminal: `2026-01-31 12:00:00 info: message`. Under systemd an entry of th
 it does not take that, a line with a syslog prefix (sd-daemon(3)), `<6>message`. With `--log-format json` an object a
 line: `{"time": "2026-01-31T12:00:00.000+00:00", "level": "info", "logger": "dtun.server", "message": "..."}`.
 
-What an entry is about is told by `extra=about(...)`: `client`, `reason` and `peer`, in the journal DTUN_CLIENT,
-DTUN_REASON and DTUN_PEER.
+An entry may have the fields `client`, `reason` and `peer` (dtun.session.log), in the journal DTUN_CLIENT, DTUN_REASON
+and DTUN_PEER.
 """
 
 import json

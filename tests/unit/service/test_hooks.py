@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from dtun.service import hooks
-from dtun.service.hooks import LINE_MAX_BYTES, LINES_MAX, Log, OutputLog, run_hook
+from dtun.service.hooks import LINE_MAX_BYTES, LINES_MAX, OutputLog, run_hook
+from dtun.session.log import SessionLog
 
 Script = Callable[[str], str]
-LOG = Log(hooks.logger, {})
+LOG = SessionLog(hooks.logger)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from dtun.errors import UnavailableError
 from dtun.pacing import RateLimiter
 from dtun.service import journald, log
-from dtun.session.log import about, remark
+from dtun.session.log import SessionLog
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +84,8 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 
 def test_an_entry_of_the_journal_has_priority_and_fields(daemon: Daemon) -> None:
     log.set_up("debug", stream=daemon.stream, environment=daemon.environment)
-    logging.getLogger("dtun.server").warning(
-        "%s: away", "home", extra=about(client="home", reason="timeout", peer="192.0.2.2:5000")
-    )
+    home = SessionLog(logging.getLogger("dtun.server"), name="home", client="home")
+    home.warning("away", reason="timeout", peer="192.0.2.2:5000")
     assert daemon.entry() == {
         "MESSAGE": "home: away",
         "PRIORITY": "4",
@@ -97,26 +96,34 @@ def test_an_entry_of_the_journal_has_priority_and_fields(daemon: Daemon) -> None
         "DTUN_PEER": "192.0.2.2:5000",
     }
     for level, priority in (("debug", "7"), ("info", "6"), ("error", "3")):
-        getattr(log.logger, level)("x", extra=about(client=None))
+        getattr(SessionLog(log.logger, client=None), level)("x", peer="")
         entry = daemon.entry()
         assert entry["PRIORITY"] == priority
-        assert "DTUN_CLIENT" not in entry
+        assert not {"DTUN_CLIENT", "DTUN_PEER"} & entry.keys()
     assert daemon.lines() == []
 
 
-def test_what_was_held_back_is_told_with_the_same_fields(daemon: Daemon) -> None:
-    log.set_up("info", stream=daemon.stream, environment=daemon.environment)
+def test_suppressed_lines_are_counted_and_debug_lines_are_not_limited(daemon: Daemon) -> None:
+    log.set_up("debug", stream=daemon.stream, environment=daemon.environment)
+    times = iter((0.0, 1.0, 11.0))
     limiter = RateLimiter(burst=1, per_seconds=10)
-    for now in (0, 1, 11):
-        remark(limiter, logging.INFO, "again", now, about(client="home"))
-    found = [daemon.entry() for _ in range(2)]
-    assert [entry["MESSAGE"] for entry in found] == ["again", "again (and 1 more like this)"]
-    assert [entry["DTUN_CLIENT"] for entry in found] == ["home", "home"]
+    limited = SessionLog(log.logger, name="100%", client="home", limiter=limiter, clock=lambda: next(times))
+    for what in ("one", "two", "three"):
+        limited.info("is %s", what)
+        limited.debug("detail", client="other")
+    found = [daemon.entry() for _ in range(5)]
+    assert [(entry["MESSAGE"], entry["DTUN_CLIENT"]) for entry in found] == [
+        ("100%: is one", "home"),
+        ("100%: detail", "other"),
+        ("100%: detail", "other"),
+        ("100%: is three (and 1 more like this)", "home"),
+        ("100%: detail", "other"),
+    ]
 
 
 def test_several_lines_are_one_entry_and_cannot_fake_a_field(daemon: Daemon) -> None:
     log.set_up("info", stream=daemon.stream, environment=daemon.environment)
-    log.logger.info("a\nPRIORITY=0\n\x1b", extra=about(client="b\nMESSAGE=c", reason="d=e"))
+    SessionLog(log.logger, client="b\nMESSAGE=c").info("a\nPRIORITY=0\n\x1b", reason="d=e")
     entry = daemon.entry()
     assert (entry["MESSAGE"], entry["PRIORITY"]) == ("a\nPRIORITY=0\n?", "6")
     assert (entry["DTUN_CLIENT"], entry["DTUN_REASON"]) == ("b\nMESSAGE=c", "d=e")
@@ -147,7 +154,8 @@ def test_a_journal_that_does_not_read_holds_up_nobody_for_long(
 def test_a_program_gets_an_object_a_line() -> None:
     stream = io.StringIO()
     log.set_up("info", "json", stream=stream, environment={})
-    logging.getLogger("dtun.server").info('"a"\n%s', "\x1b", extra=about(client="home", reason="timeout"))
+    home = SessionLog(logging.getLogger("dtun.server"), client="home", reason="timeout")
+    home.info('"a"\n%s', "\x1b")
     try:
         int("a bug")
     except ValueError:
