@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from daemon import Daemon, can_ping, make_key
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from topology import Host, Topology, wait_for
 
 from dtun.dataplane.datagrams import Datagrams
@@ -95,7 +95,7 @@ def test_the_model_of_segmentation_is_what_the_kernel_does(net: Topology, protoc
     async def story() -> bool:
         router = Router(host)
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=150)
         @given(packets)
         def compare(original: Original) -> None:
             sent = Original(original.virtio, hopped(original.packet, 64))

@@ -192,7 +192,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.fixed_dictionaries({}, optional=dict.fromkeys([*TUNNEL, *SERVER, "new"], JSON)),
     st.sampled_from(["server", "client"]),

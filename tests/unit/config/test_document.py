@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from dtun.config import ConfigErrors, document, load
 from dtun.config.document import Position
@@ -116,7 +116,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(text=YAMLISH)
 @example(text="client: {servers: h, id: a, key_file: '\\0'}")
 @example(text='client: {servers: h, id: "\\ud800", key: "\\ud800"}')
@@ -129,7 +129,7 @@ def test_whatever_is_in_the_file_there_is_a_configuration_or_an_answer(text: str
         load(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(server=st.dictionaries(PIECES, VALUES, max_size=8), section=st.sampled_from(["server", "client"]))
 def test_whatever_the_data_is_the_models_give_problems_only(server: dict[str, object], section: str) -> None:
     from dtun.config.validation import validate
@@ -163,7 +163,7 @@ def everything_said_about(path: Path) -> str:
         return f"{error} {error.__context__} {error.__cause__}"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(secret=SECRETS, place=st.sampled_from(PLACES))
 def test_no_message_holds_a_part_of_a_key(secret: str, place: str, tmp_path: Path) -> None:
     path = tmp_path / "dtun.yaml"

@@ -155,7 +155,7 @@ def test_ends_with_and_without_batches_understand_each_other(
         assert pair.received() == sent
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.one_of(st.sampled_from((1, 1, 700, 700, 1424, 1424, 1424)), st.integers(1, 3000)), max_size=120

@@ -231,7 +231,7 @@ steps = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(ALL_SUITES), st.booleans(), st.lists(steps, min_size=1, max_size=40))
 def test_whatever_comes_in_whatever_order_both_agree(suite: Suite, server: bool, moves: list[Step]) -> None:
     peer, highest, seen = Peer(suite, server=server), START, set[int]()

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
@@ -197,7 +197,7 @@ def test_a_lost_last_flight_is_sent_again_after_the_listener_has_let_go(wire: An
     assert tuple(server.receive(client.seal(b"at last"), now)) == (b"at last",)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=120), max_size=4))
 def test_no_bytes_make_a_handshaking_client_raise(make_client: MakeClient, datagrams: list[bytes]) -> None:
     client = make_client()
@@ -207,7 +207,7 @@ def test_no_bytes_make_a_handshaking_client_raise(make_client: MakeClient, datag
     assert client.state in (AssociationState.HANDSHAKING, AssociationState.FAILED)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=120), max_size=8))
 def test_no_bytes_disturb_a_session_that_has_not_settled(connect: Connect, datagrams: list[bytes]) -> None:
     client, server = connect()

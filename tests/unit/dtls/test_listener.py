@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.listener import Failed, Listener, Path, Verified
@@ -165,7 +165,6 @@ def test_limits_apply_to_what_one_host_can_claim(address: str, source: str) -> N
     assert Path(1, (address, 1), "").source == source
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 250), st.binary(max_size=8))
 def test_no_bytes_raise_are_kept_or_amplified(
     wire: Any, make_client: MakeClient, junk: bytes, position: int, patch: bytes

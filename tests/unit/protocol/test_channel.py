@@ -51,7 +51,7 @@ some_messages = st.lists(st.binary(min_size=1, max_size=3 * FRAGMENT_SIZE), max_
 
 
 @given(st.integers(), some_messages, some_messages)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_message_arrives_once_and_in_order_over_a_terrible_network(
     seed: int, from_a: list[bytes], from_b: list[bytes]
 ) -> None:

@@ -63,7 +63,7 @@ def test_a_greeting_that_comes_before_we_said_hello_is_answered_with_our_subnet(
 
 
 @given(st.integers(), st.floats(0, 0.8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_lost_greeting_does_not_hang_the_original(seed: int, drop: float) -> None:
     """The answer is not repeated by an original client, so only the way to the client is bad here."""
     client, server = GoClientDialect(uncounted), GoServerDialect(lambda _: None)
@@ -121,7 +121,7 @@ def test_the_original_has_no_words_for_the_rest() -> None:
 
 
 @given(st.integers())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_native_peers_understand_each_other_over_a_terrible_network(seed: int) -> None:
     client, server = NativeDialect(uncounted, 1, 1000, 0), NativeDialect(uncounted, 1, 1000, 0)
     client.send(HELLO, 0)

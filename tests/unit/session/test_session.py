@@ -107,7 +107,7 @@ def test_a_session_that_ends_without_a_word_sends_nothing() -> None:
 
 
 @given(st.text(max_size=400))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_goodbye_arrives_whatever_its_text(text: str) -> None:
     world = World()
     client, server = world.pair()
@@ -258,7 +258,7 @@ def test_a_handshake_that_fails_at_its_deadline_ends_once() -> None:
 
 
 @given(st.lists(st.binary(max_size=80), max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_datagrams_from_strangers_disturb_a_session(datagrams: list[bytes]) -> None:
     world = World()
     client, server = world.pair()
@@ -273,7 +273,7 @@ def test_no_datagrams_from_strangers_disturb_a_session(datagrams: list[bytes]) -
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_plaintexts_from_an_authentic_peer_raise(plaintexts: list[bytes]) -> None:
     world = World()
     client, server = world.pair()
