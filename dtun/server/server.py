@@ -26,7 +26,8 @@ from dtun.server.listeners import Listeners
 from dtun.server.login import Logins
 from dtun.server.psk import Handshakes
 from dtun.server.reload import ServerReload
-from dtun.session.dialect import Count, Dialect, GoServerDialect, NativeDialect
+from dtun.session.dialect import Count, Dialect, NativeDialect
+from dtun.session.go import GoServerDialect
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
 from dtun.session.log import about, remark

@@ -14,7 +14,8 @@ from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.protocol.messages import Hello, Message, Welcome
 from dtun.server.server import Server
-from dtun.session.dialect import GoClientDialect, NativeDialect
+from dtun.session.dialect import NativeDialect
+from dtun.session.go import GoClientDialect
 from dtun.session.session import Closed, Event, Received, Session
 from tests.unit.fakes import FakeKernel, FakeTun
 

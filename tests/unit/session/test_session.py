@@ -330,4 +330,4 @@ def test_an_original_client_that_sends_packets_before_its_answer_has_to_come_aga
     assert server.session.dialect.opening
     server.session.receive_plaintext(PACKET, world.now)
     world._collect()
-    assert server.closed == Closed("other", "it did not say which IPv4 subnet is behind it", by_peer=True)
+    assert server.closed == Closed("other", "the client did not name the IPv4 subnet behind it", by_peer=True)
