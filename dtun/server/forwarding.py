@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dtun.config import ServerConfig
 from dtun.errors import DtunError
 from dtun.network.state import Filter, Masquerade, NetworkState, Sysctl
-from dtun.platform.desired import DesiredState
+from dtun.platform.desired import DesiredState, Rejections
 from dtun.platform.interface import Kernel
-from dtun.platform.rejections import Rejections
 
 log = logging.getLogger("dtun.server")
 
@@ -49,7 +48,7 @@ class Forwarding:
         """
         async with self._lock:
             if not config.forwards:
-                await self._desired_state.drop(OWNER)
+                await self._desired_state.remove(OWNER)
                 self._refusals.replace([])
                 self._stranded = self._said = False
                 return
@@ -63,14 +62,14 @@ class Forwarding:
                 for uplink in self._uplinks
                 if device != uplink
             )
-            refused = await self._desired_state.put(
+            refused = await self._desired_state.set(
                 OWNER, NetworkState(sysctls=_sysctls(config), filters=filters)
             )
             self._refusals.replace(refused)
 
     async def drop(self) -> None:
         """Take it all back."""
-        await self._desired_state.drop(OWNER)
+        await self._desired_state.remove(OWNER)
 
     async def _look(self, config: ServerConfig) -> None:
         """See which devices lead out now."""

@@ -12,7 +12,7 @@ from dtun.errors import UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.state import Network, Route
-from dtun.platform.desired import DesiredState, Refused
+from dtun.platform.desired import DesiredState, Rejection
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Refusal
 from dtun.server.forwarding import Forwarding
@@ -103,8 +103,10 @@ class Identities:
             UnavailableError: the kernel refuses the device's size or an address.
         """
         state = identity.network_state(mtu, subnets, forwards=self.config.forwards)
-        refused = await self.desired_state.put(identity.owner, state)
-        others: Refused = [(thing, reason) for thing, reason in refused if not isinstance(thing, Route)]
+        refused = await self.desired_state.set(identity.owner, state)
+        others: list[Rejection] = [
+            (thing, reason) for thing, reason in refused if not isinstance(thing, Route)
+        ]
         identity.refusals.replace(others)
         refusals = [
             Refusal(subnet=thing.destination, reason=reason[:256])
@@ -116,7 +118,7 @@ class Identities:
 
     async def withdraw(self, identity: Identity) -> None:
         """Take addresses and routes of this identity out of the kernel. Its device stays."""
-        await self.desired_state.drop(identity.owner)
+        await self.desired_state.remove(identity.owner)
 
     async def remove(self, identity: Identity) -> None:
         """Take away what this identity has in the kernel. Its session is over, and it is in the list no more."""

@@ -16,10 +16,10 @@ from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter
 from dtun.handover.session_store import SessionStore
-from dtun.network.state import Clamp, NetDevice, Network, NetworkState, PointToPoint, Route
+from dtun.network.state import ClampMss, NetDevice, Network, NetworkState, PointToPoint, Route
 from dtun.pacing import RateLimiter
+from dtun.platform.desired import Rejections
 from dtun.platform.interface import Tun
-from dtun.platform.rejections import Rejections
 from dtun.protocol.messages import Hello
 from dtun.server.duplicate_ids import DuplicateIds
 from dtun.server.leases import Pair
@@ -114,7 +114,7 @@ class Identity:
             frozenset({NetDevice(name, mtu)}),
             frozenset(addresses),
             frozenset(Route(subnet, name) for subnet in subnets),
-            filters=frozenset({Clamp(name, mtu)}) if forwards else frozenset(),
+            filters=frozenset({ClampMss(name, mtu)}) if forwards else frozenset(),
         )
 
     def serve(self, link: Link, instance: str, features: Iterable[str]) -> Link | None:
@@ -130,7 +130,7 @@ class Identity:
             return None
         if before is None:
             self.since = iso()
-        self.tun.hand_out(self.tun.offloads.intersection(features))
+        self.tun.enable_offloads(self.tun.offloads.intersection(features))
         link.attach(self.pump)
         return None if before is None or before.ended() else before
 

@@ -92,7 +92,7 @@ class Server:
         """
         config = self._identities.config
         self._kernel.watch(self._host_changed)
-        async with self._identities.desired_state.at_once() as refused:
+        async with self._identities.desired_state.batch() as refused:
             for name in config.clients:
                 if name != ANY_ID:
                     await self._identities.create(name)

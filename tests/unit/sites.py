@@ -109,7 +109,7 @@ async def serving(directory: Path) -> AsyncIterator[Site]:
     await made.server.start()
     yield made
     await made.server.stop()
-    assert made.kernel.state.links == frozenset()
+    assert made.kernel.state.devices == frozenset()
     assert all(tun.closed for tun in made.kernel.tuns.values())
 
 

@@ -297,7 +297,7 @@ async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
         monkeypatch.undo()
         raise OSError(f"{offloads} is not for this device")
 
-    monkeypatch.setattr(home.kernel.tuns["dtun0"], "hand_out", fail_once)
+    monkeypatch.setattr(home.kernel.tuns["dtun0"], "enable_offloads", fail_once)
     home.client._want("renewal")
     await wait_for(lambda: home.client._last_error is not None, "the failure")
     await wait_for(lambda: home.client._last_error is None, "another try that worked")
