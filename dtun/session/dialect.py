@@ -68,9 +68,9 @@ class NativeDialect:
         self.liveness = Liveness(keepalive, timeout, now)
         self.path: PathMtu | None = None
 
-    def keep_account(self, account: MutableSequence[int]) -> None:
-        """See `Channel.keep_account`."""
-        self._channel.keep_account(account)
+    def attach_ledger(self, ledger: MutableSequence[int]) -> None:
+        """See `Channel.attach_ledger`."""
+        self._channel.attach_ledger(ledger)
 
     def send(self, message: Message, now: float) -> None:
         data = messages.encode(message)

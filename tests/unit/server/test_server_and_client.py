@@ -226,7 +226,7 @@ async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, h
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records._forgeries = records._forgery_limit // 2 + 1
+    records.forgeries = records.keys.suite.forgery_limit // 2 + 1
     link._tick()
     await in_service(home, other_than=before)
     await through(site, home, 1)
@@ -244,7 +244,7 @@ async def test_that_the_key_of_an_original_client_is_worn_out_is_said(
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records._forgeries = records._forgery_limit
+    records.forgeries = records.keys.suite.forgery_limit
     link._tick()
     said = (
         "old: the key of this session has done half of what its cipher allows; start the original dtun at 127"
