@@ -14,7 +14,7 @@ Relation = Literal["is", "is part of", "contains"]
 
 
 @dataclass(frozen=True, slots=True)
-class ExistingNetwork:
+class Neighbour:
     """A network that is there already: one of the host's own, or one that another VPN routes."""
 
     network: Network
@@ -27,19 +27,19 @@ class ExistingNetwork:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutedNetwork:
+class Claim:
     """A network that dtun is to route into a tunnel, and whose it is."""
 
     network: Network
     what: str
 
 
-def client_conflicts(
+def of_client(
     routing: Routing,
     subnets: Iterable[Network],
     servers: Iterable[Address],
     own: Iterable[Address],
-    neighbours: Sequence[ExistingNetwork],
+    neighbours: Sequence[Neighbour],
 ) -> list[str]:
     """A line for each conflict of a client. `own` are the tunnel's addresses, as far as they are known."""
     found = list(_bypassed_inside(routing))
@@ -56,11 +56,11 @@ def client_conflicts(
             for server in servers
             if server in subnet
         ]
-    claims = [RoutedNetwork(network, "to go through the tunnel") for network in routing.included]
+    claims = [Claim(network, "to go through the tunnel") for network in routing.included]
     return found + list(_with_neighbours(claims, neighbours))
 
 
-def server_conflicts(claims: Iterable[RoutedNetwork], neighbours: Sequence[ExistingNetwork]) -> list[str]:
+def of_server(claims: Iterable[Claim], neighbours: Sequence[Neighbour]) -> list[str]:
     """A line for each conflict of a server: its pools and its clients' subnets with what is there already."""
     return list(_with_neighbours(claims, neighbours))
 
@@ -75,7 +75,7 @@ def _bypassed_inside(routing: Routing) -> Iterator[str]:
                 )
 
 
-def _with_neighbours(claims: Iterable[RoutedNetwork], neighbours: Sequence[ExistingNetwork]) -> Iterator[str]:
+def _with_neighbours(claims: Iterable[Claim], neighbours: Sequence[Neighbour]) -> Iterator[str]:
     for claim in claims:
         for neighbour in neighbours:
             how = relation(claim.network, neighbour.network)

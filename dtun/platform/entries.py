@@ -33,13 +33,13 @@ class SavedSysctl:
 
 
 @dataclass(frozen=True, slots=True)
-class FilterTable:
+class Table:
     """A table of the packet filter, with all that is in it."""
 
     name: str
 
 
-Entry = Route | Rule | SavedSysctl | FilterTable
+Entry = Route | Rule | SavedSysctl | Table
 
 
 class UnknownVersionError(Exception):
@@ -59,7 +59,7 @@ def encode(entry: Entry) -> bytes:
             fields: list[Any] = ["rule", version, priority, table, mark, suppressed]
         case SavedSysctl(Sysctl(name, value), previous):
             fields = ["sysctl", name, value, previous]
-        case FilterTable(name):
+        case Table(name):
             fields = ["table", name]
     return json.dumps(fields)[1:].encode() + b"\n"
 
@@ -122,7 +122,7 @@ def _entry(what: str, *fields: Any) -> Entry:
         case "sysctl", (str(name), str(value), previous):
             return SavedSysctl(Sysctl(name, value), previous)
         case "table", (str(name),):
-            return FilterTable(name)
+            return Table(name)
     raise ValueError(what)
 
 

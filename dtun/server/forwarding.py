@@ -1,7 +1,7 @@
-"""What makes the server's host a router for its clients: the kernel's switches, and NAT towards the world outside.
+"""Makes the server's host a router for its clients: the kernel's switches, and NAT towards other networks.
 
-The packet filter's rules name devices, so they follow the host: with `masquerade: true` the way out is the device of
-the default route, whichever that is by now.
+The packet filter's rules name devices. With `masquerade: true` the uplink is the device of the default route, so the
+rules change when that does.
 """
 
 import asyncio
@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dtun.config import ServerConfig
 from dtun.errors import DtunError
 from dtun.network.state import Filter, Masquerade, NetworkState, Sysctl
-from dtun.platform.desired import DesiredState, Rejections
+from dtun.platform.desired import DesiredState
 from dtun.platform.interface import Kernel
+from dtun.platform.rejections import Rejections
 
 log = logging.getLogger("dtun.server")
 
@@ -21,26 +22,34 @@ OWNER = "forwarding"
 IPV4_FORWARDING = Sysctl("net.ipv4.ip_forward", "1")
 IPV6_FORWARDING = Sysctl("net.ipv6.conf.all.forwarding", "1")
 
-NO_WAY_OUT = "masquerade: this host has no default route now, so its clients get no further than here"
+NO_UPLINK = "masquerade: this host has no default route now, so its clients reach only this host"
 
 
 class Forwarding:
-    """Forwarding between the clients' devices and the rest of the host. `warnings`: what of it does not work."""
+    """Forwarding between the clients' devices and the rest of the host."""
 
     def __init__(self, kernel: Kernel, desired_state: DesiredState) -> None:
         self._kernel = kernel
         self._desired_state = desired_state
-        self._refusals = Rejections(OWNER)
+        self._rejections = Rejections(OWNER)
         self._lock = asyncio.Lock()
         self._uplinks: tuple[str, ...] = ()
         self._stranded = False
-        self._said = False
+        self._announced = False
 
     @property
     def warnings(self) -> list[str]:
-        return ([NO_WAY_OUT] if self._stranded else []) + self._refusals.lines
+        """What does not work, as lines for a person."""
+        return ([NO_UPLINK] if self._stranded else []) + self._rejections.lines
 
-    async def put(self, config: ServerConfig, devices: Iterable[str]) -> None:
+    async def refresh(self, config: ServerConfig, devices: Iterable[str]) -> None:
+        """The host's network has changed: find the way out again. An error is logged."""
+        try:
+            await self.apply(config, devices)
+        except DtunError as error:
+            log.warning("forwarding: %s", error)
+
+    async def apply(self, config: ServerConfig, devices: Iterable[str]) -> None:
         """Have the host forward for these devices, as the configuration says.
 
         Raises:
@@ -48,40 +57,39 @@ class Forwarding:
         """
         async with self._lock:
             if not config.forwards:
-                await self._desired_state.remove(OWNER)
-                self._refusals.replace([])
-                self._stranded = self._said = False
+                await self._desired_state.drop(OWNER)
+                self._rejections.replace([])
+                self._stranded = self._announced = False
                 return
-            if not self._said:
-                self._said = True
+            if not self._announced:
+                self._announced = True
                 log.info("this host forwards packets of the clients (%s)", _switches(config))
-            await self._look(config)
+            await self._refresh_uplinks(config)
             filters: frozenset[Filter] = frozenset(
                 Masquerade(device, uplink)
                 for device in devices
                 for uplink in self._uplinks
                 if device != uplink
             )
-            refused = await self._desired_state.set(
+            refused = await self._desired_state.put(
                 OWNER, NetworkState(sysctls=_sysctls(config), filters=filters)
             )
-            self._refusals.replace(refused)
+            self._rejections.replace(refused)
 
     async def drop(self) -> None:
-        """Take it all back."""
-        await self._desired_state.remove(OWNER)
+        """Undo what `apply` did."""
+        await self._desired_state.drop(OWNER)
 
-    async def _look(self, config: ServerConfig) -> None:
-        """See which devices lead out now."""
-        found = await self._ways_out(config)
+    async def _refresh_uplinks(self, config: ServerConfig) -> None:
+        found = await self._find_uplinks(config)
         stranded = config.masquerade is True and not found
         if stranded and not self._stranded:
-            log.warning(NO_WAY_OUT)
+            log.warning(NO_UPLINK)
         elif found and found != self._uplinks:
             log.info("the clients' packets get this host's address on %s", ", ".join(found))
         self._uplinks, self._stranded = found, stranded
 
-    async def _ways_out(self, config: ServerConfig) -> tuple[str, ...]:
+    async def _find_uplinks(self, config: ServerConfig) -> tuple[str, ...]:
         if config.masquerade is True:
             hops = [await self._kernel.default_hop(4)]
             if config.pool6 is not None:
@@ -96,11 +104,3 @@ def _sysctls(config: ServerConfig) -> frozenset[Sysctl]:
 
 def _switches(config: ServerConfig) -> str:
     return ", ".join(sorted(f"{switch.name}={switch.value}" for switch in _sysctls(config)))
-
-
-async def follow(forwarding: Forwarding, config: ServerConfig, devices: Iterable[str]) -> None:
-    """The host's network has changed: look for the way out again. That the kernel does not answer is for the log."""
-    try:
-        await forwarding.put(config, devices)
-    except DtunError as error:
-        log.warning("forwarding: %s", error)

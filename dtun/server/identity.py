@@ -1,43 +1,78 @@
 """A client as the server knows it: durable, while sessions come and go.
 
-It owns the TUN device, the address pair, the granted subnets and the counters. At most one session
-serves it at a time; one that was just replaced still receives for a moment.
+It owns the TUN device, the address pair, the granted subnets and the counters. At most one session serves it at a
+time; the one before still receives for a moment.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
 
-from dtun.config import ClientEntry, Key
+from dtun.config import ClientEntry, Hook, Key
 from dtun.config.pushed import Pushed
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter
+from dtun.handover.saved_session import SavedSession
 from dtun.handover.session_store import SessionStore
-from dtun.network.state import ClampMss, NetDevice, Network, NetworkState, PointToPoint, Route
+from dtun.network.state import Clamp, NetDevice, Network, NetworkState, PointToPoint, Route
 from dtun.pacing import RateLimiter
-from dtun.platform.desired import Rejections
+from dtun.platform.desired import Refused
 from dtun.platform.interface import Tun
+from dtun.platform.rejections import Rejections
 from dtun.protocol.messages import Hello
 from dtun.server.duplicate_ids import DuplicateIds
 from dtun.server.leases import Pair
 from dtun.session.hooks import TunnelHooks
 from dtun.session.link import Link
+from dtun.session.log import SessionLog
+from dtun.session.session import Closed
 from dtun.session.stall import DataPlane, plane
 from dtun.session.status import in_use, iso, link_status
+from dtun.text import printable
 
 AWAY_MTU = 1400
 """Bytes, of a device whose client has not told its path's MTU yet."""
 
+LOG_LINES = 30
+LOG_SECONDS = 300.0
+"""A client that comes and goes causes no more than so many log lines in this time."""
+
+GRACE = 3.0
+"""Seconds for which a session that its own client has replaced still receives what is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveSession:
+    """The session that serves an identity, and what was agreed when it logged in.
+
+    `key` is the one that the client has proven, `pushed` what it was told to send and resolve through the tunnel.
+    """
+
+    link: Link
+    hello: Hello
+    key: Key
+    pushed: Pushed
+
+    @property
+    def instance(self) -> str:
+        """Names the client process; for an original Go dtun, only its address is known."""
+        return self.hello.instance or str(self.link.peer[0])
+
+    def is_of_same_process(self, other: "ActiveSession") -> bool:
+        """Whether one client process has made both; unknown, so False, of an original Go dtun."""
+        return self.hello.instance != "" and self.hello.instance == other.hello.instance
+
 
 class Identity:
-    """One client of a server. `name` is the PSK identity, `link` the session that serves it now.
+    """One client of a server. `name` is the PSK identity, `active` the session that serves it now.
 
-    `hello` is what the client said for that session, `key` the key that it has proven, `pushed` what it was told to
-    send and ask through the tunnel. `retiring` is the session before, which still receives for a moment; `remarks`
-    bounds what the log says of it; `refusals` is what the kernel does not take but for routes.
+    Only its own methods change its attributes. `mtu` and `granted` are what the kernel has for it, `log` is for lines
+    about it.
     """
 
     def __init__(
@@ -54,58 +89,65 @@ class Identity:
         self.entry = entry
         self.pair = pair
         self.tun = tun
-        self.session_store = session_store
-        self.hooks = hooks
-        self.counters = Counters()
-        self.granted: tuple[Network, ...] = ()
-        self.hello: Hello | None = None
-        self.key: Key | None = None
-        self.pushed: Pushed | None = None
-        self.refusals = Rejections(name)
         self.mtu = AWAY_MTU
-        self.link: Link | None = None
+        self.granted: tuple[Network, ...] = ()
+        self.active: ActiveSession | None = None
+        self.counters = Counters()
+        limiter = RateLimiter(burst=LOG_LINES, per_seconds=LOG_SECONDS)
+        server_log = logging.getLogger("dtun.server")
+        self.log = SessionLog(server_log, name=name, limiter=limiter, clock=loop.time, client=name)
+        self._loop = loop
+        self._session_store = session_store
+        self._hooks = hooks
+        self._duplicate_ids = DuplicateIds()
         self._latest: Link | None = None
-        self.instance = ""
-        self.duplicate_ids = DuplicateIds()
-        self.retiring: Link | None = None
-        self.remarks = RateLimiter(burst=30, per_seconds=300)
-        self.since = iso()
-        self.last_error: str | None = None
+        self._retiring: Link | None = None
+        self._since = iso()
+        self._last_error: str | None = None
+        self._rejections = Rejections(name)
         self._sources = SourceFilter(self.counters)
-        self.pump = Pump(
+        self._pump = Pump(
             device_for(tun, self.counters), self.counters, accepts=self._sources.accepts, loop=loop
         )
-        self.grant(())
+        self._allow_sources()
 
     @property
     def owner(self) -> str:
-        """Whose things these are in the desired state of the network."""
+        """The name under which this client's part of the network's desired state is kept."""
         return f"client {self.name}"
+
+    @property
+    def link(self) -> Link | None:
+        return self.active.link if self.active is not None else None
 
     @property
     def key_in_use(self) -> Literal["present", "next", "former"] | None:
         """Which of its keys the client has used for its session."""
-        if self.link is None or self.key is None:
+        if self.active is None:
             return None
-        if self.key == self.entry.psk:
+        if self.active.key == self.entry.psk:
             return "present"
-        return "next" if self.key == self.entry.next_psk else "former"
+        return "next" if self.active.key == self.entry.next_psk else "former"
 
     @property
     def changes_key(self) -> bool:
-        """Whether a session is left that was not made with the latest key."""
+        """Whether its session was not made with the latest key."""
         return self.key_in_use == "former" or (
             self.key_in_use == "present" and self.entry.next_psk is not None
         )
 
-    def grant(self, subnets: tuple[Network, ...]) -> None:
-        """From now on packets from these subnets, and from the client's own address, may come in."""
-        self.granted = subnets
-        own = (self.pair.peer, self.pair.peer6)
-        self._sources.allow([*(ip_network(address) for address in own if address is not None), *subnets])
+    @property
+    def shown_subnets(self) -> str:
+        """The granted subnets, for a person."""
+        return ", ".join(map(str, self.granted)) or "none"
+
+    @property
+    def rejections(self) -> list[str]:
+        """What the kernel refuses for this client, routes excepted, as lines for a person."""
+        return self._rejections.lines
 
     def network_state(self, mtu: int, subnets: tuple[Network, ...], *, forwards: bool) -> NetworkState:
-        """What the kernel should have for this client; `forwards` if it is a router for it."""
+        """What the kernel should have for this client; `forwards` if the host is a router for it."""
         pair, name = self.pair, self.tun.name
         addresses = {PointToPoint(name, pair.local, pair.peer)}
         if pair.local6 is not None and pair.peer6 is not None:
@@ -114,28 +156,134 @@ class Identity:
             frozenset({NetDevice(name, mtu)}),
             frozenset(addresses),
             frozenset(Route(subnet, name) for subnet in subnets),
-            filters=frozenset({ClampMss(name, mtu)}) if forwards else frozenset(),
+            filters=frozenset({Clamp(name, mtu)}) if forwards else frozenset(),
         )
 
-    def serve(self, link: Link, instance: str, features: Iterable[str]) -> Link | None:
-        """Send through this session from now on; returns the one before, if it is another and still open.
+    def applied(self, mtu: int, subnets: tuple[Network, ...], rejected: Refused) -> None:
+        """The kernel has this MTU and these routes now. From these subnets, packets of the client are accepted."""
+        self.mtu = mtu
+        self.granted = subnets
+        self._rejections.replace(rejected)
+        self._allow_sources()
 
-        `features` are the peer's: super-packets are handed out only as far as it can take them.
+    def move(self, pair: Pair) -> None:
+        """Change the address pair. Its subnets are to be granted anew."""
+        self.pair = pair
+        self.granted = ()
+        self._allow_sources()
+
+    def reconfigure(self, entry: ClientEntry, up: Hook | None, down: Hook | None) -> None:
+        """Take over another entry of the configuration. Its address and device change elsewhere."""
+        self.entry = entry
+        self._hooks.change(up, down)
+
+    def serve(self, session: ActiveSession, notes: Mapping[str, str]) -> None:
+        """Move over to a new session, and end the one before.
+
+        `notes` are kept with the session for a successor process.
         """
-        before, self.link = self.link, link
-        self._latest = link
-        self.instance = instance
-        self.last_error = None
-        if before is link:
-            return None
-        if before is None:
-            self.since = iso()
-        self.tun.enable_offloads(self.tun.offloads.intersection(features))
-        link.attach(self.pump)
-        return None if before is None or before.ended() else before
+        before = self.active
+        self._activate(session)
+        self._session_store.keep_session(session.link, session.hello, server=True, **notes)
+        if before is None or before.link.ended():
+            return
+        if session.is_of_same_process(before):
+            self._retire(before.link)
+        else:
+            text = f"another host has logged in with this id, from {session.link.endpoint}"
+            before.link.close("replaced", text)
 
-    def hook_variables(self, reason: str) -> dict[str, str]:
-        """What the hooks of this client get to know."""
+    def resume(self, session: ActiveSession, saved: SavedSession) -> None:
+        """Go on with the session of the process before this one, whose `up` hook has run."""
+        self._hooks.resume()
+        self._activate(session)
+        self._session_store.resume(saved, session.link)
+
+    def ended_before_resume(self, link: Link, closed: Closed) -> None:
+        """The session of the process before this one ended while it was being resumed. Its `down` hook is due."""
+        self._hooks.resume()
+        self._latest = link
+        self.ended(closed)
+
+    def ended(self, closed: Closed) -> None:
+        """Its session is over."""
+        self.active = None
+        self._session_store.forget_session()
+        self._since = iso()
+        self._last_error = None if closed.reason == "stopped" else printable(closed.text)
+
+    async def run_up_hook(self) -> None:
+        await self._hooks.up(self._hook_variables("connected"))
+
+    async def run_down_hook(self, reason: str) -> None:
+        await self._hooks.down(self._hook_variables(reason))
+
+    def plane(self) -> DataPlane | None:
+        """The data plane, while a session serves."""
+        link = self.link
+        return plane(self.tun, link, self.counters) if link is not None and link.attached else None
+
+    def status(self, now: float) -> Mapping[str, object]:
+        """This client's row in the status."""
+        pair, link = self.pair, self.link
+        warnings = [self._duplicate_ids.describe()] if self._duplicate_ids.evident(now) else []
+        warnings += [self._hooks.error] if self._hooks.error else []
+        warnings += self.rejections
+        warnings += link.warnings if link is not None else []
+        return {
+            "id": self.name,
+            "state": "connected" if link else "away",
+            "since": self._since,
+            "device": self.tun.name,
+            "address": str(pair.local),
+            "peer_address": str(pair.peer),
+            "subnets": [str(subnet) for subnet in self.granted],
+            "mtu": self.mtu,
+            "offloads": in_use(self.tun, self.active.hello.features if self.active else None),
+            "key": self.key_in_use,
+            "last_error": self._last_error,
+            "warnings": warnings,
+            **link_status(link, self.counters),
+        }
+
+    def suspend(self) -> None:
+        """Stop the data plane. Device and session stay as they are, for a successor process."""
+        self._pump.close()
+
+    def close(self) -> None:
+        """Stop the data plane and remove the device. Its session has to be closed before."""
+        self._pump.close()
+        self._session_store.forget_device()
+        self.tun.close()
+
+    def _activate(self, session: ActiveSession) -> None:
+        """Send and receive through this session from now on."""
+        if self.active is None:
+            self._since = iso()
+        link = session.link
+        if self._duplicate_ids.login(session.instance, link.endpoint, self._loop.time()):
+            text = "%s; give each host an id of its own"
+            self.log.warning(text, self._duplicate_ids.describe(), reason="replaced", peer=link.endpoint)
+        self.active = session
+        self._latest = link
+        self._last_error = None
+        # Super-packets only as far as the peer accepts them.
+        self.tun.hand_out(self.tun.offloads.intersection(session.hello.features))
+        link.attach(self._pump)
+
+    def _retire(self, link: Link) -> None:
+        """Let a session receive for a while. Only one of each client, which might renew without end."""
+        if self._retiring is not None:
+            self._retiring.close("renewed", "", tell=False)
+        self._retiring = link
+        self._loop.call_later(GRACE, lambda: link.close("renewed", "", tell=False))
+
+    def _allow_sources(self) -> None:
+        own = (self.pair.peer, self.pair.peer6)
+        addresses = (ip_network(address) for address in own if address is not None)
+        self._sources.allow([*addresses, *self.granted])
+
+    def _hook_variables(self, reason: str) -> dict[str, str]:
         pair = self.pair
         variables = {
             "TUN": self.tun.name,
@@ -151,40 +299,3 @@ class Identity:
         if pair.local6 is not None and pair.peer6 is not None:
             variables |= {"LOCAL_IP6": str(pair.local6), "PEER_IP6": str(pair.peer6)}
         return variables
-
-    def plane(self) -> DataPlane | None:
-        """The data plane, while a session serves."""
-        return (
-            plane(self.tun, self.link, self.counters)
-            if self.link is not None and self.link.attached
-            else None
-        )
-
-    def status(self, now: float) -> Mapping[str, object]:
-        """This client's row in the status."""
-        pair = self.pair
-        warnings = [self.duplicate_ids.describe()] if self.duplicate_ids.evident(now) else []
-        warnings += [self.hooks.error] if self.hooks.error else []
-        warnings += self.refusals.lines
-        warnings += self.link.warnings if self.link is not None else []
-        return {
-            "id": self.name,
-            "state": "connected" if self.link else "away",
-            "since": self.since,
-            "device": self.tun.name,
-            "address": str(pair.local),
-            "peer_address": str(pair.peer),
-            "subnets": [str(subnet) for subnet in self.granted],
-            "mtu": self.mtu,
-            "offloads": in_use(self.tun, self.hello.features if self.link and self.hello else None),
-            "key": self.key_in_use,
-            "last_error": self.last_error,
-            "warnings": warnings,
-            **link_status(self.link, self.counters),
-        }
-
-    def close(self) -> None:
-        """Stop the data plane and remove the device; the sessions are closed before."""
-        self.pump.close()
-        self.session_store.forget_device()
-        self.tun.close()

@@ -29,7 +29,7 @@ class Handshakes:
         self._suites = suites_of(identities.config)
         self.listener = Listener(ServerEngine(self._key, self._suites))
 
-    def follow(self) -> None:
+    def use_configured_suites(self) -> None:
         """Offer the suites that the configuration wants now."""
         suites = suites_of(self._identities.config)
         if suites != self._suites:

@@ -12,15 +12,14 @@ from dtun.config import ANY_ID, Endpoint, ServerConfig
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.errors import DtunError
 from dtun.network.state import Network
-from dtun.protocol.messages import Renew
+from dtun.protocol.messages import Hello, Renew
 from dtun.server.demux import Demux
-from dtun.server.identities import Identities, fixed
+from dtun.server.identities import Identities
 from dtun.server.identity import Identity
 from dtun.server.leases import PoolFullError
-from dtun.server.login import Logins
+from dtun.server.login import Logins, is_allowed
 from dtun.session import udp
 from dtun.session.link import Link
-from dtun.session.log import about
 
 log = logging.getLogger("dtun.server")
 
@@ -41,13 +40,13 @@ class ServerReload:
         self._demux = demux
         self._loop = loop
 
-    async def follow(self, config: ServerConfig) -> list[str]:
+    async def apply(self, config: ServerConfig) -> list[str]:
         """Serve as `config` says from now on. Returns what did not work, in lines for a person."""
         identities = self._identities
         problems: list[str] = []
         async with identities.lock:
-            before, identities.config = identities.config, config
-            identities.leases.fix(**fixed(config))
+            before = identities.config
+            identities.reconfigure(config)
             leaving = self._dismiss()
         # Without the lock: whoever logs in does not wait for the hooks of others.
         await asyncio.gather(*(self._remove(identity) for identity in leaving))
@@ -64,25 +63,25 @@ class ServerReload:
 
     def _dismiss(self) -> list[Identity]:
         """End the sessions of those who are clients no more, or get another device. Returns whose device goes."""
-        config, identities = self._identities.config, self._identities.by_name
+        config, identities = self._identities.config, self._identities
         for link in list(self._demux.links):
             if config.entry(link.session.association.identity or "") is None:
                 link.close("refused", "the server's configuration has this id no more")
         leaving = []
-        for name, identity in list(identities.items()):
+        for name, identity in list(identities.by_name.items()):
             entry = config.entry(name)
             if entry is None:
-                self._identities.leases.forget(name)
+                identities.leases.forget(name)
             elif entry.tun == identity.entry.tun:
                 continue
             elif identity.link is not None:
                 identity.link.close("other", "its device on the server is another now; come again")
-            del identities[name]
+            identities.dismiss(identity)
             leaving.append(identity)
         return leaving
 
     async def _remove(self, identity: Identity) -> None:
-        await identity.hooks.down(identity.hook_variables("refused"))
+        await identity.run_down_hook("refused")
         await self._identities.remove(identity)
 
     async def _move(self) -> list[str]:
@@ -95,20 +94,17 @@ class ServerReload:
                 continue
             if identity.link is not None:
                 identity.link.close("other", "its address in the tunnel is another now; come again")
-            del identities.by_name[name]
-            await identities.withdraw(identity)
+            await identities.detach(identity)
             moving.append(identity)
         for identity in moving:
+            await asyncio.sleep(0)
             try:
-                identity.pair = identities.leases.pair(identity.name, identities.is_used)
+                await identities.readdress(identity)
             except PoolFullError:
                 problems.append(self._pool_is_full(identity.name))
                 await identities.remove(identity)
-                continue
-            await identities.evict(identity.pair.peer)
-            identities.by_name[identity.name] = identity
-            identity.grant(())
-            problems += await self._put(identity)
+            except DtunError as error:
+                problems.append(f"client {identity.name}: {error}")
         return problems
 
     async def _create(self) -> list[str]:
@@ -130,19 +126,18 @@ class ServerReload:
         """Tell the identities what holds for them now. Returns the sessions that are to be renewed for it."""
         identities = self._identities
         renewing = set()
-        for name, identity in identities.by_name.items():
-            entry = identities.config.entry(name) or identity.entry
-            identity.entry = entry
-            identity.hooks.change(*identities.hooks_of(entry))
-            link = identity.link
-            if link is None:
+        for identity in identities.by_name.values():
+            identities.reconfigure_identity(identity)
+            active, entry = identity.active, identity.entry
+            if active is None:
                 continue
+            link = active.link
             if entry.go != (link.session.association.suite is LEGACY_SUITE):
                 link.close("other", "its entry is for another kind of dtun now")
-            elif not self._logins.may_stay(link, entry):
+            elif not is_allowed(link, active.key, entry):
                 renewing.add(link)
-                self._end_later(link, self._has_valid_key, "it was made with a key that is valid no more")
-            elif identity.pushed != identities.config.pushed(entry):
+                self._end_later(link, self._has_valid_key, "its key is not valid any more")
+            elif active.pushed != identities.config.pushed(entry):
                 renewing.add(link)
         return renewing
 
@@ -152,7 +147,7 @@ class ServerReload:
         problems = []
         if before.forwards != identities.config.forwards:
             for identity in list(identities.by_name.values()):
-                problems += await self._put(identity)
+                problems += await self._apply(identity)
         try:
             await identities.forward()
         except DtunError as error:
@@ -167,27 +162,26 @@ class ServerReload:
         problems = []
         for _ in range(2):
             for identity in list(self._identities.by_name.values()):
-                link, hello = identity.link, identity.hello
-                if link is None or hello is None or not self._may_differ(identity, claims[0]):
+                active = identity.active
+                if active is None or not self._may_differ(identity, active.hello, claims[0]):
                     continue
                 had = identity.granted
                 await asyncio.sleep(0)
                 try:
-                    await self._logins.grant(identity, link, hello, identity.mtu)
+                    await self._logins.grant(identity, active.link, active.hello, identity.mtu)
                 except DtunError as error:
                     problems.append(f"client {identity.name}: {error}")
                 if identity.granted != had:
-                    subnets = ", ".join(map(str, identity.granted)) or "none"
-                    extra = about(client=identity.name)
-                    log.info("%s: its subnets are now: %s", identity.name, subnets, extra=extra)
+                    identity.log.info("its subnets are now: %s", identity.shown_subnets)
         return problems
 
-    def _may_differ(self, identity: Identity, claimed: Mapping[str, Claim]) -> bool:
+    def _may_differ(self, identity: Identity, hello: Hello, claimed: Mapping[str, Claim]) -> bool:
         """Whether another judgement is possible: its own claim has changed, or others' matter to it."""
         entry = identity.entry
-        asked = set(identity.hello.subnets) if identity.hello else set()
         return (
-            entry.any_private or set(identity.granted) != asked or claimed.get(identity.name) != entry.subnets
+            entry.any_private
+            or set(identity.granted) != set(hello.subnets)
+            or claimed.get(identity.name) != entry.subnets
         )
 
     def _listen(self, before: ServerConfig, renewing: set[Link]) -> list[str]:
@@ -209,7 +203,7 @@ class ServerReload:
             log.info("listening on UDP %s", endpoint)
         if problems:
             update = {"listen": (*before.listen, *opened)}
-            self._identities.config = config.model_copy(update=update)
+            self._identities.reconfigure(config.model_copy(update=update))
             return problems
         for endpoint in before.listen:
             if endpoint not in config.listen:
@@ -219,10 +213,10 @@ class ServerReload:
                     self._end_later(link, demux.is_open_for, "the server has left this address")
         return []
 
-    async def _put(self, identity: Identity) -> list[str]:
+    async def _apply(self, identity: Identity) -> list[str]:
         await asyncio.sleep(0)  # there may be a thousand of them, and packets do not wait
         try:
-            await self._identities.put(identity, identity.mtu, identity.granted)
+            await self._identities.apply(identity, identity.mtu, identity.granted)
         except DtunError as error:
             return [f"client {identity.name}: {error}"]
         return []
@@ -237,8 +231,10 @@ class ServerReload:
         self._loop.call_later(PATIENCE, look)
 
     def _has_valid_key(self, link: Link) -> bool:
-        entry = self._identities.config.entry(link.session.association.identity or "")
-        return entry is not None and self._logins.may_stay(link, entry)
+        identity = self._identities.served_by(link)
+        if identity is None or identity.active is None:
+            return True  # not in service any more: it ends anyway
+        return is_allowed(link, identity.active.key, identity.entry)
 
     def _pool_is_full(self, name: str) -> str:
         return f"client {name}: the address pool {self._identities.config.pool} is full"

@@ -6,7 +6,7 @@ A client that has proven its key says hello, and `logins` lets it in. `reconcile
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dtun.config import ANY_ID, Config, ServerConfig
 from dtun.dtls.listener import Verified
@@ -18,23 +18,19 @@ from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.server.config_diff import changed_settings, usable
 from dtun.server.demux import Demux
-from dtun.server.forwarding import follow
 from dtun.server.identities import Identities
-from dtun.server.identity import Identity
 from dtun.server.leases import PoolFullError
 from dtun.server.listeners import Listeners
 from dtun.server.login import Logins
 from dtun.server.psk import Handshakes
 from dtun.server.reload import ServerReload
-from dtun.session.dialect import Count, Dialect, NativeDialect
-from dtun.session.go import GoServerDialect
+from dtun.session.dialect import Count, Dialect, GoServerDialect, NativeDialect
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
-from dtun.session.log import about, remark
+from dtun.session.log import about
 from dtun.session.session import (
     AnyAssociation,
     Closed,
-    Established,
     Event,
     PathMtuChanged,
     Received,
@@ -42,7 +38,6 @@ from dtun.session.session import (
     WornOut,
 )
 from dtun.session.stall import StallDetector
-from dtun.session.status import iso
 from dtun.session.tasks import Tasks
 from dtun.text import printable
 
@@ -68,13 +63,12 @@ class Server:
         self._kernel = kernel
         self._loop = loop
         self._tasks = Tasks(loop)
-        self._identities = Identities(config, kernel, run_hook, loop, fdstore=self._fdstore)
-        self._logins = Logins(self._identities, self._tasks, loop)
+        self.identities = Identities(config, kernel, run_hook, loop, fdstore=self._fdstore)
+        self._logins = Logins(self.identities, self._tasks, loop)
         self._reloading = asyncio.Lock()
         self._host_timer: asyncio.TimerHandle | None = None
-        self._stopping = False
         self._stall = StallDetector()
-        self._handshakes = Handshakes(self._identities, loop)
+        self._handshakes = Handshakes(self.identities, loop)
         self._demux = Demux(
             self._handshakes.listener,
             welcome=self._new_link,
@@ -82,7 +76,12 @@ class Server:
             loop=loop,
             fdstore=self._fdstore,
         )
-        self._server_reload = ServerReload(self._identities, self._logins, self._demux, loop)
+        self._server_reload = ServerReload(self.identities, self._logins, self._demux, loop)
+
+    @property
+    def links(self) -> Iterable[Link]:
+        """All sessions, those included that have not logged in yet."""
+        return self._demux.links
 
     async def start(self) -> None:
         """Make the devices of the configured clients and listen.
@@ -90,23 +89,23 @@ class Server:
         Raises:
             DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
         """
-        config = self._identities.config
+        config = self.identities.config
         self._kernel.watch(self._host_changed)
-        async with self._identities.desired_state.batch() as refused:
+        async with self.identities.desired_state.at_once() as refused:
             for name in config.clients:
                 if name != ANY_ID:
-                    await self._identities.create(name)
+                    await self.identities.create(name)
             listeners = Listeners(self._fdstore)
             for endpoint in config.listen:
                 listener, is_to_be_kept = listeners.find(endpoint)
                 self._demux.open(endpoint, listener, keep=is_to_be_kept)
                 log.info("listening on UDP %s", endpoint)
             listeners.close()
-            async with self._identities.lock:
+            async with self.identities.lock:
                 for device in sessions(self._fdstore):
                     await self._resume(device)
             self._fdstore.give_up_rest()
-            await self._identities.forward()
+            await self.identities.forward()
         for thing, reason in refused:
             log.warning("cannot add %s: %s", describe(thing), reason)
 
@@ -116,68 +115,54 @@ class Server:
 
     async def stop(self) -> None:
         """Say goodbye to everybody and remove what was made."""
-        self._stopping = True
         if self._host_timer is not None:
             self._host_timer.cancel()
-        for link in list(self._demux.links):
+        for link in list(self.links):
             link.close("stopped", "the server stops")
         self._demux.close()
         await self._tasks.cancel()
-        identities = list(self._identities.by_name.values())
+        identities = list(self.identities.by_name.values())
         # All at once: the service manager does not wait for one slow hook after the other.
-        await asyncio.gather(
-            *(identity.hooks.down(identity.hook_variables("stopped")) for identity in identities)
-        )
-        for identity in identities:
-            await self._identities.remove(identity)
-        self._identities.by_name.clear()
-        await self._identities.forwarding.drop()
+        await asyncio.gather(*(identity.run_down_hook("stopped") for identity in identities))
+        await self.identities.remove_all()
 
     async def suspend(self) -> None:
         """Go, and leave devices and sessions as they are, for the successor that the fdstore hands them to."""
-        self._stopping = True
         if self._host_timer is not None:
             self._host_timer.cancel()
+        self._demux.close()
         await self._tasks.cancel()
-        for identity in self._identities.by_name.values():
-            identity.pump.close()
+        for identity in self.identities.by_name.values():
+            identity.suspend()
 
     async def _resume(self, device: str) -> None:
-        """Go on with the session that a process before this one had on this device."""
-        session_store = SessionStore(self._fdstore, device)
-        taken = session_store.take_session()
+        """Resume the session that the process before this one had on this device, if that is possible."""
+        taken = SessionStore(self._fdstore, device).take_session()
         if taken is None:
             return
         saved, sock = taken
-        numbers = numbers_of(saved)
+        link = None
         try:
-            link = Link(
-                sock,
-                Session.resumed(
-                    saved.association(),
-                    lambda association, count, now: self._dialect(association, count, now, numbers),
-                    self._loop.time(),
-                ),
-                on_event=self._on_event,
-                on_handshake=self._demux.handshake,
-                on_path=lambda link, number: None,  # noqa: ARG005 - as for all others
-                loop=self._loop,
+            numbers = numbers_of(saved)
+            session = Session.resumed(
+                saved.association(),
+                lambda association, count, now: self._dialect(association, count, now, numbers),
+                self._loop.time(),
             )
-        except (OSError, ValueError) as error:
-            log.warning("%s: the session before the restart is of no use: %s", device, error)
+            link = self._link(sock, session)
+            if self._demux.adopt(link) and await self._logins.resume(link, saved):
+                link.flush()
+                return
+        except (DtunError, PoolFullError, OSError, ValueError) as error:
+            log.warning("%s: cannot resume the session from before the restart: %s", device, error)
+        except Exception:
+            log.exception("%s: internal error, please report it; cannot resume the session", device)
+        if link is None:
             sock.close()
-            return
-        identity = None
-        try:
-            if self._demux.adopt(link):
-                identity = await self._logins.resume(link, saved)
-        except (DtunError, PoolFullError) as error:
-            log.warning("%s: cannot go on with the session before the restart: %s", device, error)
-        if identity is None:
-            # Without a word: the client finds out, and comes anew.
-            link.close("other", "it cannot go on after the restart", tell=False)
         else:
-            link.flush()
+            # The client is not told: it notices, and reconnects.
+            link.close("other", "cannot be resumed after the restart", tell=False)
+        saved.close()
 
     async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
         """Go on with another configuration; nobody notices whom it does not concern. Returns what that means, in lines.
@@ -190,13 +175,13 @@ class Server:
         if config.server is None:
             raise ConfigError(f"{config.path}: has no server section any more; nothing was changed")
         async with self._reloading:
-            old = self._identities.config
+            old = self.identities.config
             steps = changed_settings(old, config.server)
             lines = [str(step) for step in steps]
             if dry_run or not steps:
                 return lines
-            lines += await self._server_reload.follow(usable(old, config.server))
-            self._handshakes.follow()
+            lines += await self._server_reload.apply(usable(old, config.server))
+            self._handshakes.use_configured_suites()
             return lines
 
     def kick(self, name: str) -> str:
@@ -205,7 +190,7 @@ class Server:
         Raises:
             UnavailableError: there is no such client, or it is away.
         """
-        identity = self._identities.by_name.get(name)
+        identity = self.identities.by_name.get(name)
         if identity is None:
             raise UnavailableError(f"there is no client '{printable(name)}'; `dtun status` shows all")
         if identity.link is None:
@@ -217,23 +202,23 @@ class Server:
     def status(self) -> dict[str, object]:
         """How every client is doing."""
         now = self._loop.time()
-        identities = self._identities.by_name.values()
+        identities = self.identities.by_name.values()
         return {
             "tunnels": [identity.status(now) for identity in identities],
             "half_open": self._demux.half_open,
             "drops": dict(self._demux.all_drops),
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
-            "warnings": self._identities.forwarding.warnings,
+            "warnings": self.identities.forwarding.warnings,
         }
 
     def stands_still(self) -> bool:
         """Whether packets of a client wait for long that could go."""
-        planes = [plane for one in self._identities.by_name.values() if (plane := one.plane()) is not None]
+        planes = [plane for one in self.identities.by_name.values() if (plane := one.plane()) is not None]
         return self._stall.lasts(planes, self._loop.time())
 
     def summary(self) -> str:
         """One line for the service manager."""
-        identities = self._identities.by_name.values()
+        identities = self.identities.by_name.values()
         connected = sum(identity.link is not None for identity in identities)
         return f"{connected} of {len(identities)} clients connected"
 
@@ -241,42 +226,43 @@ class Server:
 
     def _new_link(self, verified: Verified, sock: socket.socket) -> Link:
         now = self._loop.time()
-        association = verified.association
-        link = Link(
+        link = self._link(sock, Session(verified.association, self._dialect, now, handshake_deadline=now))
+        key = self._handshakes.succeeded(verified)
+        if key is not None:
+            self._logins.add(link, key)
+        return link
+
+    def _link(self, sock: socket.socket, session: Session) -> Link:
+        return Link(
             sock,
-            Session(association, self._dialect, now, handshake_deadline=now),
+            session,
             on_event=self._on_event,
             on_handshake=self._demux.handshake,
             on_path=lambda link, number: None,  # noqa: ARG005 - ICMP is not authentic; keepalive decides
             loop=self._loop,
         )
-        key = self._handshakes.succeeded(verified)
-        if key is not None:
-            self._logins.proven[link] = key
-        return link
 
     def _dialect(
         self, association: AnyAssociation, count: Count, now: float, numbers: Sequence[int] = (0, 0)
     ) -> Dialect:
         if association.native:
-            config = self._identities.config
+            config = self.identities.config
             return NativeDialect(count, config.keepalive, config.timeout, now, numbers)
         return GoServerDialect(count)
 
     def _on_event(self, link: Link, event: Event) -> None:
         match event:
-            case Established():
-                self._logins.established(link)
             case Received(Hello() as hello):
                 self._tasks.spawn(self._logins.admit(link, hello))
             case Received(Welcome() | Renew()):
-                link.close("other", "it talks like a server")
+                link.close("other", "the client sent a message that only a server sends")
             case WornOut():
                 self._ask_for_another(link)
             case PathMtuChanged():
-                self._tasks.spawn(self._resize(link))
+                self._tasks.spawn(self._logins.resize(link))
             case Closed():
-                self._gone(link, event)
+                self._demux.forget(link)
+                self._logins.closed(link, event)
             case _:
                 pass
 
@@ -294,50 +280,14 @@ class Server:
             extra=about(client=name, reason="worn out", peer=link.endpoint),
         )
 
-    def _gone(self, link: Link, closed: Closed) -> None:
-        self._demux.forget(link)
-        self._logins.gone(link, closed)
-        name = link.session.association.identity or ""
-        identity = self._identities.by_name.get(name)
-        if identity is None or identity.link is not link:
-            return
-        identity.link = None
-        identity.session_store.forget_session()
-        identity.since = iso()
-        self._identities.leases.used(name)
-        text = printable(closed.text)
-        identity.last_error = None if closed.reason == "stopped" else text
-        why = f"it said goodbye: {text}" if closed.by_peer else text
-        extra = about(client=name, reason=closed.reason, peer=link.endpoint)
-        remark(identity.remarks, logging.INFO, f"{name}: away, {why}", self._loop.time(), extra)
-        if not self._stopping:
-            self._tasks.spawn(identity.hooks.down(identity.hook_variables(closed.reason)))
-
-    async def _resize(self, link: Link) -> None:
-        """The path to a client has another MTU now, and so has what may go into its device."""
-        async with self._identities.lock:
-            identity = self._serving(link)
-            if identity is None or identity.hello is None:
-                return
-            try:
-                await self._logins.resize(identity, link, identity.hello)
-            except DtunError as error:
-                extra = about(client=identity.name, peer=link.endpoint)
-                remark(identity.remarks, logging.ERROR, f"{identity.name}: {error}", self._loop.time(), extra)
-
-    def _serving(self, link: Link) -> Identity | None:
-        """The identity that this session serves now."""
-        identity = self._identities.by_name.get(link.session.association.identity or "")
-        return identity if identity is not None and identity.link is link else None
-
     # The host
 
     def _host_changed(self) -> None:
         if self._host_timer is not None:
             self._host_timer.cancel()
-        self._host_timer = self._loop.call_later(SETTLE_TIME, self._follow_host)
+        self._host_timer = self._loop.call_later(SETTLE_TIME, self._refresh_forwarding)
 
-    def _follow_host(self) -> None:
-        identities = self._identities
+    def _refresh_forwarding(self) -> None:
+        identities = self.identities
         if identities.config.masquerade is True:
-            self._tasks.spawn(follow(identities.forwarding, identities.config, identities.devices))
+            self._tasks.spawn(identities.forwarding.refresh(identities.config, identities.devices))

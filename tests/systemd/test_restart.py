@@ -95,10 +95,11 @@ def test_a_stop_that_takes_longer_than_the_watchdogs_patience_is_let_finish(pair
 
 
 def test_a_stop_says_goodbye_and_leaves_nothing(pair: Pair) -> None:
-    said = pair.server.container.journal("dtun-server").count("it said goodbye")
+    said = pair.server.container.journal("dtun-server").count("the client closed the session")
     pair.client.systemctl("stop")
     wait_for(
-        lambda: pair.server.container.journal("dtun-server").count("it said goodbye") > said, "the goodbye"
+        lambda: pair.server.container.journal("dtun-server").count("the client closed the session") > said,
+        "the goodbye",
     )
     pair.server.systemctl("stop")
     for machine in (pair.client, pair.server):

@@ -62,7 +62,7 @@ def test_a_restart_goes_on_with_sockets_and_session(pair: Pair) -> None:
     pid = server.pid
     server.systemctl("restart")
     assert server.pid != pid
-    wait_for(lambda: "goes on with 192.0.2.2:" in server.journal_tail(), "the session to go on")
+    wait_for(lambda: "resumed the session with 192.0.2.2:" in server.journal_tail(), "the session to go on")
     assert pair.talk()
     lately = server.container.journal("dtun-server", f"_PID={server.pid}")
     assert "connected from" not in lately

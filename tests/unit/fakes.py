@@ -19,7 +19,7 @@ class FakeTun:
         self.vnet_header = False
         self.family_header = False
         self.offloads: frozenset[str] = frozenset()
-        self.enabled_offloads: frozenset[str] = frozenset()
+        self.handed_out: frozenset[str] = frozenset()
         self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._device.setblocking(False)
         self.host.setblocking(False)
@@ -27,7 +27,7 @@ class FakeTun:
     def fileno(self) -> int:
         return self._device.fileno()
 
-    def enable_offloads(self, offloads: frozenset[str]) -> None:
+    def hand_out(self, offloads: frozenset[str]) -> None:
         assert offloads <= self.offloads
 
     @property
@@ -57,7 +57,7 @@ class FakeKernel:
 
     async def close(self) -> None: ...
 
-    async def detach(self) -> None: ...
+    async def leave(self) -> None: ...
 
     def create_tun(self, name: str, descriptor: int | None = None) -> FakeTun:
         if descriptor is not None:
@@ -98,3 +98,43 @@ class FakeKernel:
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         self.changed = changed
         self.woke = woke
+
+
+class FakeFdStore:
+    """Keeps copies of descriptors, as systemd does; `names` and `take` give them to every successor."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        self._kept: dict[str, int] = {}
+        self._given: set[str] = set()
+
+    def keep(self, name: str, descriptor: int) -> None:
+        self.forget(name)
+        self._kept[name] = os.dup(descriptor)
+
+    def forget(self, name: str) -> None:
+        if name in self._kept:
+            os.close(self._kept.pop(name))
+
+    def take(self, name: str) -> int | None:
+        self._given.add(name)
+        return os.dup(self._kept[name]) if name in self._kept else None
+
+    def names(self) -> list[str]:
+        return [name for name in self._kept if name not in self._given]
+
+    def listeners(self) -> list[socket.socket]:
+        return []
+
+    def give_up_rest(self) -> None:
+        for name in self.names():
+            self.forget(name)
+
+    def start_successor(self) -> None:
+        """The next process gets everything again."""
+        self._given.clear()
+
+    def close(self) -> None:
+        for name in list(self._kept):
+            self.forget(name)

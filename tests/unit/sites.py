@@ -3,19 +3,21 @@
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 from dtun.client.client import Client
 from dtun.config import ClientConfig, Hook, ServerConfig
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE
+from dtun.handover.fdstore import FdStore
 from dtun.protocol.messages import Hello, Message, Welcome
 from dtun.server.server import Server
-from dtun.session.dialect import NativeDialect
-from dtun.session.go import GoClientDialect
+from dtun.session.dialect import GoClientDialect, NativeDialect
 from dtun.session.session import Closed, Event, Received, Session
 from tests.unit.fakes import FakeKernel, FakeTun
 
@@ -84,12 +86,12 @@ class Site:
             assert entry.read_key(directory, ("server", "clients", name)) == []
         self.server = self.make_server()
 
-    def make_server(self) -> Server:
-        return Server(self.config, self.kernel, self.hooks, asyncio.get_running_loop())
+    def make_server(self, fdstore: FdStore | None = None) -> Server:
+        return Server(self.config, self.kernel, self.hooks, asyncio.get_running_loop(), fdstore)
 
     async def restart(self) -> None:
         """As after a power failure: nobody is told."""
-        for link in list(self.server._demux.links):
+        for link in list(self.server.links):
             link.close("stopped", "", tell=False)
         await self.server.stop()
         self.server = self.make_server()
@@ -98,8 +100,16 @@ class Site:
     def tun(self, name: str = "dtun-demo") -> FakeTun:
         return self.kernel.tuns[name]
 
-    def drops(self) -> Mapping[str, int]:
-        return self.server._demux.all_drops
+    def drops(self) -> Counter[str]:
+        drops = self.server.status()["drops"]
+        assert isinstance(drops, dict)
+        return Counter(drops)
+
+    def row(self, name: str = "demo") -> dict[str, Any]:
+        """This client's row in the status."""
+        rows = self.server.status()["tunnels"]
+        assert isinstance(rows, list)
+        return next(row for row in rows if row["id"] == name)
 
 
 @asynccontextmanager
@@ -109,7 +119,7 @@ async def serving(directory: Path) -> AsyncIterator[Site]:
     await made.server.start()
     yield made
     await made.server.stop()
-    assert made.kernel.state.devices == frozenset()
+    assert made.kernel.state.links == frozenset()
     assert all(tun.closed for tun in made.kernel.tuns.values())
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from dtun.network.difference import Thing
 from dtun.network.state import (
-    ClampMss,
+    Clamp,
     Dns,
     DropIPv6OutsideTunnel,
-    DropOtherTrafficToServer,
-    DropUnreachableIPv6,
+    DropUnroutedIPv6,
     Filter,
     Masquerade,
     NetDevice,
     NetworkState,
+    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -29,7 +29,7 @@ class Applied:
 
     def __init__(self) -> None:
         self.sysctls: set[Sysctl] = set()
-        self.devices: set[NetDevice] = set()
+        self.links: set[NetDevice] = set()
         self.filters: set[Filter] = set()
         self.addresses: set[PointToPoint] = set()
         self.routes: set[Route] = set()
@@ -55,7 +55,7 @@ class Applied:
 
     def drop_device(self, name: str) -> None:
         """It went, with all that it had."""
-        for kind in ("devices", "addresses", "routes", "dns"):
+        for kind in ("links", "addresses", "routes", "dns"):
             things: set[Any] = getattr(self, kind)
             things -= {thing for thing in things if device_of(thing) == name}
 
@@ -64,7 +64,7 @@ class Applied:
             case Route():
                 return self.routes
             case NetDevice():
-                return self.devices
+                return self.links
             case PointToPoint():
                 return self.addresses
             case Rule():
@@ -73,7 +73,7 @@ class Applied:
                 return self.sysctls
             case Dns():
                 return self.dns
-            case _:
+            case Masquerade() | Clamp() | OnlyUdpTo() | DropUnroutedIPv6() | DropIPv6OutsideTunnel():
                 return self.filters
 
 
@@ -105,9 +105,9 @@ def device_of(thing: Thing) -> str:
             Sysctl()
             | Rule()
             | Masquerade()
-            | ClampMss()
-            | DropOtherTrafficToServer()
-            | DropUnreachableIPv6()
+            | Clamp()
+            | OnlyUdpTo()
+            | DropUnroutedIPv6()
             | DropIPv6OutsideTunnel()
         ):
             return ""

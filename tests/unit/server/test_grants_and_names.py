@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from dtun.network.state import Network
 from dtun.server.grants import grant
-from dtun.server.naming import MAX_NAME, PREFIX, device_name
+from dtun.server.identities import MAX_NAME, PREFIX, device_name
 
 LAN = IPv4Network("10.0.0.0/16")
 

@@ -15,11 +15,10 @@ from dtun.config import ClientEntry
 from dtun.errors import PermissionDeniedError
 from dtun.network.difference import Change
 from dtun.network.state import NetworkState
-from dtun.pacing import RateLimiter
 from dtun.platform.interface import LocalNetwork
 from dtun.protocol.messages import Hello, Renew, Welcome
-from dtun.server import login
-from tests.unit.sites import KEY, LAN, RawClient, Site, packet, sees_packet, wait_for
+from dtun.server import identity, login
+from tests.unit.sites import KEY, LAN, RawClient, Site, packet, sees_packet, serving, wait_for
 
 MakeClient = Callable[..., RawClient]
 
@@ -92,7 +91,7 @@ async def test_a_client_that_says_hello_again_and_again_is_let_in_once(
     client = make_client()
     await client.connect()
     looks = slow_look(site)
-    (link,) = site.server._demux.links
+    (link,) = site.server.links
     assert client.hello is not None
     for _ in range(20):
         client.session.send(client.hello, time.monotonic())
@@ -106,26 +105,26 @@ async def test_a_client_that_says_hello_again_and_again_is_let_in_once(
     [Welcome(address=IPv4Address("10.86.0.9"), peer=IPv4Address("10.86.0.1")), Renew()],
     ids=["welcome", "renew"],
 )
-async def test_a_client_that_talks_like_a_server_is_sent_away(
+async def test_a_client_that_sends_a_servers_message_is_disconnected(
     make_client: MakeClient, message: Welcome | Renew
 ) -> None:
     client = make_client()
     client.hello = message
     await client.until(lambda: client.closed is not None, "the goodbye")
     assert client.closed is not None
-    assert client.closed.text == "it talks like a server"
+    assert client.closed.text == "the client sent a message that only a server sends"
 
 
 async def test_sessions_that_never_say_hello_are_bounded(
     site: Site, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(login, "MAX_NEWCOMERS", 2)
+    monkeypatch.setattr(login, "MAX_WAITING", 2)
     silent = [make_client() for _ in range(4)]
     for client in silent:
         client.hello = None
         await client.until(lambda client=client: client.events != [], "the handshake")  # type: ignore[misc]
     await silent[0].until(lambda: silent[0].closed is not None, "the oldest to be sent away")
-    await wait_for(lambda: len(list(site.server._demux.links)) == 2, "the others")
+    await wait_for(lambda: len(list(site.server.links)) == 2, "the others")
     honest = make_client()
     await honest.connect()
 
@@ -133,18 +132,20 @@ async def test_sessions_that_never_say_hello_are_bounded(
 async def test_sessions_that_were_replaced_are_bounded(site: Site, make_client: MakeClient) -> None:
     for _ in range(5):
         await make_client().connect()
-    assert len(list(site.server._demux.links)) == 2
+    assert len(list(site.server.links)) == 2
 
 
 async def test_a_client_that_comes_and_goes_does_not_fill_the_log(
-    site: Site, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.server._identities.by_name["demo"].remarks = RateLimiter(burst=3, per_seconds=3600)
+    monkeypatch.setattr(identity, "LOG_LINES", 3)
     with caplog.at_level(logging.INFO, "dtun"):
-        for number in range(6):
-            client = make_client()
-            client.hello = Hello(instance=f"0{number}", subnets=(LAN, IPv4Network("172.16.0.0/24")))
-            await client.connect()
+        async with serving(tmp_path) as site:
+            for number in range(6):
+                client = RawClient(site)
+                client.hello = Hello(instance=f"0{number}", subnets=(LAN, IPv4Network("172.16.0.0/24")))
+                with client.socket:
+                    await client.connect()
     assert len([line for line in caplog.messages if line.startswith("demo: ")]) == 3
 
 
@@ -156,9 +157,10 @@ async def test_a_client_that_leaves_while_it_is_let_in_does_no_harm(
     await until_waiting(gate, client)
     client.session.close("stopped", "never mind", time.monotonic())
     client.turn()
-    await wait_for(lambda: not list(site.server._demux.links), "the goodbye to arrive")
+    await wait_for(lambda: not list(site.server.links), "the goodbye to arrive")
+    tasks = len(asyncio.all_tasks())
     gate.open.set()
-    await wait_for(lambda: not site.server._tasks._running, "the server to be done with it")
+    await wait_for(lambda: len(asyncio.all_tasks()) < tasks, "the server to be done with it")
     assert errors(caplog) == []
     await make_client().connect()
 
@@ -171,12 +173,12 @@ async def test_an_address_is_not_taken_away_from_a_client_that_is_being_let_in(
         await first.connect()
         first.session.close("stopped", "back soon", time.monotonic())
         first.turn()
-        await wait_for(lambda: not list(tiny.server._demux.links), "the goodbye to arrive")
+        await wait_for(lambda: not list(tiny.server.links), "the goodbye to arrive")
         gate = slow_look(tiny)
         await until_waiting(gate, again)
         await other.until(lambda: other.events != [], "the handshake of somebody else")
-        tasks = tiny.server._tasks._running
-        await other.until(lambda: len(tasks) >= 2, "its hello to arrive")
+        tasks = len(asyncio.all_tasks())
+        await other.until(lambda: len(asyncio.all_tasks()) > tasks, "its hello to arrive")
         gate.open.set()
         await again.connect()
         await other.until(lambda: other.closed is not None, "the refusal")
@@ -191,10 +193,11 @@ async def test_two_that_ask_for_overlapping_subnets_at_once_do_not_both_get_them
     with first.socket, second.socket:
         for client in (first, second):
             # Their devices are there already, so that only the subnets are left to be seen to.
-            await shared.server._identities.create("a" if client is first else "b")
+            await shared.server.identities.create("a" if client is first else "b")
         gate = slow_apply(shared)
         await until_waiting(gate, first)
-        await second.until(lambda: len(shared.server._tasks._running) >= 2, "the second hello")
+        tasks = len(asyncio.all_tasks())
+        await second.until(lambda: len(asyncio.all_tasks()) > tasks, "the second hello")
         gate.open.set()
         assert (await first.connect()).refused == ()
         (refusal,) = (await second.connect()).refused
@@ -276,6 +279,6 @@ async def test_a_device_name_from_the_configuration_is_kept_for_its_client(tmp_p
     clients = {"demo": {"key": KEY}, "other": {"key": KEY, "tun": "dtun-demo"}}
     site = Site(tmp_path, clients=clients)
     await site.server.start()
-    assert site.server._identities.by_name["other"].tun.name == "dtun-demo"
-    assert site.server._identities.by_name["demo"].tun.name != "dtun-demo"
+    assert site.server.identities.by_name["other"].tun.name == "dtun-demo"
+    assert site.server.identities.by_name["demo"].tun.name != "dtun-demo"
     await site.server.stop()

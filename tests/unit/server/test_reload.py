@@ -17,7 +17,7 @@ from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import by_name
 from dtun.errors import ConfigError, UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import ClampMss, Masquerade, NetworkState, Route, Sysctl
+from dtun.network.state import Clamp, Masquerade, NetworkState, Route, Sysctl
 from dtun.platform.interface import NextHop
 from dtun.protocol.messages import Hello, Renew
 from dtun.server import reload
@@ -49,11 +49,6 @@ class Reloading:
         clients = self.settings["clients"]
         return await self.reload(clients=clients | {name: clients[name] | changes})
 
-    def row(self, name: str = "demo") -> dict[str, Any]:
-        rows = self.site.server.status()["tunnels"]
-        assert isinstance(rows, list)
-        return next(row for row in rows if row["id"] == name)
-
     def warnings(self) -> list[str]:
         found = self.site.server.status()["warnings"]
         assert isinstance(found, list)
@@ -66,7 +61,7 @@ async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
     await made.site.server.start()
     yield made
     await made.site.server.stop()
-    assert made.site.kernel.state.devices == frozenset()
+    assert made.site.kernel.state.links == frozenset()
     assert all(tun.closed for tun in made.site.kernel.tuns.values())
 
 
@@ -135,11 +130,11 @@ async def test_a_client_that_is_removed_is_sent_away_with_all_that_it_had(
     assert client.closed.reason == "refused"
     assert reloading.site.tun().closed
     assert reloading.site.kernel.state.routes == frozenset()
-    assert {link.name for link in reloading.site.kernel.state.devices} == {"dtun-other"}
+    assert {link.name for link in reloading.site.kernel.state.links} == {"dtun-other"}
     assert reloading.site.hooks.ran[-1].startswith("/down demo")
     again = make()
     await again.until(lambda: again.closed is not None, "the refusal")
-    assert reloading.site.server._identities.leases.current("demo") is None
+    assert reloading.site.server.identities.leases.current("demo") is None
 
 
 async def test_a_slow_hook_of_one_who_leaves_holds_up_nobody_else(reloading: Reloading, make: Make) -> None:
@@ -162,13 +157,13 @@ async def test_a_client_whose_key_is_changed_renews_or_goes(
     await client.connect()
     await reloading.client("demo", key=NEXT.replace("I", "J"))
     await asked_to_renew(client)
-    assert reloading.row()["key"] == "former"
+    assert reloading.site.row()["key"] == "former"
     assert reloading.site.server.status()["old_key_in_use"] == ["demo"]
     await sees_packet(reloading.site, client, packet("10.0.0.1"))
-    assert await sent_away(client) == "it was made with a key that is valid no more"
+    assert await sent_away(client) == "its key is not valid any more"
     again = make()
     await again.until(lambda: again.closed is not None, "the refusal")
-    assert reloading.row()["state"] == "away"
+    assert reloading.site.row()["state"] == "away"
 
 
 async def test_a_client_that_has_renewed_with_its_new_key_stays(
@@ -182,7 +177,7 @@ async def test_a_client_that_has_renewed_with_its_new_key_stays(
     await client.connect()
     await wait_for(lambda: asyncio.get_running_loop().time() > ended, "the end of the patience")
     await sees_packet(reloading.site, client, packet("10.0.0.1"))
-    assert reloading.row()["key"] == "present"
+    assert reloading.site.row()["key"] == "present"
 
 
 async def test_a_key_is_changed_over_without_a_break(
@@ -201,12 +196,12 @@ async def test_a_key_is_changed_over_without_a_break(
     await first.until(lambda: first.closed is not None, "the try with the old key")
     await second.connect()
     assert "failed" not in caplog.text, "that is how it goes, and nothing to warn of"
-    assert reloading.row()["key"] == "next"
+    assert reloading.site.row()["key"] == "next"
     assert reloading.site.server.status()["old_key_in_use"] == []
 
     clients = {"demo": DEMO | {"key": NEXT}, "other": OTHER | {"key": KEY}}
     await reloading.reload(clients=clients)
-    assert reloading.row()["key"] == "present"
+    assert reloading.site.row()["key"] == "present"
     await sees_packet(reloading.site, second, packet("10.0.0.1"))
     assert Renew not in heard(second)
 
@@ -270,7 +265,7 @@ async def test_subnets_go_from_one_client_to_another_at_once(reloading: Reloadin
     host = reloading.site.tun("dtun-other").host
     await wait_for(lambda: _received(host) == packet("10.0.7.1"), "the packet by the new way")
     second.send(packet("10.0.7.1"))
-    drops = reloading.site.server._identities.by_name["demo"].counters.drops
+    drops = reloading.site.server.identities.by_name["demo"].counters.drops
     await wait_for(lambda: drops["source not allowed"] == 1, "the drop by the old way")
 
 
@@ -319,7 +314,7 @@ async def test_other_suites_are_for_new_sessions(reloading: Reloading, make: Mak
     engine = ClientEngine("demo", bytes(range(32)), [by_name("PSK-AES-256-GCM")], native=True)
     welcome.session.association = engine.associate(0)
     await welcome.connect()
-    assert reloading.row()["suite"] == "PSK-AES-256-GCM"
+    assert reloading.site.row()["suite"] == "PSK-AES-256-GCM"
 
 
 async def test_the_server_moves_to_another_address(
@@ -380,15 +375,15 @@ async def test_forwarding_and_nat_are_switched_on_and_off(
     kernel.gateways[4] = NextHop("eth0", IPv4Address("192.0.2.1"), None, 1500)
     client = make()
     await client.connect()
-    mtu = reloading.row()["mtu"]
+    mtu = reloading.site.row()["mtu"]
     await reloading.reload(masquerade=True)
     assert kernel.state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
     assert "this host forwards packets of the clients (net.ipv4.ip_forward=1)" in caplog.messages
     assert kernel.state.filters == {
         Masquerade("dtun-demo", "eth0"),
         Masquerade("dtun-other", "eth0"),
-        ClampMss("dtun-demo", mtu),
-        ClampMss("dtun-other", 1400),
+        Clamp("dtun-demo", mtu),
+        Clamp("dtun-other", 1400),
     }
     await sees_packet(reloading.site, client, packet("10.0.0.1"))
     await reloading.reload(masquerade=["eth7"])
@@ -434,14 +429,16 @@ async def test_the_device_follows_the_mtu_of_the_path(
 ) -> None:
     await reloading.reload(forwarding=True)
     await make().connect()
-    identity = reloading.site.server._identities.by_name["demo"]
+    identity = reloading.site.server.identities.by_name["demo"]
     link = identity.link
     assert link is not None
     monkeypatch.setattr(link, "agreed_mtu", lambda *_, **__: 1234)
-    reloading.site.server._on_event(link, PathMtuChanged())
+    with monkeypatch.context() as patch:
+        patch.setattr(link.session, "take_events", lambda: [PathMtuChanged()])
+        link.flush()
     await wait_for(lambda: identity.mtu == 1234, "the new size")
-    assert {one.mtu for one in reloading.site.kernel.state.devices if one.name == "dtun-demo"} == {1234}
-    assert ClampMss("dtun-demo", 1234) in reloading.site.kernel.state.filters
+    assert {one.mtu for one in reloading.site.kernel.state.links if one.name == "dtun-demo"} == {1234}
+    assert Clamp("dtun-demo", 1234) in reloading.site.kernel.state.filters
     assert Route(LAN, "dtun-demo") in reloading.site.kernel.state.routes
 
 
@@ -469,11 +466,11 @@ async def test_a_client_that_shakes_hands_while_it_is_removed_is_not_let_in(
     client = make()
     hello, client.hello = client.hello, None
     await client.until(lambda: client.events != [], "the handshake")
-    await wait_for(lambda: list(reloading.site.server._demux.links) != [], "it at the server")
+    await wait_for(lambda: list(reloading.site.server.links) != [], "it at the server")
     await reloading.reload(clients={"other": OTHER})
     assert hello is not None
     assert "no more" in await sent_away(client)
-    assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.devices}
+    assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.links}
 
 
 async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(
@@ -482,9 +479,9 @@ async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(
     client = make()
     hello, client.hello = client.hello, None
     await client.until(lambda: client.events != [], "the handshake")
-    await wait_for(lambda: list(reloading.site.server._demux.links) != [], "it at the server")
+    await wait_for(lambda: list(reloading.site.server.links) != [], "it at the server")
     await reloading.client("demo", key=NEXT)
     assert hello is not None
     client.session.send(hello, time.monotonic())
     assert await sent_away(client) == "the server's configuration has changed meanwhile"
-    assert reloading.row()["state"] == "away"
+    assert reloading.site.row()["state"] == "away"

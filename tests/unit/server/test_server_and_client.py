@@ -54,7 +54,7 @@ async def test_a_spoofed_source_is_dropped(site: Site, make_client: Callable[...
     client.send(packet("172.16.0.1"))
     await sees_packet(site, client, packet("10.86.0.2"))
     assert waiting_at(site.tun().host) == []
-    assert site.server._identities.by_name["demo"].counters.drops["source not allowed"] == 1
+    assert site.server.identities.by_name["demo"].counters.drops["source not allowed"] == 1
 
 
 async def test_a_client_whose_nat_forgets_it_is_found_again_by_its_next_record(
@@ -171,7 +171,7 @@ async def test_an_original_client_is_greeted_and_served(
     welcome = await client.connect()
     assert str(welcome.peer) == "10.86.0.1"
     await wait_for(
-        lambda: site.server._identities.by_name["old"].link is not None, "the answer to the greeting"
+        lambda: site.server.identities.by_name["old"].link is not None, "the answer to the greeting"
     )
     client.send(packet("10.9.0.7"))
     host = site.tun("dtun-old").host
@@ -222,12 +222,13 @@ async def test_both_ends_say_that_records_stay_inside_of_mbed_tls(
 @pytest.mark.parametrize("side", ["client", "server"])
 async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, home: Home, side: str) -> None:
     before = await in_service(home)
-    link = before if side == "client" else site.server._identities.by_name["demo"].link
+    link = before if side == "client" else site.server.identities.by_name["demo"].link
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records.forgeries = records.keys.suite.forgery_limit // 2 + 1
-    link._tick()
+    records._forgeries = records._forgery_limit // 2 + 1
+    link.session.poll(time.monotonic())
+    link.flush()
     await in_service(home, other_than=before)
     await through(site, home, 1)
     assert len(home.hooks.ran) == 1, "the tunnel was up all the time"
@@ -238,14 +239,15 @@ async def test_that_the_key_of_an_original_client_is_worn_out_is_said(
 ) -> None:
     client = make_client("old", go=True)
     await client.connect()
-    identities = site.server._identities.by_name
+    identities = site.server.identities.by_name
     await wait_for(lambda: identities["old"].link is not None, "the answer to the greeting")
     link = identities["old"].link
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records.forgeries = records.keys.suite.forgery_limit
-    link._tick()
+    records._forgeries = records._forgery_limit
+    link.session.poll(time.monotonic())
+    link.flush()
     said = (
         "old: the key of this session has done half of what its cipher allows; start the original dtun at 127"
     )
@@ -297,7 +299,7 @@ async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
         monkeypatch.undo()
         raise OSError(f"{offloads} is not for this device")
 
-    monkeypatch.setattr(home.kernel.tuns["dtun0"], "enable_offloads", fail_once)
+    monkeypatch.setattr(home.kernel.tuns["dtun0"], "hand_out", fail_once)
     home.client._want("renewal")
     await wait_for(lambda: home.client._last_error is not None, "the failure")
     await wait_for(lambda: home.client._last_error is None, "another try that worked")
@@ -327,7 +329,7 @@ async def test_a_change_of_the_host_ends_the_wait_for_the_next_try(
 ) -> None:
     await in_service(home)
     monkeypatch.setattr(home.client._backoff, "next", lambda: 3600.0)
-    for link in list(site.server._demux.links):
+    for link in list(site.server.links):
         link.close("other", "for the test")
     await wait_for(lambda: home.link() is None, "the goodbye")
     home.kernel.changed()
