@@ -22,6 +22,7 @@ from dtun.network.state import (
     Sysctl,
 )
 from dtun.platform import repair
+from dtun.platform.linux.netlink.removals import RemovalWatch
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -167,16 +168,15 @@ def test_our_own_work_is_no_reason_to_look(
 ) -> None:
     async def story() -> None:
         async with tunnel(runtime) as (linux, tun):
-            assert linux._open is not None
             suspicions: list[bytes] = []
-            learn = linux._removals.learn
+            update = RemovalWatch.update
 
-            def spy(data: bytes) -> bool:
-                if learn(data):
+            def spy(watch: RemovalWatch, data: bytes) -> bool:
+                if update(watch, data):
                     suspicions.append(data)
                 return False
 
-            monkeypatch.setattr(linux._removals, "learn", spy)
+            monkeypatch.setattr(RemovalWatch, "update", spy)
             await linux.apply(WANTED)
             await linux.apply(state(into("10.1.0.0/16"), mtu=1300))
             await linux.apply(WANTED)

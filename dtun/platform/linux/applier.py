@@ -12,9 +12,9 @@ from dtun.platform.entries import Entry, SavedSysctl, Table
 from dtun.platform.journal import Journal
 from dtun.platform.linux.applied import Applied, Devices, device_of
 from dtun.platform.linux.missing import missing
-from dtun.platform.linux.netlink.bulk import BATCH, Bulk
-from dtun.platform.linux.netlink.dump import errors_in_words
-from dtun.platform.linux.netlink.requests import Netlink
+from dtun.platform.linux.netlink.dump import unavailable_if_refused
+from dtun.platform.linux.netlink.requests import Requests
+from dtun.platform.linux.netlink.route_batches import BATCH, RouteBatches
 from dtun.platform.linux.operations import Operations
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.settings import Settings, is_set
@@ -26,7 +26,7 @@ class Applier:
     """One open kernel's hands. `devices` says which are this process's own: what goes with them is in no journal."""
 
     def __init__(
-        self, netlink: Netlink, bulk: Bulk, services: Services, journal: Journal, devices: Devices
+        self, netlink: Requests, bulk: RouteBatches, services: Services, journal: Journal, devices: Devices
     ) -> None:
         self.applied = Applied()
         # The packet filter's table is there with contents that only a dead predecessor knew.
@@ -196,7 +196,7 @@ class Applier:
         return reason
 
     async def _missing(self, things: Iterable[Thing]) -> set[Any]:
-        with errors_in_words():
+        with unavailable_if_refused():
             return await missing(things)
 
 

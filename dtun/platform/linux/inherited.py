@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import NetDevice, PointToPoint, Route
-from dtun.platform.linux.netlink.dump import errors_in_words
+from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.wire import IFF_UP, ROUTE_PROTOCOL
 from dtun.platform.linux.observed import addresses, links as all_links, routes
 
@@ -16,7 +16,7 @@ async def of_devices(names: Collection[str]) -> list[Thing]:
     Raises:
         UnavailableError: the kernel does not answer.
     """
-    with errors_in_words():
+    with unavailable_if_refused():
         links = {link.index: link for link in await all_links() if link.name in names}
         things: list[Thing] = [
             NetDevice(link.name, link.mtu) for link in links.values() if link.flags & IFF_UP

@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from dtun.network.state import Address, Network, NetworkState
 from dtun.platform.linux import observed as now
 from dtun.platform.linux.missing import missing, rule_for
-from dtun.platform.linux.netlink.dump import errors_in_words
+from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL, RTM_F_FIB_MATCH
 from dtun.platform.linux.nftables.firewall import Firewall, FirewallError
 from dtun.platform.linux.settings import is_set
@@ -83,7 +83,7 @@ async def decide(address: Address, mark: int | None = None) -> Decision:
     Raises:
         UnavailableError: the kernel does not say.
     """
-    with errors_in_words():
+    with unavailable_if_refused():
         try:
             entry = now.get(address, RTM_F_FIB_MATCH, mark)
             way = now.get(address, mark=mark)
@@ -114,7 +114,7 @@ async def foreign_tunnels(own: Collection[str] = ()) -> list[Foreign]:
     Raises:
         UnavailableError: the kernel does not say.
     """
-    with errors_in_words():
+    with unavailable_if_refused():
         kinds = {link.name: _tunnel_kind(link) for link in await now.links()}
         found = [*await now.routes(4), *await now.routes(6)]
     ours = {*own, *(one.route.device for one in found if one.protocol == ROUTE_PROTOCOL)}
@@ -147,7 +147,7 @@ async def existing(desired: NetworkState, instance: str) -> NetworkState:
     Raises:
         UnavailableError: the kernel does not say.
     """
-    with errors_in_words():
+    with unavailable_if_refused():
         gone = await missing([*desired.links, *desired.addresses, *desired.routes, *desired.rules])
     return NetworkState(
         links=desired.links - gone,

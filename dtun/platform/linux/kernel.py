@@ -19,10 +19,10 @@ from dtun.platform.journal import Journal, runtime_directory as usual_directory
 from dtun.platform.linux import inherited, lookup, sysctl
 from dtun.platform.linux.applied import Applied, Devices, devices_of, without_devices
 from dtun.platform.linux.applier import Applier, Outcome
-from dtun.platform.linux.netlink.bulk import Bulk
 from dtun.platform.linux.netlink.monitor import HostView, Monitor
 from dtun.platform.linux.netlink.removals import RemovalWatch
-from dtun.platform.linux.netlink.requests import Netlink
+from dtun.platform.linux.netlink.requests import Requests
+from dtun.platform.linux.netlink.route_batches import RouteBatches
 from dtun.platform.linux.operations import NOT_PERMITTED
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.sysctl import SysctlError
@@ -37,8 +37,8 @@ class _Open:
     """What exists between `open` and `close`."""
 
     def __init__(self, journal: Journal, devices: Devices) -> None:
-        self.netlink = Netlink()
-        self.bulk = Bulk()
+        self.netlink = Requests()
+        self.bulk = RouteBatches()
         self.services = Services(f"dtun-{journal.instance}", self._filters_taken)
         self.carrier = Applier(self.netlink, self.bulk, self.services, journal, devices)
         self.monitor: Monitor | None = None
@@ -97,7 +97,7 @@ class LinuxKernel:
                     self._view,
                     self._removals,
                     changed=self._host_changed,
-                    lost=opened.repairer.lost,
+                    removed=opened.repairer.lost,
                     ports=(opened.netlink.port, opened.bulk.port),
                 )
                 await lookup.look_around(self._view)
@@ -135,8 +135,8 @@ class LinuxKernel:
         with contextlib.suppress(SysctlError):
             sysctl.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
         index = socket.if_nametoindex(name)
-        self._view.own.add(index)
-        self._removals.made(index)
+        self._view.add_own(index)
+        self._removals.device_created(index)
         self._devices.made(name, index)
         return tun
 
@@ -234,7 +234,7 @@ class LinuxKernel:
         """Addresses and routes went with it."""
         index = self._devices.gone(tun.name)
         if index is not None:
-            self._removals.closed(index)
+            self._removals.device_closed(index)
         if self._open is not None:
             self._open.carrier.applied.drop_device(tun.name)
 
@@ -251,7 +251,7 @@ class LinuxKernel:
         self._journal.close(keep=keep_journal)
 
 
-async def _check_permission(netlink: Netlink) -> None:
+async def _check_permission(netlink: Requests) -> None:
     try:
         await netlink.check_permission()
     except NetlinkError as error:

@@ -6,7 +6,7 @@ from typing import Literal
 from dtun.network.state import MAIN_TABLE, Address
 from dtun.platform.interface import LocalNetwork, NextHop
 from dtun.platform.linux import observed as now
-from dtun.platform.linux.netlink.dump import errors_in_words
+from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.monitor import HostView
 from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL
 from dtun.platform.linux.observed import FoundRoute
@@ -14,7 +14,7 @@ from dtun.platform.linux.observed import FoundRoute
 
 async def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
     """See `Kernel.next_hop`; `own` are the names of this process's devices."""
-    with errors_in_words():
+    with unavailable_if_refused():
         found = now.matching(address)
         if found is None or found.protocol == ROUTE_PROTOCOL or found.route.device in own:
             # The kernel cannot be asked to leave some routes out, and of one that refuses it does not say whose it
@@ -31,7 +31,7 @@ async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop |
     def wanted(length: int, protocol: int, table: int) -> bool:
         return length == 0 and _others_in_main(length, protocol, table)
 
-    with errors_in_words():
+    with unavailable_if_refused():
         tunnels = {link.name for link in await now.links() if link.kind == "tun"}
         candidates = [
             found
@@ -65,7 +65,7 @@ def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[st
 
 async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     """See `Kernel.local_networks`. Link-local networks are left out: every link has them."""
-    with errors_in_words():
+    with unavailable_if_refused():
         links = {
             link.index: link
             for link in await now.links()
@@ -86,11 +86,11 @@ async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
 
 async def look_around(view: HostView) -> None:
     """Tell the view what is there already."""
-    with errors_in_words():
+    with unavailable_if_refused():
         for link in await now.links():
-            view.saw_link(link.index, link.flags, link.kind)
+            view.update_link(link.index, link.flags, link.kind)
         for address in await now.addresses():
-            view.saw_address(address.index, address.local.packed, address.flags)
+            view.update_address(address.index, address.local.packed, address.flags)
 
 
 async def _hop(found: FoundRoute | None) -> NextHop | None:

@@ -4,15 +4,15 @@ A route is compared as the few numbers that the kernel keeps of it: thousands ar
 """
 
 import asyncio
-import socket
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import NetDevice, PointToPoint, Route, Rule
-from dtun.platform.linux.netlink.bulk import ROUTE_TYPES
 from dtun.platform.linux.netlink.dump import collect
+from dtun.platform.linux.netlink.route_batches import ROUTE_TYPES
+from dtun.platform.linux.netlink.sockets import device_index
 from dtun.platform.linux.netlink.wire import (
     FAMILIES,
     FIB_RULE_HDR,
@@ -89,7 +89,7 @@ async def _missing_links(links: Iterable[NetDevice]) -> set[NetDevice]:
         return (index, number(attributes(part, IFINFOMSG.size).get(IFLA_MTU))) if flags & IFF_UP else None
 
     up = set(await collect(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0, 0), decode))
-    return {link for link in links if (_index(link.name), link.mtu) not in up}
+    return {link for link in links if (device_index(link.name), link.mtu) not in up}
 
 
 async def _missing_pairs(pairs: Iterable[PointToPoint]) -> set[PointToPoint]:
@@ -101,21 +101,22 @@ async def _missing_pairs(pairs: Iterable[PointToPoint]) -> set[PointToPoint]:
 
     present = set(await collect(RTM_GETADDR, IFADDRMSG.pack(0, 0, 0, 0, 0), decode))
     return {
-        pair for pair in pairs if (_index(pair.device), pair.local.packed, pair.peer.packed) not in present
+        pair
+        for pair in pairs
+        if (device_index(pair.device), pair.local.packed, pair.peer.packed) not in present
     }
 
 
 async def _missing_routes(version: int, routes: Iterable[Route]) -> set[Route]:
     present = await _routes(version)
-    indexes: dict[str, int] = {}
+    indexes: dict[str, int | None] = {"": 0}
     lost: set[Route] = set()
     rest = iter(routes)
     while some := list(islice(rest, _AT_ONCE)):
         for route in some:
-            index = indexes.get(route.device)
-            if index is None:
-                index = indexes[route.device] = _index(route.device)
-            if route_key(route, index) not in present:
+            if route.device not in indexes:
+                indexes[route.device] = device_index(route.device)
+            if route_key(route, indexes[route.device]) not in present:
                 lost.add(route)
         await asyncio.sleep(0)
     return lost
@@ -153,7 +154,7 @@ def route_seen(part: memoryview, version: int) -> RouteKey | None:
     )
 
 
-def route_key(route: Route, index: int) -> RouteKey:
+def route_key(route: Route, index: int | None) -> RouteKey:
     """What `route_seen` would find; `index` is the device's."""
     destination = route.destination
     version, length = destination.version, destination.prefixlen
@@ -229,13 +230,3 @@ async def rule_for(version: int, table: int, mark: int | None, length: int) -> i
 def rule_key(rule: Rule) -> RuleKey:
     """What `_rules` would find."""
     return rule.version, rule.priority, rule.table, rule.unless_mark, rule.suppress_prefix_length
-
-
-def _index(device: str) -> int:
-    """0 for none, -1 for one that does not exist."""
-    if not device:
-        return 0
-    try:
-        return socket.if_nametoindex(device)
-    except OSError:
-        return -1

@@ -15,7 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.difference import DEFAULT_METRIC
 from dtun.network.state import Address, Network, Route, RouteKind
-from dtun.platform.linux.netlink.dump import ask, collect
+from dtun.platform.linux.netlink.dump import collect, query
 from dtun.platform.linux.netlink.wire import (
     FAMILIES,
     IFA_ADDRESS,
@@ -176,7 +176,7 @@ def get(address: Address, flags: int = 0, mark: int | None = None) -> FoundRoute
     body += attribute(RTA_DST, address.packed)
     if mark is not None:
         body += attribute(RTA_MARK, U32.pack(mark))
-    return found_route(memoryview(ask(RTM_GETROUTE, body)), {})
+    return found_route(memoryview(query(RTM_GETROUTE, body)), {})
 
 
 def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:

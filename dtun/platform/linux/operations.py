@@ -11,8 +11,8 @@ from dtun.network.difference import Change, slot
 from dtun.network.state import MAIN_TABLE, Dns, Filter, NetDevice, PointToPoint, Route, Rule, Sysctl
 from dtun.platform.linux import observed as now
 from dtun.platform.linux.missing import missing
-from dtun.platform.linux.netlink.bulk import Bulk
-from dtun.platform.linux.netlink.requests import Netlink
+from dtun.platform.linux.netlink.requests import Requests
+from dtun.platform.linux.netlink.route_batches import RouteBatches
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.settings import Settings
@@ -47,7 +47,7 @@ _LOOKED_UP = 10
 class Operations:
     """Makes the changes of one apply."""
 
-    def __init__(self, netlink: Netlink, bulk: Bulk, settings: Settings, services: Services) -> None:
+    def __init__(self, netlink: Requests, bulk: RouteBatches, settings: Settings, services: Services) -> None:
         self._netlink = netlink
         self._bulk = bulk
         self._settings = settings

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dtun.network.state import Clamp, DropIPv6OutsideTunnel, DropUnroutedIPv6, Filter, Masquerade, OnlyUdpTo
+from dtun.platform.linux.netlink.wire import NLM_F_ACK
 from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explanation
-from dtun.platform.linux.nftables.monitor import takes_from
+from dtun.platform.linux.nftables.monitor import deletes_from
 from dtun.platform.linux.nftables.rules import amendment, layout, replacement
 from dtun.platform.linux.nftables.wire import (
     NFPROTO_INET,
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM,
-    NLM_F_ACK,
     Answer,
     answers,
     batch,
@@ -215,13 +215,13 @@ def test_a_loss_is_a_deletion_in_our_table_and_in_no_other() -> None:
 
     other = deleted("dtun-hom") + deleted("dtun-home2") + deleted("dtun-home", family=2)
     other += deleted("dtun-home", NFT_MSG_NEWSETELEM)
-    assert not takes_from("dtun-home", other)
-    assert takes_from("dtun-home", other + deleted("dtun-home"))
+    assert not deletes_from("dtun-home", other)
+    assert deletes_from("dtun-home", other + deleted("dtun-home"))
 
 
 @given(st.binary(max_size=100))
 def test_notifications_that_make_no_sense_are_no_loss(data: bytes) -> None:
-    assert not takes_from("dtun-home", data)
+    assert not deletes_from("dtun-home", data)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 200), st.booleans())))

@@ -6,7 +6,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.platform.linux.netlink.notifications import SOCK_FILTER, program
+from dtun.platform.linux.netlink.notifications import SOCK_FILTER, filter_program
 from dtun.platform.linux.netlink.removals import RemovalWatch
 
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE, NEWRULE, DELRULE = 16, 17, 20, 21, 24, 25, 32, 33
@@ -48,56 +48,56 @@ def netconf(index: int, *attributes: bytes, family: int = 2) -> bytes:
 def view() -> RemovalWatch:
     """With one device of ours, which is up."""
     view = RemovalWatch()
-    view.made(TUN)
-    assert not view.learn(link(NEWLINK, TUN, 0))
-    assert not view.learn(link(NEWLINK, TUN, UP))
+    view.device_created(TUN)
+    assert not view.update(link(NEWLINK, TUN, 0))
+    assert not view.update(link(NEWLINK, TUN, UP))
     return view
 
 
 def test_the_host_is_no_router_any_more(view: RemovalWatch) -> None:
     every, default = -1, -2
     ends, begins, other = number(2, 0), number(2, 1), number(3, 0)
-    assert view.learn(netconf(every, ends))
-    assert view.learn(netconf(every, other, ends, family=10))
-    assert not view.learn(netconf(every, begins))
-    assert not view.learn(netconf(every, other))
-    assert not view.learn(netconf(default, ends) + netconf(ETH0, ends) + netconf(TUN, ends))
+    assert view.update(netconf(every, ends))
+    assert view.update(netconf(every, other, ends, family=10))
+    assert not view.update(netconf(every, begins))
+    assert not view.update(netconf(every, other))
+    assert not view.update(netconf(default, ends) + netconf(ETH0, ends) + netconf(TUN, ends))
 
 
 def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: RemovalWatch) -> None:
-    assert view.learn(route())
-    assert view.learn(route(index=LOOPBACK))
-    assert view.learn(rule(217))
-    assert not view.learn(route(protocol=3))
-    assert not view.learn(rule(0))
-    assert not view.learn(route(kind=NEWROUTE) + rule(217, NEWRULE))
+    assert view.update(route())
+    assert view.update(route(index=LOOPBACK))
+    assert view.update(rule(217))
+    assert not view.update(route(protocol=3))
+    assert not view.update(rule(0))
+    assert not view.update(route(kind=NEWROUTE) + rule(217, NEWRULE))
 
 
 def test_an_address_and_a_link_of_ours_are_missed(view: RemovalWatch) -> None:
-    assert view.learn(address(DELADDR, TUN))
-    assert not view.learn(address(DELADDR, ETH0) + address(NEWADDR, TUN))
-    assert not view.learn(link(NEWLINK, ETH0, 0))
-    assert view.learn(link(NEWLINK, TUN, 0))
-    assert not view.learn(link(NEWLINK, TUN, 0)), "once is enough"
+    assert view.update(address(DELADDR, TUN))
+    assert not view.update(address(DELADDR, ETH0) + address(NEWADDR, TUN))
+    assert not view.update(link(NEWLINK, ETH0, 0))
+    assert view.update(link(NEWLINK, TUN, 0))
+    assert not view.update(link(NEWLINK, TUN, 0)), "once is enough"
 
 
 def test_what_goes_with_a_closed_device_is_not_missed(view: RemovalWatch) -> None:
-    view.closed(TUN)
+    view.device_closed(TUN)
     gone = address(DELADDR, TUN) + route(index=TUN) + link(NEWLINK, TUN, 0) + link(DELLINK, TUN, 0)
-    assert not view.learn(gone)
+    assert not view.update(gone)
     # The kernel may give the number to another device.
-    view.made(TUN)
-    assert view.learn(address(DELADDR, TUN))
+    view.device_created(TUN)
+    assert view.update(address(DELADDR, TUN))
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_do_no_harm(data: bytes) -> None:
-    RemovalWatch().learn(data)
+    RemovalWatch().update(data)
 
 
 def kept(packet: bytes, ports: list[int]) -> bool:
     """Run the filter as the kernel would: loads are big-endian, and one behind the end leaves out."""
-    code = list(SOCK_FILTER.iter_unpack(program(ports)))
+    code = list(SOCK_FILTER.iter_unpack(filter_program(ports)))
     accumulator = at = 0
     sizes = {0x20: 4, 0x28: 2, 0x30: 1}
     while True:

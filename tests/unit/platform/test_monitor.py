@@ -44,73 +44,73 @@ def route(prefix_length: int, index: int = ETH0, protocol: int = 3, kind: int = 
 def view() -> HostView:
     """A host with one device, which has one address, and with one TUN device of ours."""
     view = HostView()
-    view.own.add(TUN)
-    assert view.learn(link(ETH0))
-    assert view.learn(address(ETH0, "192.0.2.2"))
+    view.add_own(TUN)
+    assert view.update(link(ETH0))
+    assert view.update(address(ETH0, "192.0.2.2"))
     return view
 
 
 def test_an_address_is_news_once(view: HostView) -> None:
     # A router advertisement makes the kernel repeat what everybody knows.
-    assert not view.learn(address(ETH0, "192.0.2.2"))
-    assert view.learn(address(ETH0, "192.0.2.3"))
-    assert view.learn(address(ETH0, "192.0.2.3", kind=DELADDR))
-    assert not view.learn(address(ETH0, "192.0.2.3", kind=DELADDR))
+    assert not view.update(address(ETH0, "192.0.2.2"))
+    assert view.update(address(ETH0, "192.0.2.3"))
+    assert view.update(address(ETH0, "192.0.2.3", kind=DELADDR))
+    assert not view.update(address(ETH0, "192.0.2.3", kind=DELADDR))
 
 
 def test_an_ipv6_address_is_news_when_it_can_be_used(view: HostView) -> None:
-    assert not view.learn(address(ETH0, "2001:db8::2", TENTATIVE))
-    assert view.learn(address(ETH0, "2001:db8::2", 0x80))
-    assert not view.learn(address(ETH0, "fe80::2", 0x80))
+    assert not view.update(address(ETH0, "2001:db8::2", TENTATIVE))
+    assert view.update(address(ETH0, "2001:db8::2", 0x80))
+    assert not view.update(address(ETH0, "fe80::2", 0x80))
 
 
 def test_a_link_is_news_when_it_starts_or_stops_to_run(view: HostView) -> None:
-    assert not view.learn(link(ETH0))
-    assert view.learn(link(ETH0, flags=0x1))
-    assert not view.learn(link(ETH0, flags=0x0))
-    assert view.learn(link(ETH0))
-    assert view.learn(link(ETH0, kind=DELLINK))
-    assert not view.learn(link(3, flags=0))
+    assert not view.update(link(ETH0))
+    assert view.update(link(ETH0, flags=0x1))
+    assert not view.update(link(ETH0, flags=0x0))
+    assert view.update(link(ETH0))
+    assert view.update(link(ETH0, kind=DELLINK))
+    assert not view.update(link(3, flags=0))
 
 
 @pytest.mark.parametrize("kind", [NEWROUTE, DELROUTE])
 @pytest.mark.parametrize("prefix_length", [0, 1])
 def test_wide_routes_are_news_each_time(view: HostView, prefix_length: int, kind: int) -> None:
-    assert view.learn(route(prefix_length, kind=kind))
-    assert view.learn(route(prefix_length, kind=kind))
+    assert view.update(route(prefix_length, kind=kind))
+    assert view.update(route(prefix_length, kind=kind))
 
 
 def test_narrow_routes_and_our_own_are_no_news(view: HostView) -> None:
-    assert not view.learn(route(24))
-    assert not view.learn(route(0, protocol=217))
+    assert not view.update(route(24))
+    assert not view.update(route(0, protocol=217))
     # An `up` hook may add a route of any protocol through our device.
-    assert not view.learn(route(0, index=TUN))
+    assert not view.update(route(0, index=TUN))
 
 
 def test_our_devices_and_other_tunnels_are_no_news(view: HostView) -> None:
-    assert not view.learn(link(TUN) + address(TUN, "10.86.0.1") + link(TUN, kind=DELLINK))
-    assert not view.learn(link(9, driver=b"tun") + address(9, "10.8.0.1"))
+    assert not view.update(link(TUN) + address(TUN, "10.86.0.1") + link(TUN, kind=DELLINK))
+    assert not view.update(link(9, driver=b"tun") + address(9, "10.8.0.1"))
     # But the way out may lead through somebody else's tunnel.
-    assert view.learn(route(0, index=9))
-    assert view.learn(link(10, driver=b"veth"))
+    assert view.update(route(0, index=9))
+    assert view.update(link(10, driver=b"veth"))
 
 
 def test_one_piece_of_news_among_many_messages_is_enough(view: HostView) -> None:
     noise = route(24) + link(ETH0) + address(ETH0, "192.0.2.2")
-    assert not view.learn(noise)
-    assert view.learn(noise + address(ETH0, "192.0.2.9") + noise)
+    assert not view.update(noise)
+    assert view.update(noise + address(ETH0, "192.0.2.9") + noise)
 
 
 def test_what_may_have_been_missed_is_news_again(view: HostView) -> None:
-    view.forget()
-    assert view.learn(address(ETH0, "192.0.2.2"))
-    assert view.learn(link(ETH0))
-    assert not view.learn(link(TUN) + route(0, index=TUN))
+    view.clear()
+    assert view.update(address(ETH0, "192.0.2.2"))
+    assert view.update(link(ETH0))
+    assert not view.update(link(TUN) + route(0, index=TUN))
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_do_no_harm(data: bytes) -> None:
-    HostView().learn(data)
+    HostView().update(data)
 
 
 KINDS = st.sampled_from([NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE])
@@ -119,4 +119,4 @@ KINDS = st.sampled_from([NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE]
 @given(st.lists(st.tuples(KINDS, st.binary(max_size=64)), max_size=5), st.integers(0, 20))
 def test_damaged_messages_do_no_harm(messages: list[tuple[int, bytes]], missing: int) -> None:
     data = b"".join(message(kind, body) for kind, body in messages)
-    HostView().learn(data[: len(data) - missing])
+    HostView().update(data[: len(data) - missing])

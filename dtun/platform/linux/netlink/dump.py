@@ -1,8 +1,9 @@
-"""How the kernel is asked through rtnetlink without pyroute2, for all of a kind (a dump) or for one thing.
+"""Reads of rtnetlink(7): dumps of all objects of a kind, and queries for one.
 
-A dump comes in datagrams of up to 32 KiB, which the kernel makes as they are read: a reader that lets others in after
-each of them keeps nobody waiting, however long the table is. Each call has a socket of its own, so that answers never
-mix.
+The kernel produces a dump in datagrams of up to 32 KiB as they are read. The reader yields to the event loop after
+each, so a long table delays nothing. Each call opens its own socket, so replies never mix.
+
+Why pyroute2 does not decode these: docs/decisions/0004-netlink.md.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from typing import TypeVar
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.errors import UnavailableError
+from dtun.platform.linux.netlink.sockets import NETLINK_ROUTE, open_socket
 from dtun.platform.linux.netlink.wire import (
-    NETLINK_CAP_ACK,
     NETLINK_GET_STRICT_CHK,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
@@ -37,30 +38,37 @@ _DUMP_ATTEMPTS = 5
 
 
 async def dump(kind: int, body: bytes) -> AsyncIterator[memoryview]:
-    """The bodies of all answers to a dump request. What changes meanwhile may be missing or come twice."""
+    """Yield the body of each reply to a dump request. Objects that change meanwhile may be missing or come twice.
+
+    Raises:
+        NetlinkError: the kernel refuses the request.
+    """
     with _open() as netlink:
         _send(netlink, message(kind, NLM_F_REQUEST | NLM_F_DUMP, 1, body))
         buffer = bytearray(_DATAGRAM_BYTES)
         interrupted = False
         while True:
             size = await _receive(netlink, buffer)
-            for answer, flags, _, _, part in messages(memoryview(buffer)[:size]):
+            for reply, flags, _, _, part in messages(memoryview(buffer)[:size]):
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if answer == NLMSG_DONE:
+                if reply == NLMSG_DONE:
                     if interrupted:
                         raise _InterruptedError
                     return
-                if answer == NLMSG_ERROR:
+                if reply == NLMSG_ERROR:
                     raise _error(NLMSGERR.unpack_from(part)[0])
                 yield part
             await asyncio.sleep(0)
 
 
 async def collect(kind: int, body: bytes, decode: Callable[[memoryview], T | None]) -> list[T]:
-    """What `decode` makes of each answer, None left out.
+    """Dump and decode; replies for which `decode` returns None are left out.
 
-    From the start again when the kernel says that things changed.
-    On a host where they always do, what has come is as good as it gets: no caller relies on all of it.
+    An interrupted dump is repeated. On a host whose tables change all the time, the last attempt is returned as it
+    is: no caller relies on a complete list.
+
+    Raises:
+        NetlinkError: the kernel refuses the request.
     """
     found: list[T] = []
     for _ in range(_DUMP_ATTEMPTS):
@@ -76,25 +84,25 @@ async def collect(kind: int, body: bytes, decode: Callable[[memoryview], T | Non
     return found
 
 
-def ask(kind: int, body: bytes) -> bytes:
-    """The body of the one answer to a request that is no dump.
+def query(kind: int, body: bytes) -> bytes:
+    """Return the body of the single reply to a request that is not a dump.
 
     Raises:
-        NetlinkError: the kernel says no.
+        NetlinkError: the kernel refuses the request.
     """
     with _open() as netlink:
         _send(netlink, message(kind, NLM_F_REQUEST, 1, body))
-        data = netlink.recv(_DATAGRAM_BYTES)  # The kernel has answered by now.
-    for answer, _, _, _, part in messages(data):
-        if answer == NLMSG_ERROR:
+        data = netlink.recv(_DATAGRAM_BYTES)  # The kernel replied during the send.
+    for reply, _, _, _, part in messages(data):
+        if reply == NLMSG_ERROR:
             raise _error(NLMSGERR.unpack_from(part)[0])
         return bytes(part)
-    raise NetlinkError(errno.EBADMSG, "the kernel's answer is not understood")
+    raise NetlinkError(errno.EBADMSG, "malformed reply from the kernel")
 
 
 @contextmanager
-def errors_in_words() -> Iterator[None]:
-    """Turns NetlinkError into UnavailableError."""
+def unavailable_if_refused() -> Iterator[None]:
+    """Turn NetlinkError into UnavailableError."""
     try:
         yield
     except NetlinkError as error:
@@ -103,17 +111,12 @@ def errors_in_words() -> Iterator[None]:
 
 
 class _InterruptedError(Exception):
-    """The kernel says that the table changed while it was read (NLM_F_DUMP_INTR)."""
+    """The table changed during the dump (NLM_F_DUMP_INTR)."""
 
 
 def _open() -> socket.socket:
-    netlink = socket.socket(
-        socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
-        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
-        socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
-    )
-    netlink.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-    # The kernel then heeds what the header of a dump request asks for: a family, a protocol.
+    netlink = open_socket(NETLINK_ROUTE)
+    # Makes the kernel apply the filters in a dump request's header: family, protocol.
     netlink.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     netlink.bind((0, 0))
     return netlink

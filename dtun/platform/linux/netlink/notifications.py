@@ -1,24 +1,26 @@
-"""Sockets for the kernel's notifications, which leave out what this process did itself before it takes room in a queue.
+"""Netlink notifications, without those of this process's own changes.
 
-Ten thousand routes of our own would overflow any queue. Classic BPF (Documentation/networking/filter.rst in the
-kernel's source), on a notification as dtun.platform.linux.netlink.wire draws it:
+Ten thousand routes of our own would overflow any queue, so the kernel drops their notifications before they are
+queued. Classic BPF (Documentation/networking/filter.rst in the kernel's source), on a message as
+dtun.platform.linux.netlink.wire draws it:
 
-    type is RTM_NEWROUTE, and the route's protocol is dtun's    left out
-    the port is one of ours                                     left out
-    anything else                                               kept
+    type is RTM_NEWROUTE and the route's protocol is dtun's    drop
+    port id is one of ours                                     drop
+    anything else                                              keep
 
     struct sock_filter  | code u16 | jump if true u8 | jump if false u8 | constant u32 |
-    struct sock_fprog   | length u16 | padding | pointer to that many of them |
+    struct sock_fprog   | length u16 | padding | pointer to that many sock_filter |
 
 BPF reads fields as big-endian, and netlink writes them in host byte order.
 """
 
+import asyncio
 import ctypes
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from dtun.platform.linux.netlink.bulk import force_receive_buffer
+from dtun.platform.linux.netlink.sockets import open_socket
 from dtun.platform.linux.netlink.wire import (
     NETLINK_ADD_MEMBERSHIP,
     NLMSGHDR,
@@ -35,22 +37,79 @@ SO_ATTACH_FILTER = 26
 LOAD_WORD, LOAD_HALF, LOAD_BYTE = 0x20, 0x28, 0x30
 JUMP_IF_EQUAL = 0x15
 RETURN = 0x06
-KEEP, LEAVE_OUT = 0xFFFFFFFF, 0
+KEEP, DROP = 0xFFFFFFFF, 0
 
 _TYPE_OFFSET, _PORT_OFFSET = 4, 12
 _PROTOCOL_OFFSET = NLMSGHDR.size + 5
 
+RECEIVE_BUFFER_BYTES = 1 << 20
+_DATAGRAM_BYTES = 1 << 16
+# Datagrams in one turn of the event loop.
+BURST = 64
 
-def program(ports: Iterable[int]) -> bytes:
-    """The filter's instructions, for our own `ports`."""
+
+class Notifications:
+    """Subscribes to multicast groups, and calls `received` in the running event loop for each burst.
+
+    `received` gets the datagrams of the burst, and whether notifications before them were lost to an overflow.
+    `ports` are the port ids of the sockets through which this process makes its own changes.
+
+    Raises:
+        OSError: the kernel refuses the subscription.
+    """
+
+    def __init__(
+        self,
+        protocol: int,
+        groups: Iterable[int],
+        ports: Iterable[int],
+        received: Callable[[Sequence[bytes], bool], None],
+    ) -> None:
+        self._received = received
+        self._overflowed = False
+        self._loop = asyncio.get_running_loop()
+        self._socket = open_socket(protocol, RECEIVE_BUFFER_BYTES)
+        try:
+            _attach(self._socket, filter_program(ports))
+            self._socket.bind((0, 0))
+            for group in groups:
+                self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        except OSError:
+            self._socket.close()
+            raise
+        self._loop.add_reader(self._socket, self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def _read(self) -> None:
+        datagrams: list[bytes] = []
+        lost = False
+        for _ in range(BURST):
+            try:
+                datagrams.append(self._socket.recv(_DATAGRAM_BYTES))
+            except BlockingIOError:
+                lost, self._overflowed = self._overflowed, False
+                break
+            except OSError:
+                # ENOBUFS. The kernel goes on dropping, without another error, until the queue is empty: the loss is
+                # reported then, when nothing more can be missing.
+                self._overflowed = True
+        if datagrams or lost:
+            self._received(datagrams, lost)
+
+
+def filter_program(ports: Iterable[int]) -> bytes:
+    """The BPF instructions that drop what this process did, given its own port ids."""
     own = sorted(set(ports))
-    # Jumps are counted from the next instruction; the last two are "keep" and "leave out".
+    # Jumps count from the next instruction; the last two instructions are keep and drop.
     tail = [SOCK_FILTER.pack(LOAD_WORD, 0, 0, _PORT_OFFSET)]
     tail += [
         SOCK_FILTER.pack(JUMP_IF_EQUAL, len(own) - number, 0, socket.htonl(port))
         for number, port in enumerate(own)
     ]
-    tail += [SOCK_FILTER.pack(RETURN, 0, 0, KEEP), SOCK_FILTER.pack(RETURN, 0, 0, LEAVE_OUT)]
+    tail += [SOCK_FILTER.pack(RETURN, 0, 0, KEEP), SOCK_FILTER.pack(RETURN, 0, 0, DROP)]
     head = [
         SOCK_FILTER.pack(LOAD_HALF, 0, 0, _TYPE_OFFSET),
         SOCK_FILTER.pack(JUMP_IF_EQUAL, 0, 2, socket.htons(RTM_NEWROUTE)),
@@ -60,35 +119,8 @@ def program(ports: Iterable[int]) -> bytes:
     return b"".join(head + tail)
 
 
-def leave_out(netlink: socket.socket, ports: Iterable[int]) -> None:
-    """Attach the filter to a socket for notifications."""
-    code = program(ports)
-    # The pointer is good for as long as the buffer is; the kernel copies.
-    buffer = ctypes.create_string_buffer(code, len(code))
-    count = len(code) // SOCK_FILTER.size
+def _attach(netlink: socket.socket, program: bytes) -> None:
+    # The kernel copies the program: the buffer need not outlive the call.
+    buffer = ctypes.create_string_buffer(program, len(program))
+    count = len(program) // SOCK_FILTER.size
     netlink.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, SOCK_FPROG.pack(count, ctypes.addressof(buffer)))
-
-
-def notifications(protocol: int, groups: Iterable[int], size: int, ports: Iterable[int]) -> socket.socket:
-    """A netlink socket that does not block and hears these multicast groups, with room for `size` bytes.
-
-    `ports` are those of the sockets by which this process makes its own changes.
-
-    Raises:
-        OSError: the kernel does not tell.
-    """
-    made = socket.socket(
-        socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
-        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
-        protocol,
-    )
-    try:
-        force_receive_buffer(made, size)
-        leave_out(made, ports)
-        made.bind((0, 0))
-        for group in groups:
-            made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-    except OSError:
-        made.close()
-        raise
-    return made

@@ -1,4 +1,4 @@
-"""Which of the kernel's notifications say that something of ours may have been taken away. Pure."""
+"""Which notifications mean that something of ours may have been removed. Pure."""
 
 from dtun.platform.linux.netlink.wire import (
     FIB_RULE_HDR,
@@ -26,9 +26,9 @@ from dtun.platform.linux.netlink.wire import (
 
 
 class RemovalWatch:
-    """A suspicion only: what is really gone, the kernel is asked.
+    """Detects suspected removals only: what is really missing is read from the kernel.
 
-    What a closed device of ours takes along is no loss, and neither is a device that has not been up yet.
+    What goes with a device that we closed does not count, nor does a device that has not been up yet.
     """
 
     def __init__(self) -> None:
@@ -36,33 +36,32 @@ class RemovalWatch:
         self._up: set[int] = set()
         self._closed: set[int] = set()
 
-    def made(self, index: int) -> None:
-        """A device of ours is there."""
+    def device_created(self, index: int) -> None:
         self._own.add(index)
         self._closed.discard(index)
 
-    def closed(self, index: int) -> None:
-        """A device of ours is going, with all that it has."""
+    def device_closed(self, index: int) -> None:
+        """We closed a device of ours; its addresses and routes go with it."""
         self._own.discard(index)
         self._up.discard(index)
         self._closed.add(index)
 
-    def learn(self, data: bytes) -> bool:
-        """Take in a datagram of notifications of others' doings; whether one of them may be a loss."""
-        loss = False
+    def update(self, data: bytes) -> bool:
+        """Read a datagram of notifications; returns whether something of ours may have been removed."""
+        removed = False
         for kind, _, _, _, body in messages(data):
             if kind == RTM_DELROUTE and len(body) >= RTMSG.size:
-                loss |= self._route(body)
+                removed |= self._route(body)
             elif kind == RTM_DELRULE and len(body) >= FIB_RULE_HDR.size:
                 protocol = attributes(body, FIB_RULE_HDR.size).get(FRA_PROTOCOL)
-                loss |= protocol is not None and bytes(protocol) == bytes([ROUTE_PROTOCOL])
+                removed |= protocol is not None and bytes(protocol) == bytes([ROUTE_PROTOCOL])
             elif kind == RTM_DELADDR and len(body) >= IFADDRMSG.size:
-                loss |= IFADDRMSG.unpack_from(body)[4] in self._own
+                removed |= IFADDRMSG.unpack_from(body)[4] in self._own
             elif kind in (RTM_NEWLINK, RTM_DELLINK) and len(body) >= IFINFOMSG.size:
-                loss |= self._link(body, present=kind == RTM_NEWLINK)
+                removed |= self._link(body, present=kind == RTM_NEWLINK)
             elif kind == RTM_NEWNETCONF:
-                loss |= _forwarding_ends(body)
-        return loss
+                removed |= _forwarding_disabled(body)
+        return removed
 
     def _route(self, body: memoryview) -> bool:
         if RTMSG.unpack_from(body)[5] != ROUTE_PROTOCOL:
@@ -78,13 +77,13 @@ class RemovalWatch:
         if present and flags & IFF_UP:
             self._up.add(index)
             return False
-        went = index in self._up
+        was_up = index in self._up
         self._up.discard(index)
-        return went
+        return was_up
 
 
-def _forwarding_ends(body: memoryview) -> bool:
-    """The host as a whole is no router any more: net.ipv4.ip_forward, net.ipv6.conf.all.forwarding."""
+def _forwarding_disabled(body: memoryview) -> bool:
+    """Forwarding was switched off for the whole host: net.ipv4.ip_forward, net.ipv6.conf.all.forwarding."""
     found = attributes(body, NETCONFMSG.size)
     return (
         number(found.get(NETCONFA_IFINDEX)) == NETCONFA_IFINDEX_ALL

@@ -1,19 +1,17 @@
-"""dtun's words for the few rtnetlink(7) requests that are never many, spoken by pyroute2."""
+"""Single rtnetlink(7) requests for links, addresses and policy rules, by pyroute2."""
 
 import errno
-import socket
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.state import NetDevice, PointToPoint, Rule
+from dtun.platform.linux.netlink.sockets import device_index, port_of
 from dtun.platform.linux.netlink.wire import FAMILIES, FIB_RULE_INVERT, ROUTE_PROTOCOL
 
-__all__ = ["ROUTE_PROTOCOL", "Netlink", "NetlinkError"]
-
-# Packets that the kernel keeps for the reader of a TUN device. Twice the default: a handshake may take the
-# event loop a few milliseconds, in which a fast sender must not lose its window.
+# The TUN device's queue. Twice the default: a handshake may occupy the event loop for a few milliseconds, in which a
+# fast sender must not lose packets.
 TRANSMIT_QUEUE_PACKETS = 1000
 
 # From linux/if_link.h and linux/if_addr.h.
@@ -21,30 +19,30 @@ IN6_ADDR_GEN_MODE_NONE = 1
 IFA_F_NODAD = 0x02
 
 
-class Netlink:
-    """One rtnetlink socket. Every method raises NetlinkError when the kernel says no."""
+class Requests:
+    """One rtnetlink socket. Every method raises NetlinkError when the kernel refuses."""
 
     def __init__(self) -> None:
-        # No multicast groups: an overflow of notifications must not disturb requests.
-        # Strict: the kernel filters dumps.
+        # Without multicast groups, because an overflow of notifications would disturb requests. Strict checking makes
+        # the kernel filter dumps.
         self._socket: Any = AsyncIPRoute(groups=0, strict_check=True)
 
     @property
     def port(self) -> int:
-        """By this number the kernel says in a notification whose request it was."""
-        return int(self._socket.socket.getsockname()[0])
+        """See `port_of`."""
+        return port_of(self._socket.socket)
 
     def close(self) -> None:
         self._socket.close()
 
     async def check_permission(self) -> None:
-        """EPERM without CAP_NET_ADMIN over this network namespace. Asks for a change that changes nothing."""
-        await self._socket.link("set", index=socket.if_nametoindex("lo"))
+        """Raises NetlinkError (EPERM) without CAP_NET_ADMIN in this network namespace. Changes nothing."""
+        await self._socket.link("set", index=_index("lo"))
 
     async def set_up(self, link: NetDevice) -> None:
         index = _index(link.name)
         await self._socket.link("set", index=index, mtu=link.mtu, txqlen=TRANSMIT_QUEUE_PACKETS)
-        await self._without_link_local(index)
+        await self._disable_link_local(index)
         await self._socket.link("set", index=index, state="up")
 
     async def set_down(self, link: NetDevice) -> None:
@@ -54,7 +52,7 @@ class Netlink:
         await self._socket.addr("add", **_pair(pair))
 
     async def replace_address(self, pair: PointToPoint, previous: PointToPoint) -> None:
-        """Another peer for an address of ours. IPv4 has no such request, but takes both for a moment."""
+        """Give our address another peer. IPv4 cannot replace it, but accepts both for a moment."""
         if pair.local.version == 6:
             await self._socket.addr("replace", **_pair(pair))
         else:
@@ -65,28 +63,28 @@ class Netlink:
         await self._socket.addr("del", **_pair(pair))
 
     async def add_rule(self, rule: Rule) -> None:
-        """EEXIST if anybody has the same rule."""
+        """Raises NetlinkError (EEXIST) if the same rule exists, whoever added it."""
         await self._socket.rule("add", **_rule(rule))
 
     async def remove_rule(self, rule: Rule) -> None:
         await self._socket.rule("del", **_rule(rule))
 
-    async def _without_link_local(self, index: int) -> None:
-        """No fe80:: address of the kernel's own, and so no router solicitations to the only peer."""
+    async def _disable_link_local(self, index: int) -> None:
+        """Disable the automatic link-local address, and with it router solicitations to the only peer."""
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
         try:
             await self._socket.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
         except NetlinkError as error:
-            # A host without IPv6 (EAFNOSUPPORT), or a device too small for it (EINVAL), makes none anyway.
+            # A host without IPv6 (EAFNOSUPPORT) or a device with too small an MTU (EINVAL) adds none anyway.
             if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
 
 
 def _index(device: str) -> int:
-    try:
-        return socket.if_nametoindex(device)
-    except OSError:
-        raise NetlinkError(errno.ENODEV, f"there is no device {device}") from None
+    index = device_index(device)
+    if index is None:
+        raise NetlinkError(errno.ENODEV, f"there is no device {device}")
+    return index
 
 
 def _pair(pair: PointToPoint) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def _pair(pair: PointToPoint) -> dict[str, Any]:
         "prefixlen": pair.peer.max_prefixlen,
     }
     if pair.local.version == 6:
-        # Nobody else on the link could have the address, and a tentative one cannot be used for a second.
+        # No other host is on the link, and a tentative address could not be used for a second.
         request["IFA_FLAGS"] = IFA_F_NODAD
     return request
 

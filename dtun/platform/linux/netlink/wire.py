@@ -1,9 +1,9 @@
-"""The wire format of rtnetlink(7), as far as dtun reads and writes it without pyroute2.
+"""The wire format of netlink(7) and rtnetlink(7), as far as dtun encodes and decodes it without pyroute2.
 
-pyroute2 takes a tenth of a millisecond and more for each message: fine for a device, too long for a routing table.
+Why not with pyroute2: docs/decisions/0004-netlink.md.
 
     struct nlmsghdr      | length u32 | type u16 | flags u16 | sequence u32 | port u32 |
-    struct nlmsgerr      | error i32 (negative errno, 0: done) | nlmsghdr of the request |
+    struct nlmsgerr      | error i32 (negative errno, 0: success) | nlmsghdr of the request |
     struct ifinfomsg     | family u8 | pad u8 | type u16 | index i32 | flags u32 | change u32 |
     struct ifaddrmsg     | family u8 | prefix u8 | flags u8 | scope u8 | index u32 |
     struct rtmsg         | family u8 | dst u8 | src u8 | tos u8 |
@@ -65,13 +65,13 @@ NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 1, 10, 12
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VERSIONS = {int(family): version for version, family in FAMILIES.items()}
 
-# Who installed a route or a rule (rtm_protocol, FRA_PROTOCOL): by this number dtun knows its own, and a person finds
-# them with `ip route show proto 217`. No entry of iproute2's rt_protos has it.
+# Who installed a route or a rule (rtm_protocol, FRA_PROTOCOL): dtun finds its own by this number, and so does an
+# administrator, by `ip route show proto 217`. iproute2's rt_protos does not use it.
 ROUTE_PROTOCOL = 217
 
 
 def messages(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int, int, memoryview]]:
-    """Type, flags, sequence number, sender's port and body of each message in a datagram."""
+    """Yield type, flags, sequence number, port id and body of each message in a datagram."""
     view = memoryview(data)
     start, end = 0, len(view)
     while end - start >= NLMSGHDR.size:
@@ -83,7 +83,7 @@ def messages(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, i
 
 
 def attributes(view: memoryview, start: int = 0) -> dict[int, memoryview]:
-    """The attributes from `start` on, by type."""
+    """Return the attributes from `start` on, by type."""
     found = {}
     end = len(view)
     while end - start >= RTATTR.size:
@@ -96,26 +96,26 @@ def attributes(view: memoryview, start: int = 0) -> dict[int, memoryview]:
 
 
 def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """A request, padded."""
+    """Encode a message, padded."""
     length = NLMSGHDR.size + len(body)
     return NLMSGHDR.pack(length, kind, flags, sequence, 0) + body + bytes(-length % 4)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded."""
+    """Encode an attribute, padded."""
     return RTATTR.pack(RTATTR.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def number(value: memoryview | None) -> int | None:
-    """An attribute that is a u32; None if it is missing or something else."""
+    """Decode a u32; None if the attribute is missing or has another length."""
     return int(U32.unpack(value)[0]) if value is not None and len(value) == U32.size else None
 
 
 def text(value: memoryview | None) -> str:
-    """An attribute that is a NUL-terminated string; empty if it is missing."""
+    """Decode a NUL-terminated string; empty if the attribute is missing."""
     return "" if value is None else bytes(value).rstrip(b"\0").decode(errors="replace")
 
 
 def aligned(length: int) -> int:
-    """Up to a multiple of 4."""
+    """Round up to a multiple of 4."""
     return (length + 3) & ~3

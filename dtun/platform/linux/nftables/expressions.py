@@ -30,7 +30,8 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final
 
-from dtun.platform.linux.nftables.wire import attribute, nested, number, text
+from dtun.platform.linux.netlink.wire import attribute
+from dtun.platform.linux.nftables.wire import nested, number, text
 
 _LIST_ELEM: Final = 1
 _EXPR_NAME, _EXPR_DATA = 1, 2

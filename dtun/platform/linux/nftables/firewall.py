@@ -11,10 +11,10 @@ from typing import Final
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Filter
+from dtun.platform.linux.netlink.sockets import NETLINK_NETFILTER, open_socket, port_of
 from dtun.platform.linux.nftables.monitor import FirewallMonitor
 from dtun.platform.linux.nftables.rules import Layout, amendment, layout, replacement
 from dtun.platform.linux.nftables.wire import (
-    NETLINK_NETFILTER,
     NFT_MSG_GETTABLE,
     Answer,
     Message,
@@ -29,10 +29,7 @@ NOT_PERMITTED: Final = (
     "or give it that capability (systemd: AmbientCapabilities=CAP_NET_ADMIN)"
 )
 
-# From linux/netlink.h and asm-generic/socket.h.
-_SOL_NETLINK: Final = 270
-_NETLINK_CAP_ACK: Final = 10
-_SO_SNDBUFFORCE: Final = 32
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
 
 _ANSWER_BYTES: Final = 65536
 """More than the description of a table takes, or one answer."""
@@ -147,15 +144,12 @@ class Firewall:
             return [Answer(0, error.errno or errno.EIO)]
 
     def _port(self) -> int:
-        """By this number the kernel says in a notification whose request it was."""
-        return int(self._opened().getsockname()[0])
+        """See `port_of`."""
+        return port_of(self._opened())
 
     def _opened(self) -> socket.socket:
         if self._socket is None:
-            flags = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC  # type: ignore[attr-defined,unused-ignore]
-            self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER)  # type: ignore[attr-defined,unused-ignore]
-            # Answers need not repeat the question.
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            self._socket = open_socket(NETLINK_NETFILTER)
             self._socket.bind((0, 0))
         return self._socket
 

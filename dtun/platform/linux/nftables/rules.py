@@ -35,6 +35,7 @@ from dtun.network.state import (
     Masquerade,
     OnlyUdpTo,
 )
+from dtun.platform.linux.netlink.wire import NLM_F_CREATE
 from dtun.platform.linux.nftables import sets
 from dtun.platform.linux.nftables.expressions import (
     META_IIFNAME,
@@ -64,7 +65,6 @@ from dtun.platform.linux.nftables.wire import (
     NFT_MSG_NEWRULE,
     NFT_MSG_NEWTABLE,
     NLM_F_APPEND,
-    NLM_F_CREATE,
     Message,
     nested,
     number,

@@ -21,13 +21,12 @@ from typing import Final
 
 from dtun.network.prefixes import aggregate
 from dtun.network.state import Network
+from dtun.platform.linux.netlink.wire import NLM_F_CREATE, attribute
 from dtun.platform.linux.nftables.wire import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM,
-    NLM_F_CREATE,
     Message,
-    attribute,
     nested,
     number,
     text,

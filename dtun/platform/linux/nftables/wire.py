@@ -33,24 +33,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_HEADER: Final = struct.Struct("=IHHII")
+from dtun.platform.linux.netlink.wire import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    NLMSGERR,
+    attribute,
+    message as netlink_message,
+    messages as netlink_messages,
+)
+
 _NFGEN: Final = struct.Struct(">BBH")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_ERROR: Final = struct.Struct("=i")
 _NUMBER: Final = struct.Struct(">I")
 
 _NLA_F_NESTED: Final = 1 << 15
-_NLMSG_ERROR: Final = 2
 _NFNL_MSG_BATCH_BEGIN: Final = 16
 _NFNL_MSG_BATCH_END: Final = 17
 
-NLM_F_REQUEST: Final = 0x1
-NLM_F_ACK: Final = 0x4
-NLM_F_CREATE: Final = 0x400
 NLM_F_APPEND: Final = 0x800
 
 # From linux/netlink.h, linux/netfilter.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h.
-NETLINK_NETFILTER: Final = 12
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFPROTO_UNSPEC: Final = 0
 NFPROTO_INET: Final = 1
@@ -65,12 +67,6 @@ NFT_MSG_NEWSET: Final = 9
 NFT_MSG_DELSET: Final = 11
 NFT_MSG_NEWSETELEM: Final = 12
 NFT_MSG_DELSETELEM: Final = 14
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute with its padding."""
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def number(kind: int, value: int) -> bytes:
@@ -131,24 +127,17 @@ def batch(messages: Sequence[Message]) -> bytes:
 
 
 def answers(data: bytes) -> Iterator[Answer]:
-    """The answers in one datagram from the kernel. Whatever comes instead of an error is what was asked for."""
-    position = 0
-    while position + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, position)
-        error = _ERROR.unpack_from(data, position + _HEADER.size)[0] if kind == _NLMSG_ERROR else 0
-        yield Answer(sequence, -error)
-        position += max(length + -length % 4, _HEADER.size)
+    """The answers in one datagram from the kernel. A message that is not an error is the reply to a question."""
+    for kind, _, sequence, _, body in netlink_messages(data):
+        yield Answer(sequence, -NLMSGERR.unpack_from(body)[0] if kind == NLMSG_ERROR else 0)
 
 
 def _nftables(message: Message, more_flags: int, sequence: int) -> bytes:
     kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind
     body = _NFGEN.pack(NFPROTO_INET, 0, 0) + message.attributes
-    return _packed(kind, NLM_F_REQUEST | message.flags | more_flags, sequence, body)
+    return netlink_message(kind, NLM_F_REQUEST | message.flags | more_flags, sequence, body)
 
 
 def _frame(kind: int, sequence: int) -> bytes:
-    return _packed(kind, NLM_F_REQUEST, sequence, _NFGEN.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES))
-
-
-def _packed(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+    body = _NFGEN.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
+    return netlink_message(kind, NLM_F_REQUEST, sequence, body)

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from dtun.network.difference import DEFAULT_METRIC
 from dtun.network.state import Address, Network, Route
 from dtun.platform.linux.missing import route_key, route_seen
-from dtun.platform.linux.netlink.bulk import request
+from dtun.platform.linux.netlink.route_batches import request
 from dtun.platform.linux.netlink.wire import messages
 from dtun.platform.linux.observed import found_route
 

@@ -1,18 +1,16 @@
-"""Routes into the kernel and out of it, many in one system call.
+"""Adds, replaces and removes routes, many in one system call.
 
-A datagram to the kernel may hold many requests. The kernel has carried out all of them when the call that sent it
-returns, and their acknowledgements are in the socket's queue. So there is nothing to wait for: a batch is short enough
-to do at once in the event loop, and the caller lets others in between two batches.
+A datagram may hold many requests. The kernel carries them out during the send and queues their acknowledgements, so
+there is nothing to wait for: a batch is short enough to run in the event loop, and the caller yields between batches.
 
     | nlmsghdr | rtmsg | RTA_TABLE u32 | RTA_DST address | RTA_OIF u32 |
     | RTA_GATEWAY address, or RTA_VIA | RTA_PREFSRC address | RTA_PRIORITY u32 |
 
-RTA_VIA (a gateway of the other IP version, RFC 8950) is | family u16 | address |. dtun.platform.linux.netlink.wire
-draws the parts.
+RTA_VIA, a gateway of the other IP version (RFC 8950), is | family u16 | address |. dtun.platform.linux.netlink.wire
+draws the rest. Why not with pyroute2: docs/decisions/0004-netlink.md.
 """
 
 import errno
-import socket
 import struct
 import sys
 from collections.abc import Sequence
@@ -21,9 +19,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.difference import DEFAULT_METRIC, Action
 from dtun.network.state import Route
+from dtun.platform.linux.netlink.sockets import NETLINK_ROUTE, device_index, open_socket, port_of
 from dtun.platform.linux.netlink.wire import (
     FAMILIES,
-    NETLINK_CAP_ACK,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -47,20 +45,20 @@ from dtun.platform.linux.netlink.wire import (
     RTN_UNICAST,
     RTN_UNREACHABLE,
     RTNH_F_ONLINK,
-    SOL_NETLINK,
     U32,
     attribute,
 )
 
 BATCH = 64
-"""Routes in one system call: less than a millisecond."""
+"""Routes per system call: less than a millisecond."""
 
-# An acknowledgement takes 36 bytes, for which the kernel charges what it has allocated: with its bookkeeping 768, up
-# to 2304 where small buffers are not to be had. Room for four times as much as a batch can bring.
-RECEIVE_BUFFER_BYTES = 4 * BATCH * 2304
+# An acknowledgement has 36 bytes, but the kernel charges the memory allocated for it: 768 bytes, or 2304 without small
+# buffers. Room for four batches.
+_RECEIVE_BUFFER_BYTES = 4 * BATCH * 2304
 _ACK_BYTES = 4096
+_UNACKNOWLEDGED = "the kernel did not acknowledge all requests"
 
-# struct nlmsghdr, and the error of the struct nlmsgerr behind it.
+# struct nlmsghdr with the error of the struct nlmsgerr after it.
 ACK = struct.Struct("=IHHIIi")
 
 ROUTE_TYPES = {"unicast": RTN_UNICAST, "unreachable": RTN_UNREACHABLE, "throw": RTN_THROW}
@@ -75,78 +73,72 @@ _PRIORITY = RTATTR.pack(8, RTA_PRIORITY)
 _DST = {4: RTATTR.pack(8, RTA_DST), 6: RTATTR.pack(20, RTA_DST)}
 
 
-class Bulk:
+class RouteBatches:
     """One rtnetlink socket for routes."""
 
     def __init__(self) -> None:
         self._sequence = 0
         self._acks = bytearray(_ACK_BYTES)
-        self._socket = socket.socket(
-            socket.AF_NETLINK,  # type: ignore[attr-defined,unused-ignore]
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,  # type: ignore[attr-defined,unused-ignore]
-            socket.NETLINK_ROUTE,  # type: ignore[attr-defined,unused-ignore]
-        )
-        force_receive_buffer(self._socket, RECEIVE_BUFFER_BYTES)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self._socket = open_socket(NETLINK_ROUTE, _RECEIVE_BUFFER_BYTES)
         self._socket.bind((0, 0))
 
     @property
     def port(self) -> int:
-        """By this number the kernel says in a notification whose request it was."""
-        return int(self._socket.getsockname()[0])
+        """See `port_of`."""
+        return port_of(self._socket)
 
     def close(self) -> None:
         self._socket.close()
 
     def send(self, action: Action, routes: Sequence[Route]) -> list[int]:
-        """Carry out the same action on up to `BATCH` routes; an errno for each, 0 where it is done.
+        """Do the same action for up to `BATCH` routes; returns an errno for each, 0 for success.
 
-        Only ever removes routes of dtun's: the kernel compares the protocol, too.
+        Removes dtun's routes only: the kernel compares the protocol, too.
 
         Raises:
-            NetlinkError: the kernel gave no answer to some of them.
+            NetlinkError: the kernel did not acknowledge all of them.
         """
-        indexes: dict[str, int] = {}
-        answers: list[int | None] = [None] * len(routes)
+        indexes: dict[str, int | None] = {"": 0}
+        errors: list[int | None] = [None] * len(routes)
         requests = bytearray()
         first = self._sequence + 1
         for number, route in enumerate(routes):
-            index = indexes.get(route.device)
+            if route.device not in indexes:
+                indexes[route.device] = device_index(route.device)
+            index = indexes[route.device]
             if index is None:
-                index = indexes[route.device] = _index(route.device)
-            if index < 0:
-                answers[number] = errno.ENODEV
+                errors[number] = errno.ENODEV
             else:
                 requests += request(action, route, index, first + number)
         self._sequence = (self._sequence + len(routes)) & 0x7FFFFFFF
         if requests:
-            self._exchange(requests, first, answers)
-        if None in answers:
-            raise NetlinkError(errno.ENOBUFS, "the kernel left requests without an answer")
-        return [answer for answer in answers if answer is not None]
+            self._exchange(requests, first, errors)
+        if None in errors:
+            raise NetlinkError(errno.ENOBUFS, _UNACKNOWLEDGED)
+        return [error for error in errors if error is not None]
 
-    def _exchange(self, requests: bytearray, first: int, answers: list[int | None]) -> None:
+    def _exchange(self, requests: bytearray, first: int, errors: list[int | None]) -> None:
         try:
             self._socket.sendto(requests, (0, 0))
-            missing = answers.count(None)
+            missing = errors.count(None)
             while missing > 0:
-                # Each acknowledgement is a datagram of its own.
+                # Each acknowledgement comes in its own datagram.
                 if self._socket.recv_into(self._acks) < ACK.size:
                     continue
                 _, kind, _, sequence, _, code = ACK.unpack_from(self._acks)
                 number = sequence - first
-                # A late answer to a batch that was given up belongs to nobody.
-                if kind == NLMSG_ERROR and 0 <= number < len(answers) and answers[number] is None:
-                    answers[number] = -code
+                # Skip late acknowledgements of a batch that failed.
+                if kind == NLMSG_ERROR and 0 <= number < len(errors) and errors[number] is None:
+                    errors[number] = -code
                     missing -= 1
         except BlockingIOError:
-            raise NetlinkError(errno.ENOBUFS, "the kernel left requests without an answer") from None
+            raise NetlinkError(errno.ENOBUFS, _UNACKNOWLEDGED) from None
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, str(error)) from None
 
 
 def request(action: Action, route: Route, index: int, sequence: int) -> bytes:
-    """The message for one route; `index` is its device's, 0 where it has none."""
+    """Encode the message for one route; `index` is the device's, 0 for a route without one."""
     destination = route.destination
     version = destination.version
     kind, flags = _REQUESTS[action]
@@ -162,11 +154,11 @@ def request(action: Action, route: Route, index: int, sequence: int) -> bytes:
             parts.append(attribute(RTA_VIA, family + gateway.packed))
     if source is not None:
         parts.append(attribute(RTA_PREFSRC, source.packed))
-    # Always said: a removal without it would take whatever metric comes first.
+    # Always given: a removal without a metric would match any.
     if metric := route.metric or DEFAULT_METRIC[version]:
         parts += [_PRIORITY, U32.pack(metric)]
     attributes = b"".join(parts)
-    # The gateway comes from the host's own routes, which may reach it without a network of its own (onlink).
+    # The host's own routes may reach the gateway without being in its network (onlink).
     onlink = RTNH_F_ONLINK if gateway is not None else 0
     length = NLMSGHDR.size + RTMSG.size + len(attributes)
     return (
@@ -184,24 +176,3 @@ def request(action: Action, route: Route, index: int, sequence: int) -> bytes:
         )
         + attributes
     )
-
-
-def force_receive_buffer(netlink: socket.socket, size: int) -> None:
-    """More than the system's limit for everybody, which CAP_NET_ADMIN may ask for; else as much as there is."""
-    try:
-        netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-    except PermissionError:
-        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-
-
-_SO_RCVBUFFORCE = 33
-
-
-def _index(device: str) -> int:
-    """0 for none, -1 for one that does not exist."""
-    if not device:
-        return 0
-    try:
-        return socket.if_nametoindex(device)
-    except OSError:
-        return -1
