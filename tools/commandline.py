@@ -5,7 +5,7 @@
 import argparse
 from dataclasses import dataclass
 
-from dtun.cli import arguments
+from dtun.cli import parser
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Command:
 def commands() -> list[Command]:
     """All commands, in the order of `dtun --help`."""
     found = []
-    for group in _actions(arguments._parser()):  # noqa: SLF001 - the one reader of it besides `parse`
+    for group in _actions(parser()):
         if isinstance(group, argparse._SubParsersAction):  # noqa: SLF001 - it has no public name
             summaries = {action.dest: action.help or "" for action in group._choices_actions}  # noqa: SLF001
-            for name, parser in group.choices.items():
+            for name, command in group.choices.items():
                 options = tuple(
-                    _option(action) for action in _actions(parser) if action.help != argparse.SUPPRESS
+                    _option(action) for action in _actions(command) if action.help != argparse.SUPPRESS
                 )
-                found.append(Command(name, summaries.get(name, ""), parser.description or "", options))
+                found.append(Command(name, summaries.get(name, ""), command.description or "", options))
     return found
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import dtun
-from dtun.cli.parsers import EXIT_CODES
+from dtun.cli.arguments import EXIT_CODES
 from tools.commandline import Command, Option, commands
 
 ROOT = Path(__file__).resolve().parent.parent

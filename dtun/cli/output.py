@@ -3,30 +3,36 @@
 import logging
 import os
 import sys
+from collections.abc import Iterable
 
 from dtun.service.log import goes_to_journal, prefixed
 
 
 def say(text: str) -> bool:
-    """A line on standard output. That its reader has gone (`dtun status | head`) is no failure; False tells it."""
+    """Print a line on standard output. Returns False if its reader is gone (`dtun status | head`)."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nor may the interpreter fail over it when it flushes at exit.
+        # Otherwise the interpreter fails when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
 
 
 def complain(text: str, level: int = logging.ERROR) -> None:
-    """Lines on standard error, each with the name of the program, as logs and scripts expect.
+    """Print lines on standard error, each after the name of the program, as logs and scripts expect.
 
-    In the journal with the priority of `level`. Not by way of its own protocol: what a process says just before it ends
-    might not be counted among its unit's.
+    In the journal they have the priority of `level`. The journal's native protocol is not used here: journald may not
+    attribute the last message of an exiting process to its unit.
     """
     if goes_to_journal(sys.stderr):
         sys.stderr.write(prefixed(text, level) + "\n")
         return
     for line in text.splitlines():
         sys.stderr.write(f"dtun: {line}\n")
+
+
+def warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        complain(f"warning: {warning}", logging.WARNING)

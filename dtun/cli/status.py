@@ -1,16 +1,16 @@
-"""`dtun status`: the state of running tunnels, for a person or as JSON."""
+"""The answers of `dtun status`: as tables, as JSON, once or again each second."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dtun.cli.output import say
-from dtun.cli.parsers import DEFAULT_CONFIG
-from dtun.config import ConfigErrors, load
-from dtun.config.common import RUNTIME_DIRECTORY, directory_from
-from dtun.errors import UnavailableError
+from dtun.errors import DtunError, UnavailableError
 from dtun.service.control import ask
 from dtun.text import printable
 
@@ -32,6 +32,12 @@ _COLUMNS = {
 }
 MAX_NAMES = 8
 
+WATCH_INTERVAL = 1.0
+"""Seconds."""
+
+# ECMA-48: cursor to the top left corner; erase to the end of the line, of the screen.
+_HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
+
 _TUNNEL_LABELS = {"rtt_ms": "rtt"}
 _PROCESS_LABELS = {
     "half_open": "handshakes under way",
@@ -40,30 +46,59 @@ _PROCESS_LABELS = {
 }
 
 
-def show(
-    config: Path | None, socket: Path | None, name: str | None = None, *, as_json: bool, check: bool = False
-) -> int:
-    """Print the status of the dtun at `socket`, of the one that `config` starts, or of all that run.
+def show(sockets: Iterable[Path], name: str | None = None, *, as_json: bool, check: bool = False) -> int:
+    """Print the status of each dtun that listens at one of `sockets`.
 
-    With `name`, all about this client only. Returns 0; with `check`, 1 unless every tunnel of a client is connected;
-    a server's count if one is named.
+    `name`: show everything about this client, and nothing else. Returns 0; with `check`, 1 unless every tunnel of a
+    client is connected. A client of a server counts if it is named.
 
     Raises:
-        UnavailableError: no dtun runs there, or it has no such client.
+        UnavailableError: no dtun runs there, or it does not have this client.
     """
-    answers = _answers(config, socket, name)
+    answers = _answers(sockets, name)
     for answer in answers:
         say(_shown(answer, name, as_json=as_json))
     return 1 if check and not all(_is_connected(answer, name) for answer in answers) else 0
 
 
-def picture(config: Path | None, socket: Path | None, name: str | None = None, *, as_json: bool) -> str:
-    """What `show` prints, as one text."""
-    return "\n".join(_shown(answer, name, as_json=as_json) for answer in _answers(config, socket, name))
+def as_text(sockets: Iterable[Path], name: str | None = None, *, as_json: bool) -> str:
+    """What `show` prints."""
+    return "\n".join(_shown(answer, name, as_json=as_json) for answer in _answers(sockets, name))
 
 
-def _answers(config: Path | None, socket: Path | None, name: str | None) -> Sequence[Status]:
-    answers = [ask(path) for path in sockets(config, socket)]
+def watch(text: Callable[[], str], sleep: Callable[[float], None] = time.sleep) -> int:
+    """Print `text` each second until Ctrl-C, or the error that it raises: dtun may be starting again.
+
+    On a terminal, each text replaces the one before; elsewhere they follow each other.
+    """
+    terminal = sys.stdout.isatty()
+    try:
+        while True:
+            try:
+                shown = text()
+            except DtunError as error:
+                shown = f"dtun: {error}"
+            if not say(_on_screen(shown) if terminal else shown):
+                return 0
+            sleep(WATCH_INTERVAL)
+    except KeyboardInterrupt:
+        if terminal:
+            say("")
+        return 0
+
+
+def _on_screen(text: str) -> str:
+    """The text with the control sequences that replace the screen by it, cut to the screen so that nothing scrolls."""
+    size = shutil.get_terminal_size()
+    lines = text.splitlines()
+    if len(lines) > size.lines - 1:
+        lines = [*lines[: size.lines - 2], f"... and {len(lines) - size.lines + 2} more lines"]
+    shown = "\n".join(line[: size.columns] + _END_OF_LINE for line in lines)
+    return f"{_HOME}{shown}\n{_END_OF_SCREEN}".removesuffix("\n")
+
+
+def _answers(sockets: Iterable[Path], name: str | None) -> Sequence[Status]:
+    answers = [ask(path) for path in sockets]
     if name is None:
         return answers
     found = [
@@ -86,7 +121,7 @@ def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
 
 
 def _is_connected(status: Status, name: str | None) -> bool:
-    """A server always is, unless a client is named: that one of many is away is no fault."""
+    """A server always counts as connected, unless a client is named: clients of a server may be away."""
     tunnels = _tunnels(status)
     is_up = bool(tunnels) and all(tunnel.get("state") == "connected" for tunnel in tunnels)
     return is_up or (status.get("role") == "server" and name is None)
@@ -96,27 +131,8 @@ def _tunnels(status: Status) -> list[Status]:
     return [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
 
 
-def sockets(config: Path | None, socket: Path | None) -> list[Path]:
-    """Where to ask: at `socket`, at that of `config` or of the default one, or, without these, at all there are."""
-    if socket is not None:
-        return [socket]
-    try:
-        return [load(config or DEFAULT_CONFIG, read_keys=False).control_socket]
-    except ConfigErrors:
-        if config is not None:
-            raise
-    # Not there, not readable for this user, or just being edited: look for whoever is running.
-    directory = directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
-    found = sorted(directory.glob("*.sock"))
-    if not found:
-        raise UnavailableError(
-            f"no dtun is running: no socket in {directory}; start it, or give --socket PATH"
-        )
-    return found
-
-
 def render(status: Status, now: datetime) -> str:
-    """Tables for a server, lines for a client; whatever else is in the status follows."""
+    """A table for a server, lines for a client; then everything else that the status has."""
     tunnels = _tunnels(status)
     role = status.get("role", "?")
     process, since = status.get("pid", "?"), _since(status.get("since"), now)
@@ -154,7 +170,7 @@ def _server(tunnels: Sequence[Status], now: datetime) -> list[str]:
 
 
 def _cell(column: str, value: Any, now: datetime) -> str:
-    """What fits into a table: totals, and the first of a long list."""
+    """The value in a table: a total, or the first of a long list."""
     if column == "drops" and isinstance(value, dict):
         return str(_total(value))
     if column == "subnets" and isinstance(value, list) and len(value) > 2:
@@ -163,7 +179,7 @@ def _cell(column: str, value: Any, now: datetime) -> str:
 
 
 def _counted(key: str, value: Any, now: datetime) -> str:
-    """Of a list that may have a thousand names, how many there are, and the first."""
+    """The length of a list that may have a thousand names, and the first names."""
     if key != "old_key_in_use" or not isinstance(value, list):
         return _value(key, value, now)
     more = ", ..." if len(value) > MAX_NAMES else ""
@@ -171,7 +187,7 @@ def _counted(key: str, value: Any, now: datetime) -> str:
 
 
 def _total(value: Any) -> Any:
-    """How much there is of something: of a mapping, the sum of its counts."""
+    """The sum of the counts in a mapping; any other value as it is."""
     if not isinstance(value, dict):
         return value
     return sum(count for count in value.values() if isinstance(count, int))
@@ -229,7 +245,6 @@ def _since(value: Any, now: datetime) -> str:
 
 
 def _until(value: Any, now: datetime) -> str:
-    """How long it is until then."""
     at = _time(value)
     return _duration((at - now).total_seconds()) if at is not None else "-"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dtun.cli.arguments import parse
+from dtun.cli import parse
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging" / "launchd"
 ROLES = ("server", "client")

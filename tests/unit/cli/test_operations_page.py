@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dtun.cli.arguments import parse
+from dtun.cli import parse
 from dtun.session.log import FIELDS
 
 ROOT = Path(__file__).resolve().parents[3]

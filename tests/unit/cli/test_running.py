@@ -1,4 +1,4 @@
-"""`dtun reload`, `dtun kick` and `dtun status --watch`, with somebody who answers."""
+"""`dtun reload`, `dtun kick` and `dtun status --watch`, with a simulated dtun that answers."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dtun.cli import main, running, watch
+from dtun.cli import main, status
 from dtun.errors import UnavailableError
 from dtun.service.control import RefusedError
 
@@ -32,7 +32,7 @@ class Answering:
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> Answering:
     made = Answering()
-    monkeypatch.setattr(running, "ask", made)
+    monkeypatch.setattr("dtun.service.control.ask", made)
     return made
 
 
@@ -65,7 +65,7 @@ def test_kick_names_the_client(answering: Answering, capsys: Capture) -> None:
 @pytest.fixture
 def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a server and two clients run, and none of them is in the default configuration."""
-    monkeypatch.setattr("dtun.cli.status.DEFAULT_CONFIG", tmp_path / "none.yaml")
+    monkeypatch.setattr("dtun.cli.running.DEFAULT_CONFIG", tmp_path / "none.yaml")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     for name in ("dtun0.sock", "dtun1.sock", "server.sock"):
         (tmp_path / name).touch()
@@ -92,7 +92,7 @@ def test_an_exit_code_of_another_version_is_one_all_the_same(code: object) -> No
 
 
 class Pictures:
-    """What is to be seen, one picture after the other; then somebody types Ctrl-C."""
+    """Texts to show one after the other; then Ctrl-C."""
 
     def __init__(self, *pictures: str | Exception) -> None:
         self._left = list(pictures)
@@ -112,9 +112,9 @@ class Pictures:
 
 def test_watch_shows_one_picture_after_the_other_until_interrupted(capsys: Capture) -> None:
     pictures = Pictures("one", UnavailableError("no dtun is running"), "two")
-    assert watch.watch(pictures, pictures.pause) == 0
+    assert status.watch(pictures, pictures.pause) == 0
     assert capsys.readouterr().out == "one\ndtun: no dtun is running\ntwo\n"
-    assert pictures.pauses == [watch.INTERVAL] * 3
+    assert pictures.pauses == [status.WATCH_INTERVAL] * 3
 
 
 def test_watch_on_a_terminal_stays_on_its_screen(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +122,16 @@ def test_watch_on_a_terminal_stays_on_its_screen(capsys: Capture, monkeypatch: p
     monkeypatch.setenv("LINES", "4")
     monkeypatch.setenv("COLUMNS", "5")
     pictures = Pictures("1234567\nb\nc\nd\ne")
-    assert watch.watch(pictures, pictures.pause) == 0
+    assert status.watch(pictures, pictures.pause) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("\x1b[H12345\x1b[K\nb\x1b[K\n... a\x1b[K\n\x1b[J")
     assert shown.count("\n") <= 4 + 1
 
 
 def test_watch_ends_when_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "say", lambda _: False)
+    monkeypatch.setattr(status, "say", lambda _: False)
     pictures = Pictures("one")
-    assert watch.watch(pictures, pictures.pause) == 0
+    assert status.watch(pictures, pictures.pause) == 0
     assert pictures.pauses == []
 
 
@@ -142,7 +142,7 @@ def test_status_can_be_watched(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
         seen.append(picture())
         return 0
 
-    monkeypatch.setattr("dtun.cli.watch.watch", once)
+    monkeypatch.setattr("dtun.cli.status.watch", once)
     monkeypatch.setattr("dtun.cli.status.ask", lambda _: {"role": "client", "tunnels": []})
     assert main(["status", "--watch", "--json", "--socket", "/x"]) == 0
     assert json.loads(seen[0])["role"] == "client"

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,20 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dtun.cli import main, watch
-from dtun.cli.status import render
+from dtun.cli import main
+from dtun.cli.status import render, watch
 from dtun.service.control import Answer, ControlServer, Request
 
 Serve = Callable[[Path, dict[str, object]], None]
 Capture = pytest.CaptureFixture[str]
-
-
-class FakeTerminal:
-    """For `shutil`: a terminal of the usual size."""
-
-    @staticmethod
-    def get_terminal_size() -> os.terminal_size:
-        return os.terminal_size((80, 24))
 
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -128,11 +119,18 @@ def test_a_thousand_clients_are_a_table_in_no_time(
     assert table[0].startswith("ID          STATE      ")
     assert [line.split()[0] for line in table[1:]] == [row["id"] for row in rows]
     assert len({len(line) for line in table[1:]}) == 1, "all columns are aligned"
-    monkeypatch.setattr(watch, "shutil", FakeTerminal)
-    shown = watch._placed("\n".join(lines)).splitlines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    assert watch(lambda: "\n".join(lines), interrupt) == 0
+    shown = capsys.readouterr().out.splitlines()
     assert "750 of 1000 clients connected" in shown[1]
     assert "... and 982 more lines" in shown[22]
-    assert len(shown) == 24
+    assert shown[23:] == ["\x1b[J", ""]
 
 
 def test_all_about_one_client_of_a_server(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
@@ -251,7 +249,7 @@ def test_status_finds_the_socket_of_a_configuration_without_reading_its_keys(
 def test_status_without_a_configuration_asks_all_that_run(
     serve: Serve, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dtun.cli.status.DEFAULT_CONFIG", tmp_path / "none.yaml")
+    monkeypatch.setattr("dtun.cli.running.DEFAULT_CONFIG", tmp_path / "none.yaml")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     assert main(["status"]) == 69
     assert capsys.readouterr().err == (
