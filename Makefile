@@ -63,6 +63,19 @@ clean: ## remove everything that was made here
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# An environment of its own: nothing else needs what is in it.
+SITE := .cache/site
+
+$(SITE)/.installed: requirements/docs.txt
+	$(PYTHON) -m venv --clear $(SITE)
+	$(SITE)/bin/pip --disable-pip-version-check install --quiet --require-hashes -r requirements/docs.txt
+	@touch $@
+
+docs: $(SITE)/.installed ## build the documentation into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet
+
+.PHONY: docs
+
 reference: setup ## write docs/configuration.md anew, from the models of the configuration
 	$(VENV)/python -m tools.reference
 

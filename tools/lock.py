@@ -31,6 +31,7 @@ def main() -> int:
     runtime = project["project"]["dependencies"]
     development = project["dependency-groups"]["dev"]
     compiling = project["dependency-groups"]["compile"]
+    site = project["dependency-groups"]["docs"]
 
     requirements = ROOT / "requirements"
     everything = requirements / "dev.txt"
@@ -49,6 +50,8 @@ def main() -> int:
             ([*build, *compiling], "compile.txt", "what compiling python-mbedtls needs"),
         ):
             _compile(python, wanted, requirements / name, what, same_as=everything)
+        # In an environment of its own.
+        _compile(python, site, requirements / "docs.txt", "what `make docs` needs")
     return 0
 
 

@@ -16,8 +16,8 @@ from dtun.client.underlay import host_of
 from dtun.config import ANY_ID, ClientConfig, Hook, ServerConfig
 from dtun.network.plan import Routing
 from dtun.network.state import Address, NetworkState, PointToPoint, Route
+from dtun.platform.desired import Rejections
 from dtun.platform.interface import Kernel
-from dtun.platform.rejections import Rejections
 from dtun.protocol.messages import Welcome
 from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError

@@ -12,9 +12,9 @@ from dtun.config import ClientConfig, Config, ServerConfig
 from dtun.config.errors import dotted
 from dtun.errors import DtunError, UnavailableError
 from dtun.network import conflicts, explain as words
-from dtun.network.conflicts import Claim, Neighbour
+from dtun.network.conflicts import ExistingNetwork, RoutedNetwork
 from dtun.network.difference import difference
-from dtun.network.explain import Served
+from dtun.network.explain import ServedClient
 from dtun.network.state import Address, NetDevice, Network, NetworkState, PointToPoint
 from dtun.platform import read_only_kernel
 from dtun.platform.dry_run import ReadOnlyKernel
@@ -85,7 +85,9 @@ async def _plan_client(config: ClientConfig, host: ReadOnlyKernel) -> int:
     say(f"With the first session, of {', '.join(map(str, config.servers))}:")
     await _print_changes(found.after, found.before | there)
     own = _own_addresses(config)
-    problems = conflicts.of_client(found.routing, config.subnets, found.servers, own, await _neighbours(host))
+    problems = conflicts.client_conflicts(
+        found.routing, config.subnets, found.servers, own, await _neighbours(host)
+    )
     return _print_remarks(found.remarks, problems)
 
 
@@ -98,21 +100,21 @@ async def _plan_server(config: ServerConfig, host: ReadOnlyKernel) -> int:
         if routes:
             say(f"When {name} connects, as far as it asks for them:")
             await _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
-    claims = [Claim(config.pool, "the address pool")]
+    claims = [RoutedNetwork(config.pool, "the address pool")]
     if config.pool6 is not None:
-        claims.append(Claim(config.pool6, "the IPv6 pool"))
+        claims.append(RoutedNetwork(config.pool6, "the IPv6 pool"))
     for name, routes in found.later.items():
-        claims += [Claim(route.destination, f"behind client {name}") for route in routes]
-    return _print_remarks(found.remarks, conflicts.of_server(claims, await _neighbours(host)))
+        claims += [RoutedNetwork(route.destination, f"behind client {name}") for route in routes]
+    return _print_remarks(found.remarks, conflicts.server_conflicts(claims, await _neighbours(host)))
 
 
-async def _neighbours(host: ReadOnlyKernel) -> list[Neighbour]:
-    tunnels = await host.others_tunnels()
+async def _neighbours(host: ReadOnlyKernel) -> list[ExistingNetwork]:
+    tunnels = await host.foreign_tunnels()
     others = {one.device for one in tunnels}
     local = [one for one in await host.local_networks() if one.device not in others]
     return [
-        *(Neighbour(one.network, one.device, "local") for one in local),
-        *(Neighbour(one.network, one.device, "vpn") for one in tunnels),
+        *(ExistingNetwork(one.network, one.device, "local") for one in local),
+        *(ExistingNetwork(one.network, one.device, "vpn") for one in tunnels),
     ]
 
 
@@ -144,11 +146,11 @@ def _print_remarks(remarks: Iterable[str], problems: Iterable[str]) -> int:
 
 
 async def _explain(config: Config, address: Address, host: ReadOnlyKernel) -> list[str]:
-    found = await host.way(address)
+    found = await host.actual_route(address)
     if config.client is None:
-        return words.for_server(address, _served(_server_of(config)), found)
+        return words.explain_server(address, _served(_server_of(config)), found)
     foreseen = await dry_run.of_client(config.client, host)
-    return words.for_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
+    return words.explain_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
 
 
 def _origin(config: ClientConfig) -> Callable[[Network], str]:
@@ -166,14 +168,14 @@ def _origin(config: ClientConfig) -> Callable[[Network], str]:
     return origin
 
 
-def _served(config: ServerConfig) -> list[Served]:
+def _served(config: ServerConfig) -> list[ServedClient]:
     """The clients that a running server has now; those of the configuration if it does not run."""
     try:
         status: Mapping[str, Any] = ask(config.control_socket)
     except DtunError as error:
         raise UnavailableError(f"{error}; who has which network is known while the server runs") from None
     return [
-        Served(
+        ServedClient(
             row["id"],
             row["device"],
             row["state"],

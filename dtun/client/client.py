@@ -34,9 +34,9 @@ from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.protocol.record import is_hello_request
 from dtun.session.dialect import NativeDialect
+from dtun.session.go import GoLiveness
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
-from dtun.session.liveness import Silence
 from dtun.session.log import about
 from dtun.session.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.session.stall import StallDetector
@@ -58,9 +58,8 @@ HINT_INTERVAL = 5.0
 SETTLE_TIME = 0.2
 """Seconds until a burst of changes on the host is over."""
 
-SILENCE_CHECK = 5.0
-GO_TIMEOUT = 60.0
-"""Seconds of sending without hearing anything from an original Go dtun, which answers no keepalive."""
+GO_LIVENESS_CHECK = 5.0
+"""Seconds between two checks whether a Go dtun is dead."""
 
 # ICMP says that nobody listens, or that there is no way: a hint, since anybody could have sent it.
 _HINTS = frozenset(
@@ -383,8 +382,8 @@ class Client:
         self._timer("stable", STABLE_TIME, self._backoff.reset)
         self._schedule_rekey()
         if self._config.go:
-            silence = Silence(GO_TIMEOUT)
-            self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
+            liveness = GoLiveness()
+            self._timer("liveness", GO_LIVENESS_CHECK, lambda: self._check_go_liveness(link, liveness))
 
     def _schedule_rekey(self) -> None:
         self._cancel("rekey")
@@ -392,13 +391,13 @@ class Client:
             delay = self._config.rekey * random.uniform(0.95, 1.0)  # noqa: S311 - spreads load, hides nothing
             self._timer("rekey", delay, lambda: self._want("renewal"))
 
-    def _check_silence(self, link: Link, silence: Silence) -> None:
+    def _check_go_liveness(self, link: Link, liveness: GoLiveness) -> None:
         if link is not self._link:
             return
-        if silence.lasts(self._tunnel.counters.tx_packets, link.highest, self._loop.time()):
-            link.close("timeout", f"nothing was heard for {GO_TIMEOUT:g} s")
+        if liveness.dead(self._tunnel.counters.tx_packets, link.highest, self._loop.time()):
+            link.close("timeout", f"nothing was heard for {liveness.timeout:g} s")
         else:
-            self._timer("silence", SILENCE_CHECK, lambda: self._check_silence(link, silence))
+            self._timer("liveness", GO_LIVENESS_CHECK, lambda: self._check_go_liveness(link, liveness))
 
     def _timer(self, name: str, delay: float, action: Callable[[], None]) -> None:
         if name in self._timers:
@@ -420,7 +419,7 @@ class Client:
         self._tunnel.session_store.forget_session()
         self._since = iso()
         self._last_error = printable(closed.text)
-        self._cancel("stable", "rekey", "silence")
+        self._cancel("stable", "rekey", "liveness")
         if self._stopping:
             return
         name, text = self._config.id, printable(closed.text)

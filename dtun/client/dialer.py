@@ -11,7 +11,8 @@ from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE, by_name
 from dtun.errors import UnavailableError
 from dtun.session import udp
-from dtun.session.dialect import Count, Dialect, GoClientDialect, NativeDialect
+from dtun.session.dialect import Count, Dialect, NativeDialect
+from dtun.session.go import GoClientDialect
 from dtun.session.link import Link
 from dtun.session.session import AnyAssociation, Closed, Session
 from dtun.session.udp import SockAddr

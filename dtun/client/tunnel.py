@@ -18,8 +18,8 @@ from dtun.errors import DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.difference import describe
-from dtun.network.plan import TunnelSettings, desired, released
-from dtun.platform.desired import DesiredState, Refused
+from dtun.network.plan import TunnelSettings, device_only, plan_client
+from dtun.platform.desired import DesiredState, Rejection
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
 from dtun.session.hooks import RunHook, TunnelHooks
@@ -51,7 +51,7 @@ class Tunnel:
         self.welcome: Welcome | None = None
         self.mtu = 0
         self.device = config.tun
-        self.refused: Refused = []
+        self.refused: list[Rejection] = []
         self._config = config
         self._kernel = kernel
         self._loop = loop
@@ -100,7 +100,7 @@ class Tunnel:
     async def close(self) -> None:
         """Run `down`, and remove everything."""
         await self.down("stopped")
-        await self._desired_state.drop(OWNER)
+        await self._desired_state.remove(OWNER)
         if self._pump is not None:
             self._pump.close()
         self.session_store.forget_device()
@@ -150,7 +150,7 @@ class Tunnel:
         await self.configure(welcome, mtu)
         if link.ended() or self._pump is None or self._tun is None:
             return False
-        self._tun.hand_out(self._tun.offloads.intersection(welcome.features))
+        self._tun.enable_offloads(self._tun.offloads.intersection(welcome.features))
         link.attach(self._pump)
         self.mtu, self.welcome, self._latest = mtu, welcome, link
         return True
@@ -238,10 +238,10 @@ class Tunnel:
         if basis == self._basis:
             return  # with a long bypass list, the rest takes a while
         self._basis = None
-        state = desired(self._routing, self._settings, self._underlay.outside)
+        state = plan_client(self._routing, self._settings, self._underlay.outside)
         if releases:
-            state = released(state)
-        known, self.refused = self.refused, await self._desired_state.put(OWNER, state)
+            state = device_only(state)
+        known, self.refused = self.refused, await self._desired_state.set(OWNER, state)
         if not self.refused:
             self._basis = basis
         for thing, reason in self.refused:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
-from dtun.network.plan import Hop, HostRoutes, Routing, is_pinned
+from dtun.network.plan import Hop, Routing, UnderlayRoutes, is_pinned
 from dtun.network.state import Address
 from dtun.platform.interface import Kernel, NextHop
 from dtun.session.udp import SockAddr
@@ -14,7 +14,7 @@ class Underlay:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self.outside = HostRoutes()
+        self.outside = UnderlayRoutes()
 
     async def look(self, routing: Routing) -> None:
         """See how things are now; a server that cannot be reached any more keeps its last way.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dtun.config.client import ClientConfig
 from dtun.config.errors import Location, Place, Problem
 from dtun.config.lists import MAX_SHOWN
-from dtun.network.prefixes import Prefixes
+from dtun.network.prefixes import PrefixSet
 from dtun.network.state import Network
 
 _HERE: Location = ("client",)
@@ -15,7 +15,7 @@ def bypass_problems(client: ClientConfig) -> Iterator[Problem]:
     if not client.bypassed:
         return
     places = _places(client)
-    bypassed = Prefixes(client.bypassed)
+    bypassed = PrefixSet(client.bypassed)
     for index, route in enumerate(client.routes):
         if route in places:
             message = f"{route} is in two lists: it cannot go both through the tunnel and around it; remove one of them"
@@ -31,7 +31,7 @@ def bypass_warnings(client: ClientConfig) -> Iterator[Problem]:
         return
     yield from _twice(client)
     places = _places(client)
-    bypassed = Prefixes(client.bypassed)
+    bypassed = PrefixSet(client.bypassed)
     for index, route in enumerate(client.routes):
         if route in bypassed and route not in places:
             message = f"all of {route} goes around the tunnel; remove the route, or what excludes it"

@@ -24,7 +24,7 @@ class TunDevice(Protocol):
     vnet_header: bool
     family_header: bool
     offloads: frozenset[str]
-    handed_out: frozenset[str]
+    enabled_offloads: frozenset[str]
 
     def fileno(self) -> int: ...
 
@@ -104,7 +104,7 @@ class OffloadDevice:
         flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(read)
         counters = self._counters
         frames: Sequence[bytes]
-        if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.handed_out:
+        if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.enabled_offloads:
             # From the kernel's queue, where it has waited since a peer was served that could take it.
             counters.drops["super-packet for a peer that takes none"] += 1
             return ()

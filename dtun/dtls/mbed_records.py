@@ -1,7 +1,7 @@
-"""The record layer of a session that is still, or for good, inside Mbed TLS: slow and right."""
+"""The record layer of a session inside Mbed TLS: before the key takeover, or where that failed. Slow but correct."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from dtun.protocol.record import (
@@ -24,10 +24,10 @@ _CLIENT_HELLO: Final = bytes([CLIENT_HELLO])
 
 
 class MbedRecords:
-    """`Records` over a connection whose handshake is over.
+    """`Records` of a connection whose handshake is complete.
 
-    Mbed TLS does not say why it dropped a record, so there is one reason, "refused", for replays and forgeries
-    alike; and it is the one that counts against the key.
+    Mbed TLS does not say why it dropped a record. So replays and forgeries are both counted as "refused" and as
+    forgeries against the key.
     """
 
     offloaded = False
@@ -35,23 +35,23 @@ class MbedRecords:
     def __init__(self, buffer: "MbedBuffer", suite: "Suite") -> None:
         self._buffer = buffer
         self._sealed = 0
-        self._refused = 0
+        self.forgeries = 0
         self._seal_limit = suite.seal_limit
         self._forgery_limit = suite.forgery_limit
-        self._said_goodbye = False
+        self._close_sent = False
         self.overhead = suite.overhead
         self.highest = -1
         self.drops: Counter[str] = Counter()
 
     @property
     def closed(self) -> bool:
-        return self._buffer.is_broken() and not self._said_goodbye
+        return self._buffer.is_broken() and not self._close_sent
 
     @property
     def wear(self) -> float:
-        return max(self._sealed / self._seal_limit, self._refused / self._forgery_limit)
+        return max(self._sealed / self._seal_limit, self.forgeries / self._forgery_limit)
 
-    def seal(self, plaintext: bytes) -> bytes:
+    def seal(self, plaintext: bytes, /) -> bytes:
         """One application_data record; b"" once the session is closed."""
         if len(plaintext) > MAX_PLAINTEXT:
             raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
@@ -59,7 +59,7 @@ class MbedRecords:
         return self._buffer.write(plaintext)
 
     def seal_close(self) -> bytes:
-        self._said_goodbye = not self._buffer.is_broken()
+        self._close_sent = not self._buffer.is_broken()
         return self._buffer.close()
 
     def open(self, datagram: bytes) -> Sequence[bytes]:
@@ -68,11 +68,10 @@ class MbedRecords:
             self.drops["malformed"] += 1
         return tuple(plaintext for record in records for plaintext in self._open(record))
 
-    def sealer(self) -> Callable[[bytes], bytes]:
-        return self.seal
-
-    def opener(self) -> Callable[[bytes], bytes | None]:
-        return lambda _: None  # of Mbed TLS we do not know which is next
+    def open_next(self, datagram: bytes, /) -> bytes | None:
+        """Mbed TLS does not say which record is the next one: `open` takes them all."""
+        del datagram
+        return None
 
     def seal_batch(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         # Once the session is closed there is nothing to send; an empty record would be an empty datagram.
@@ -89,7 +88,7 @@ class MbedRecords:
         return plaintexts
 
     def read(self) -> Sequence[bytes]:
-        """Application data that came together with the end of the handshake."""
+        """The application data that arrived together with the end of the handshake."""
         return tuple(self._buffer.read())
 
     def _open(self, record: bytes) -> Sequence[bytes]:
@@ -98,8 +97,8 @@ class MbedRecords:
             and record[3:5] == _EPOCH_0
             and record[HEADER_SIZE : HEADER_SIZE + 1] == _CLIENT_HELLO
         ):
-            # Mbed TLS would let it start over on this connection, or give the connection up if it is malformed,
-            # which a stranger could send. New handshakes are the listener's.
+            # Mbed TLS would start a new handshake on this connection, or end the connection if the message is
+            # malformed, and anyone can send one. New handshakes belong to the listener.
             self.drops["handshake"] += 1
             return ()
         self._buffer.feed(record)
@@ -112,5 +111,5 @@ class MbedRecords:
             self.drops["alert"] += 1
         else:
             self.drops["refused"] += 1
-            self._refused += 1
+            self.forgeries += 1
         return plaintexts

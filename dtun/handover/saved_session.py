@@ -5,7 +5,7 @@ service manager. The numbers are written while the session works, each before it
 after a kill -9:
 
       0  "dtun-ks1" 8
-      8  next number to seal with 8 | next number expected from the peer 8        (`Records.keep_account`)
+      8  next number to seal with 8 | next number expected from the peer 8        (`Records.attach_ledger`)
      24  next control message to send 8 | next control message expected 8
      40  length of the description 8 | description, JSON
 
@@ -144,7 +144,7 @@ class SavedSession:
             sequence=self.numbers[0],
             highest=self.numbers[1] - 1,
         )
-        made.records.keep_account(self.numbers)
+        made.records.attach_ledger(self.numbers)
         return made
 
     def close(self) -> None:

@@ -88,8 +88,8 @@ class SessionStore:
 
     def _use(self, saved: SavedSession, records: AeadRecords, dialect: NativeDialect) -> None:
         before, self._saved = self._saved, saved
-        records.keep_account(saved.numbers[:2])
-        dialect.keep_account(saved.numbers[2:])
+        records.attach_ledger(saved.numbers[:2])
+        dialect.attach_ledger(saved.numbers[2:])
         if before is not None and before is not saved:
             before.close()
 

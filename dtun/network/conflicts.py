@@ -14,7 +14,7 @@ Relation = Literal["is", "is part of", "contains"]
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
+class ExistingNetwork:
     """A network that is there already: one of the host's own, or one that another VPN routes."""
 
     network: Network
@@ -27,19 +27,19 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RoutedNetwork:
     """A network that dtun is to route into a tunnel, and whose it is."""
 
     network: Network
     what: str
 
 
-def of_client(
+def client_conflicts(
     routing: Routing,
     subnets: Iterable[Network],
     servers: Iterable[Address],
     own: Iterable[Address],
-    neighbours: Sequence[Neighbour],
+    neighbours: Sequence[ExistingNetwork],
 ) -> list[str]:
     """A line for each conflict of a client. `own` are the tunnel's addresses, as far as they are known."""
     found = list(_bypassed_inside(routing))
@@ -56,11 +56,11 @@ def of_client(
             for server in servers
             if server in subnet
         ]
-    claims = [Claim(network, "to go through the tunnel") for network in routing.included]
+    claims = [RoutedNetwork(network, "to go through the tunnel") for network in routing.included]
     return found + list(_with_neighbours(claims, neighbours))
 
 
-def of_server(claims: Iterable[Claim], neighbours: Sequence[Neighbour]) -> list[str]:
+def server_conflicts(claims: Iterable[RoutedNetwork], neighbours: Sequence[ExistingNetwork]) -> list[str]:
     """A line for each conflict of a server: its pools and its clients' subnets with what is there already."""
     return list(_with_neighbours(claims, neighbours))
 
@@ -75,7 +75,7 @@ def _bypassed_inside(routing: Routing) -> Iterator[str]:
                 )
 
 
-def _with_neighbours(claims: Iterable[Claim], neighbours: Sequence[Neighbour]) -> Iterator[str]:
+def _with_neighbours(claims: Iterable[RoutedNetwork], neighbours: Sequence[ExistingNetwork]) -> Iterator[str]:
     for claim in claims:
         for neighbour in neighbours:
             how = relation(claim.network, neighbour.network)

@@ -7,15 +7,15 @@ from typing import Literal, TypeVar
 
 from dtun.network.state import (
     MAIN_TABLE,
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     Filter,
     Masquerade,
     NetDevice,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -79,7 +79,7 @@ def slot(thing: Thing) -> Hashable:
             return device, local
         case Dns(device):
             return device
-        case Rule() | Masquerade() | Clamp() | OnlyUdpTo() | DropUnroutedIPv6() | DropIPv6OutsideTunnel():
+        case _:
             return thing
 
 
@@ -92,7 +92,7 @@ def difference(desired: NetworkState, actual: NetworkState) -> tuple[Change, ...
     """
     kinds = (
         _changes(desired.sysctls, actual.sysctls, _sysctl_order),
-        _changes(desired.links, actual.links, _link_order),
+        _changes(desired.devices, actual.devices, _link_order),
         _changes(desired.filters, actual.filters, _filter_order),
         _changes(desired.addresses, actual.addresses, _address_order),
         _changes(desired.routes, actual.routes, _route_order),
@@ -200,11 +200,11 @@ def _describe_filter(thing: Filter) -> str:
     match thing:
         case Masquerade(inside, outside):
             return f"iifname {inside} oifname {outside} masquerade"
-        case Clamp(device, mtu):
+        case ClampMss(device, mtu):
             return f"forward {device} tcp maxseg for mtu {mtu}"
-        case OnlyUdpTo(server, port):
+        case DropOtherTrafficToServer(server, port):
             return f"to {server} only udp dport {port}"
-        case DropUnroutedIPv6():
+        case DropUnreachableIPv6():
             return "ip6 unreachable, by any device, drop"
         case DropIPv6OutsideTunnel(networks):
             beside = f" and to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""

@@ -9,7 +9,7 @@ from dtun.network.state import MAIN_TABLE, Address, Network, Route
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ActualRoute:
     """The route that the kernel would use now, and whether dtun has made it. `route` None: there is none.
 
     `rule` is the priority of the policy rule that leads to its table; None: the kernel does not tell.
@@ -21,7 +21,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedClient:
     """A client of a server: the device, its own addresses and the networks that are routed to it."""
 
     id: str
@@ -34,8 +34,8 @@ Origin = Callable[[Network], str]
 """Where in the configuration a network comes from, such as "client.bypass" or "/etc/dtun/list.txt:12"."""
 
 
-def for_client(
-    address: Address, routing: Routing, servers: Iterable[Address], origin: Origin, found: Found
+def explain_client(
+    address: Address, routing: Routing, servers: Iterable[Address], origin: Origin, found: ActualRoute
 ) -> list[str]:
     """Lines for a person: what happens, by which route, and why."""
     wanted, why = _wanted(address, routing, set(servers), origin)
@@ -54,7 +54,7 @@ def for_client(
     return lines
 
 
-def for_server(address: Address, clients: Iterable[Served], found: Found) -> list[str]:
+def explain_server(address: Address, clients: Iterable[ServedClient], found: ActualRoute) -> list[str]:
     """Lines for a person: which client has this address behind it, and whether the kernel knows."""
     clients = list(clients)
     owner, network = _owner(address, clients)
@@ -86,7 +86,7 @@ def _wanted(address: Address, routing: Routing, servers: set[Address], origin: O
     return "host", "the configuration does not name it, so the host's own routes decide"
 
 
-def _where(found: Found, tunnels: set[str]) -> str:
+def _where(found: ActualRoute, tunnels: set[str]) -> str:
     route = found.route
     if route is None:
         return "cannot be reached: the host has no route to it"
@@ -98,7 +98,7 @@ def _where(found: Found, tunnels: set[str]) -> str:
     return f"goes out of {route.device}{via}, not through the tunnel"
 
 
-def _decided_by(found: Found) -> list[str]:
+def _decided_by(found: ActualRoute) -> list[str]:
     lines = [f"  route: {_route(found)}"]
     if found.route is not None and found.rule is not None:
         table = "main" if found.route.table == MAIN_TABLE else str(found.route.table)
@@ -106,7 +106,7 @@ def _decided_by(found: Found) -> list[str]:
     return lines
 
 
-def _route(found: Found) -> str:
+def _route(found: ActualRoute) -> str:
     if found.route is None:
         return "none"
     return f"{describe(found.route).removeprefix('route ')} ({'dtun has made it' if found.ours else 'not of dtun'})"
@@ -120,6 +120,6 @@ def _narrowest(address: Address, networks: Iterable[Network]) -> Network | None:
     )
 
 
-def _owner(address: Address, clients: Iterable[Served]) -> tuple[Served | None, Network | None]:
+def _owner(address: Address, clients: Iterable[ServedClient]) -> tuple[ServedClient | None, Network | None]:
     owned = [(client, network) for client in clients for network in client.networks if address in network]
     return max(owned, key=lambda pair: pair[1].prefixlen, default=(None, None))

@@ -16,19 +16,19 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Final, Literal
 
-from dtun.network.prefixes import Prefixes, aggregate, covers, halves, subtract
+from dtun.network.prefixes import PrefixSet, aggregate, covers, split_default, subtract
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     Filter,
     NetDevice,
     Network,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -104,7 +104,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRoutes:
+class UnderlayRoutes:
     """The host around the tunnel: the ways to the servers, its default gateways by IP version, its own networks.
 
     `ports` are those of the servers (UDP).
@@ -116,7 +116,7 @@ class HostRoutes:
     local: tuple[Network, ...] = ()
 
 
-def desired(routing: Routing, tunnel: TunnelSettings | None, outside: HostRoutes) -> NetworkState:
+def plan_client(routing: Routing, tunnel: TunnelSettings | None, outside: UnderlayRoutes) -> NetworkState:
     """Everything that the client should have in the kernel now; without a tunnel, that is what blocks."""
     links: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
@@ -142,9 +142,9 @@ def desired(routing: Routing, tunnel: TunnelSettings | None, outside: HostRoutes
     )
 
 
-def released(state: NetworkState) -> NetworkState:
+def device_only(state: NetworkState) -> NetworkState:
     """The same while there is no session and traffic is to take the host's own ways: only the device is left."""
-    return NetworkState(state.links, state.addresses, sysctls=state.sysctls)
+    return NetworkState(state.devices, state.addresses, sysctls=state.sysctls)
 
 
 def is_pinned(routing: Routing, server: Address) -> bool:
@@ -177,7 +177,7 @@ def _is_blocked(routing: Routing, tunnel: TunnelSettings | None, version: int) -
 
 
 def _main_routes(
-    routing: Routing, inside: Mapping[Version, list[Network]], blocked: list[Version], outside: HostRoutes
+    routing: Routing, inside: Mapping[Version, list[Network]], blocked: list[Version], outside: UnderlayRoutes
 ) -> Iterator[Route]:
     for version in _VERSIONS:
         around, wanted = _ways(routing, inside[version], version, outside, blocked=version in blocked)
@@ -188,7 +188,7 @@ def _main_routes(
             for network in around:
                 yield Route(network, way.device, way.gateway)
         if version in blocked:
-            for network in halves([EVERYTHING[version]]):
+            for network in split_default([EVERYTHING[version]]):
                 yield Route(network, metric=BLOCK_METRIC, kind="unreachable")
     for server, way in outside.servers.items():
         if is_pinned(routing, server):
@@ -196,16 +196,16 @@ def _main_routes(
 
 
 def _ways(
-    routing: Routing, inside: list[Network], version: Version, outside: HostRoutes, *, blocked: bool
+    routing: Routing, inside: list[Network], version: Version, outside: UnderlayRoutes, *, blocked: bool
 ) -> tuple[list[Network], list[Network]]:
     """The networks to route around the tunnel, and those to route into it."""
     # What is blocked has to be bypassed, too, whether or not the tunnel is there.
     covered = [EVERYTHING[version]] if blocked else inside
     bypassed = _parts(routing.bypassed, version, covered, but=outside.local)
     if not bypassed:
-        return [], halves(inside)
+        return [], split_default(inside)
     if blocked:
-        return bypassed, [network for network in halves(inside) if not covers(bypassed, network)]
+        return bypassed, [network for network in split_default(inside) if not covers(bypassed, network)]
     return _fewest(inside, bypassed)
 
 
@@ -213,7 +213,7 @@ def _parts(
     networks: Iterable[Network], version: Version, of: Iterable[Network], *, but: Iterable[Network]
 ) -> list[Network]:
     """Those of this IP version that are inside `of`, but not inside `but`. There may be thousands."""
-    inside, spared = Prefixes(of), Prefixes(but)
+    inside, spared = PrefixSet(of), PrefixSet(but)
     return [
         network
         for network in networks
@@ -227,9 +227,9 @@ def _fewest(included: list[Network], bypassed: list[Network]) -> tuple[list[Netw
     The one is better if it is no longer: what is left out takes whatever way the host has for it.
     """
     left = subtract(included, bypassed)
-    if len(left) <= len(halves(included)) + len(bypassed):
-        return [], halves(left)
-    return bypassed, [network for network in halves(included) if not covers(bypassed, network)]
+    if len(left) <= len(split_default(included)) + len(bypassed):
+        return [], split_default(left)
+    return bypassed, [network for network in split_default(included) if not covers(bypassed, network)]
 
 
 def _policy_routes(
@@ -237,7 +237,7 @@ def _policy_routes(
     policy: Policy,
     inside: Mapping[Version, list[Network]],
     blocked: list[Version],
-    outside: HostRoutes,
+    outside: UnderlayRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
         for network in inside[version]:
@@ -271,17 +271,17 @@ def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl
 
 
 def _filters(
-    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], outside: HostRoutes
+    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], outside: UnderlayRoutes
 ) -> Iterator[Filter]:
     if routing.forwarding and tunnel is not None:
-        yield Clamp(routing.device, tunnel.mtu)
+        yield ClampMss(routing.device, tunnel.mtu)
     if routing.block:
         for server, port in outside.ports:
             if is_pinned(routing, server):
-                yield OnlyUdpTo(server, port)
+                yield DropOtherTrafficToServer(server, port)
     # Linux looks past unreachable routes of IPv6 for a socket that is bound to a device.
     if 6 in blocked and routing.block:
         spared = aggregate((*routing.bypassed, *outside.local))
         yield DropIPv6OutsideTunnel(tuple(network for network in spared if network.version == 6))
     elif 6 in blocked:
-        yield DropUnroutedIPv6()
+        yield DropUnreachableIPv6()

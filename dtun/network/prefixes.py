@@ -14,7 +14,7 @@ from dtun.network.state import Address, Network
 _ADDRESSES = (IPv4Address, IPv6Address)  # isinstance() takes its time with a union
 
 
-class Prefixes:
+class PrefixSet:
     """Many networks, made ready for one `in` after the other. It is about the union of them, see `covers`."""
 
     __slots__ = ("_spans",)
@@ -34,12 +34,12 @@ class Prefixes:
         return index >= 0 and last <= lasts[index]
 
 
-def covers(networks: Iterable[Network] | Prefixes, inner: Address | Network) -> bool:
+def covers(networks: Iterable[Network] | PrefixSet, inner: Address | Network) -> bool:
     """Whether every address of `inner` is in one of `networks`: two halves of a network cover it as well.
 
-    A list is walked for each call; for many calls on a long one, make `Prefixes` of it first.
+    A list is walked for each call; for many calls on a long one, make `PrefixSet` of it first.
     """
-    if isinstance(networks, Prefixes):
+    if isinstance(networks, PrefixSet):
         return inner in networks
     first, last = _span(inner)
     parts: list[Network] = []
@@ -115,8 +115,8 @@ def _cover(bits: int, first: int, last: int) -> Iterator[Network]:
         first += 1 << host_bits
 
 
-def halves(networks: Iterable[Network]) -> list[Network]:
-    """Everything as two halves, so that the default route itself stays as it is; the rest unchanged."""
+def split_default(networks: Iterable[Network]) -> list[Network]:
+    """Everything as two split_default, so that the default route itself stays as it is; the rest unchanged."""
     return [
         part for network in networks for part in (network.subnets() if network.prefixlen == 0 else (network,))
     ]

@@ -79,7 +79,7 @@ class Masquerade:
 
 
 @dataclass(frozen=True, slots=True)
-class Clamp:
+class ClampMss:
     """Forwarded TCP through `device` announces segments that fit into `mtu` bytes (RFC 4459, section 3.2)."""
 
     device: str
@@ -87,7 +87,7 @@ class Clamp:
 
 
 @dataclass(frozen=True, slots=True)
-class OnlyUdpTo:
+class DropOtherTrafficToServer:
     """To `server`, this host sends and forwards nothing but UDP to `port`."""
 
     server: Address
@@ -95,21 +95,21 @@ class OnlyUdpTo:
 
 
 @dataclass(frozen=True, slots=True)
-class DropUnroutedIPv6:
+class DropUnreachableIPv6:
     """IPv6 that the routes refuse does not leave by a device that a program insists on, either."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropIPv6OutsideTunnel:
-    """IPv6 of this host leaves through tunnels alone, and to the networks in `open`, whatever the routes say.
+    """IPv6 of this host leaves through tunnels alone, and to the networks in `allowed`, whatever the routes say.
 
     What is for the link alone is left in peace.
     """
 
-    open: tuple[Network, ...] = ()
+    allowed: tuple[Network, ...] = ()
 
 
-Filter = Masquerade | Clamp | OnlyUdpTo | DropUnroutedIPv6 | DropIPv6OutsideTunnel
+Filter = Masquerade | ClampMss | DropOtherTrafficToServer | DropUnreachableIPv6 | DropIPv6OutsideTunnel
 """What the packet filter does for us."""
 
 
@@ -126,7 +126,7 @@ class Dns:
 class NetworkState:
     """Everything that one dtun process has, or wants, in the kernel and in the host's resolver."""
 
-    links: frozenset[NetDevice] = frozenset()
+    devices: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
     routes: frozenset[Route] = frozenset()
     rules: frozenset[Rule] = frozenset()
@@ -136,7 +136,7 @@ class NetworkState:
 
     def __or__(self, other: "NetworkState") -> "NetworkState":
         return NetworkState(
-            self.links | other.links,
+            self.devices | other.devices,
             self.addresses | other.addresses,
             self.routes | other.routes,
             self.rules | other.rules,

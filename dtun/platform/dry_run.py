@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from dtun.network.difference import Change, Thing
-from dtun.network.explain import Found
+from dtun.network.explain import ActualRoute
 from dtun.network.state import Address, NetworkState
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 
@@ -21,14 +21,14 @@ class AbsentTun:
         self.vnet_header = False
         self.family_header = False
         self.offloads: frozenset[str] = frozenset()
-        self.handed_out: frozenset[str] = frozenset()
+        self.enabled_offloads: frozenset[str] = frozenset()
         self._silence, self._tunnel = os.pipe()
         os.set_blocking(self._silence, False)
 
     def fileno(self) -> int:
         return self._silence
 
-    def hand_out(self, offloads: frozenset[str]) -> None:
+    def enable_offloads(self, offloads: frozenset[str]) -> None:
         """It hands out nothing."""
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class ReadOnlyKernel(ABC):
     async def close(self) -> None:
         """Nothing was changed."""
 
-    async def leave(self) -> None:
+    async def detach(self) -> None:
         """Nothing was changed."""
 
     def create_tun(self, name: str, descriptor: int | None = None) -> AbsentTun:
@@ -92,7 +92,7 @@ class ReadOnlyKernel(ABC):
         """
 
     @abstractmethod
-    async def others_tunnels(self) -> list[LocalNetwork]:
+    async def foreign_tunnels(self) -> list[LocalNetwork]:
         """What other programs send through tunnels that are not dtun's.
 
         Raises:
@@ -100,7 +100,7 @@ class ReadOnlyKernel(ABC):
         """
 
     @abstractmethod
-    async def way(self, address: Address) -> Found:
+    async def actual_route(self, address: Address) -> ActualRoute:
         """Where a packet to `address` goes now, dtun's own routes included.
 
         Raises:

@@ -33,13 +33,13 @@ class SavedSysctl:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FilterTable:
     """A table of the packet filter, with all that is in it."""
 
     name: str
 
 
-Entry = Route | Rule | SavedSysctl | Table
+Entry = Route | Rule | SavedSysctl | FilterTable
 
 
 class UnknownVersionError(Exception):
@@ -59,7 +59,7 @@ def encode(entry: Entry) -> bytes:
             fields: list[Any] = ["rule", version, priority, table, mark, suppressed]
         case SavedSysctl(Sysctl(name, value), previous):
             fields = ["sysctl", name, value, previous]
-        case Table(name):
+        case FilterTable(name):
             fields = ["table", name]
     return json.dumps(fields)[1:].encode() + b"\n"
 
@@ -122,7 +122,7 @@ def _entry(what: str, *fields: Any) -> Entry:
         case "sysctl", (str(name), str(value), previous):
             return SavedSysctl(Sysctl(name, value), previous)
         case "table", (str(name),):
-            return Table(name)
+            return FilterTable(name)
     raise ValueError(what)
 
 

@@ -50,13 +50,13 @@ class Tun(Protocol):
     vnet_header: bool
     family_header: bool
     offloads: frozenset[str]
-    handed_out: frozenset[str]
+    enabled_offloads: frozenset[str]
 
     def fileno(self) -> int:
         """The non-blocking descriptor."""
         ...
 
-    def hand_out(self, offloads: frozenset[str]) -> None:
+    def enable_offloads(self, offloads: frozenset[str]) -> None:
         """From now on reads may bring these kinds of super-packets (a part of `offloads`), and no others."""
         ...
 
@@ -92,7 +92,7 @@ class Kernel(Protocol):
         """
         ...
 
-    async def leave(self) -> None:
+    async def detach(self) -> None:
         """Go, and leave everything as it is: a successor will take it over. The caller does not close its devices."""
         ...
 

@@ -73,16 +73,6 @@ class Journal:
             ) from None
         return self.entries
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Remember exactly these, before the first of them is made.
-
-        Raises:
-            UnavailableError: the file cannot be written.
-        """
-        wanted = dict.fromkeys(entries)
-        self.add(entry for entry in wanted if entry not in self._held)
-        self.remove([entry for entry in self._held if entry not in wanted])
-
     def add(self, entries: Iterable[Entry]) -> None:
         """Remember these too, before the first of them is made.
 
@@ -110,7 +100,7 @@ class Journal:
         else:
             self._append(b"".join([b'["-", ' + text for text in gone]))
 
-    def held_by_others(self, name: str) -> list[SavedSysctl]:
+    def saved_by_others(self, name: str) -> list[SavedSysctl]:
         """What the other instances say of the setting `name`, dead ones too: their successors will mind it."""
         found = []
         for path in self.directory.glob("*.json"):
@@ -126,7 +116,7 @@ class Journal:
         return found
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Keeps other instances from looking, for a few system calls: between a look and what it decides."""
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

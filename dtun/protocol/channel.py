@@ -27,7 +27,7 @@ class Channel:
     def __init__(self, sending: int = 0, expected: int = 0) -> None:
         """`sending` and `expected` are the numbers at which a channel that was there before goes on."""
         self._queue: deque[bytes] = deque()
-        self._account: MutableSequence[int] = [0, 0]
+        self._ledger: MutableSequence[int] = [0, 0]
         self._sending = sending & 0xFFFF
         self._unacknowledged: dict[int, Control] = {}
         self._resend_at = 0.0
@@ -36,15 +36,10 @@ class Channel:
         self._fragments: dict[int, bytes] = {}
         self._outgoing: list[bytes] = []
 
-    @property
-    def idle(self) -> bool:
-        """Whether everything that was sent has been acknowledged."""
-        return not self._unacknowledged and not self._queue
-
-    def keep_account(self, account: MutableSequence[int]) -> None:
-        """From now on have in `account` the number of the message to send next, and of the one expected next."""
-        self._account = account
-        account[0], account[1] = self._sending, self._expected
+    def attach_ledger(self, ledger: MutableSequence[int]) -> None:
+        """Enter the number of the next message to send and of the next one expected in `ledger`, from now on."""
+        self._ledger = ledger
+        ledger[0], ledger[1] = self._sending, self._expected
 
     def send(self, message: bytes, now: float) -> None:
         """Queue one message.
@@ -63,7 +58,7 @@ class Channel:
         """Note that a fragment has arrived at the peer; anything unexpected is a late duplicate."""
         if ack.message == self._sending and self._unacknowledged.pop(ack.index, None) is not None:
             if not self._unacknowledged:
-                self._account[0] = self._sending = (self._sending + 1) & 0xFFFF
+                self._ledger[0] = self._sending = (self._sending + 1) & 0xFFFF
             self._send_next(now)
 
     def receive(self, fragment: Control) -> bytes | None:
@@ -88,7 +83,7 @@ class Channel:
         if behind == 0 and all(self._fragments.values()):
             message = b"".join(payload for _, payload in sorted(self._fragments.items()))
             self._fragments.clear()
-            self._account[1] = self._expected = (self._expected + 1) & 0xFFFF
+            self._ledger[1] = self._expected = (self._expected + 1) & 0xFFFF
             return message
         return None
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dtun.config import ServerConfig
 from dtun.errors import DtunError
 from dtun.network.state import Filter, Masquerade, NetworkState, Sysctl
-from dtun.platform.desired import DesiredState
+from dtun.platform.desired import DesiredState, Rejections
 from dtun.platform.interface import Kernel
-from dtun.platform.rejections import Rejections
 
 log = logging.getLogger("dtun.server")
 
@@ -57,7 +56,7 @@ class Forwarding:
         """
         async with self._lock:
             if not config.forwards:
-                await self._desired_state.drop(OWNER)
+                await self._desired_state.remove(OWNER)
                 self._rejections.replace([])
                 self._stranded = self._announced = False
                 return
@@ -71,14 +70,14 @@ class Forwarding:
                 for uplink in self._uplinks
                 if device != uplink
             )
-            refused = await self._desired_state.put(
+            refused = await self._desired_state.set(
                 OWNER, NetworkState(sysctls=_sysctls(config), filters=filters)
             )
             self._rejections.replace(refused)
 
     async def drop(self) -> None:
         """Undo what `apply` did."""
-        await self._desired_state.drop(OWNER)
+        await self._desired_state.remove(OWNER)
 
     async def _refresh_uplinks(self, config: ServerConfig) -> None:
         found = await self._find_uplinks(config)

@@ -128,7 +128,7 @@ class Identities:
             UnavailableError: the kernel refuses the device's size or an address.
         """
         state = identity.network_state(mtu, subnets, forwards=self._config.forwards)
-        refused = await self.desired_state.put(identity.owner, state)
+        refused = await self.desired_state.set(identity.owner, state)
         refusals = [
             Refusal(subnet=thing.destination, reason=reason[:256])
             for thing, reason in refused
@@ -153,7 +153,7 @@ class Identities:
         Follow with `readdress` or `remove`.
         """
         self.dismiss(identity)
-        await self.desired_state.drop(identity.owner)
+        await self.desired_state.remove(identity.owner)
 
     async def readdress(self, identity: Identity) -> None:
         """Take a detached identity into service again, with the address pair that it should have now.
@@ -173,7 +173,7 @@ class Identities:
 
     async def remove(self, identity: Identity) -> None:
         """Remove the device of an identity that is out of service, and what the kernel has for it."""
-        await self.desired_state.drop(identity.owner)
+        await self.desired_state.remove(identity.owner)
         identity.close()
 
     async def remove_all(self) -> None:

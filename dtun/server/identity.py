@@ -19,11 +19,10 @@ from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter
 from dtun.handover.saved_session import SavedSession
 from dtun.handover.session_store import SessionStore
-from dtun.network.state import Clamp, NetDevice, Network, NetworkState, PointToPoint, Route
+from dtun.network.state import ClampMss, NetDevice, Network, NetworkState, PointToPoint, Route
 from dtun.pacing import RateLimiter
-from dtun.platform.desired import Refused
+from dtun.platform.desired import Rejection, Rejections
 from dtun.platform.interface import Tun
-from dtun.platform.rejections import Rejections
 from dtun.protocol.messages import Hello
 from dtun.server.duplicate_ids import DuplicateIds
 from dtun.server.leases import Pair
@@ -156,10 +155,10 @@ class Identity:
             frozenset({NetDevice(name, mtu)}),
             frozenset(addresses),
             frozenset(Route(subnet, name) for subnet in subnets),
-            filters=frozenset({Clamp(name, mtu)}) if forwards else frozenset(),
+            filters=frozenset({ClampMss(name, mtu)}) if forwards else frozenset(),
         )
 
-    def applied(self, mtu: int, subnets: tuple[Network, ...], rejected: Refused) -> None:
+    def applied(self, mtu: int, subnets: tuple[Network, ...], rejected: list[Rejection]) -> None:
         """The kernel has this MTU and these routes now. From these subnets, packets of the client are accepted."""
         self.mtu = mtu
         self.granted = subnets
@@ -268,7 +267,7 @@ class Identity:
         self._latest = link
         self._last_error = None
         # Super-packets only as far as the peer accepts them.
-        self.tun.hand_out(self.tun.offloads.intersection(session.hello.features))
+        self.tun.enable_offloads(self.tun.offloads.intersection(session.hello.features))
         link.attach(self._pump)
 
     def _retire(self, link: Link) -> None:

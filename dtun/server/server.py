@@ -24,7 +24,8 @@ from dtun.server.listeners import Listeners
 from dtun.server.login import Logins
 from dtun.server.psk import Handshakes
 from dtun.server.reload import ServerReload
-from dtun.session.dialect import Count, Dialect, GoServerDialect, NativeDialect
+from dtun.session.dialect import Count, Dialect, NativeDialect
+from dtun.session.go import GoServerDialect
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
 from dtun.session.log import about
@@ -91,7 +92,7 @@ class Server:
         """
         config = self.identities.config
         self._kernel.watch(self._host_changed)
-        async with self.identities.desired_state.at_once() as refused:
+        async with self.identities.desired_state.batch() as refused:
             for name in config.clients:
                 if name != ANY_ID:
                     await self.identities.create(name)

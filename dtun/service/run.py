@@ -130,7 +130,7 @@ async def _run(role: str, instance: str, config: Config, make: Make) -> int:
             await control.stop()
             await (service.suspend() if goes_on else service.stop())
     finally:
-        await (kernel.leave() if goes_on else kernel.close())
+        await (kernel.detach() if goes_on else kernel.close())
     log.info("stopped; %s", "the next start goes on here" if goes_on else "nothing is left behind")
     return 0
 

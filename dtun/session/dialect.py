@@ -5,21 +5,17 @@ one it is. A dialect is pure: plaintexts and `now` in, plaintexts and messages o
 """
 
 from collections.abc import Callable, MutableSequence, Sequence
-from ipaddress import IPv4Network
 from typing import Protocol
 
-from dtun.protocol import frames, legacy, messages
+from dtun.protocol import frames, messages
 from dtun.protocol.channel import Channel
 from dtun.protocol.frames import Ack, Control, Echo, Notice, Probe
-from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
+from dtun.protocol.messages import Goodbye, Message
 from dtun.session.liveness import Liveness
 from dtun.session.pmtud import FIRST_TOKEN, PathMtu
 
 Count = Callable[[str], None]
 """Counts a drop by its reason."""
-
-GREETING_RESEND = 2.0
-"""Seconds after which the greeting to a Go client that stays silent is sent again."""
 
 
 class Dialect(Protocol):
@@ -72,9 +68,9 @@ class NativeDialect:
         self.liveness = Liveness(keepalive, timeout, now)
         self.path: PathMtu | None = None
 
-    def keep_account(self, account: MutableSequence[int]) -> None:
-        """See `Channel.keep_account`."""
-        self._channel.keep_account(account)
+    def attach_ledger(self, ledger: MutableSequence[int]) -> None:
+        """See `Channel.attach_ledger`."""
+        self._channel.attach_ledger(ledger)
 
     def send(self, message: Message, now: float) -> None:
         data = messages.encode(message)
@@ -122,95 +118,3 @@ class NativeDialect:
         if data is not None and message is None:
             self._count("unknown control message")
         return message
-
-
-class GoServerDialect:
-    """The server's side of the original's greeting: addresses first, then the client names its subnet.
-
-    The original never repeats either of the two records, so a lost one would hang it for good. A client
-    that says nothing has not seen the greeting, which is sent again. One that sends packets first has
-    given an answer that was lost: the session is ended, and the client makes a new one.
-    """
-
-    liveness = None
-    path: PathMtu | None = None
-
-    def __init__(self, count: Count) -> None:
-        self._count = count
-        self._greeting: bytes | None = None
-        self._resend_at: float | None = None
-        self._outgoing: list[bytes] = []
-        self.opening = True
-
-    def send(self, message: Message, now: float) -> None:
-        if isinstance(message, Welcome) and self._greeting is None:
-            self._greeting = legacy.encode_greeting(message.address, message.peer)
-            self._outgoing.append(self._greeting)
-            self._resend_at = now + GREETING_RESEND
-
-    def receive(self, plaintext: bytes, now: float) -> Message | None:  # noqa: ARG002 - see Dialect
-        if not self.opening or self._greeting is None:
-            self._count("unknown frame")
-            return None
-        self.opening = False
-        self._resend_at = None
-        subnets = legacy.decode_answer(plaintext)
-        if subnets is None:
-            return Goodbye(reason="other", text="it did not say which IPv4 subnet is behind it")
-        return Hello(subnets=subnets)
-
-    def poll(self, heard: int, now: float) -> None:  # noqa: ARG002 - see Dialect
-        if self._greeting is not None and self._resend_at is not None and now >= self._resend_at:
-            self._outgoing.append(self._greeting)
-            self._resend_at = now + GREETING_RESEND
-
-    def next_timer(self) -> float | None:
-        return self._resend_at
-
-    def take_outgoing(self) -> list[bytes]:
-        outgoing, self._outgoing = self._outgoing, []
-        return outgoing
-
-
-class GoClientDialect:
-    """The client's side of the original's greeting. What the client says waits until it was greeted.
-
-    The original answers no keepalive. So the peer counts as dead when packets went out and nothing at
-    all came back for `timeout` seconds, which `dtun.session.liveness.Silence` decides with the data plane's counters.
-    """
-
-    liveness = None
-    path: PathMtu | None = None
-
-    def __init__(self, count: Count) -> None:
-        self._count = count
-        self._answer: bytes | None = None
-        self._outgoing: list[bytes] = []
-        self.opening = True
-
-    def send(self, message: Message, now: float) -> None:  # noqa: ARG002 - see Dialect
-        if isinstance(message, Hello) and self._answer is None:
-            subnet = next((net for net in message.subnets if isinstance(net, IPv4Network)), None)
-            self._answer = legacy.encode_answer(subnet)
-            if not self.opening:  # the greeting came together with the end of the handshake
-                self._outgoing.append(self._answer)
-
-    def receive(self, plaintext: bytes, now: float) -> Message | None:  # noqa: ARG002 - see Dialect
-        greeting = legacy.decode_greeting(plaintext) if self.opening else None
-        if greeting is None:
-            self._count("unknown frame")
-            return None
-        self.opening = False
-        if self._answer is not None:
-            self._outgoing.append(self._answer)
-        return Welcome(address=greeting[0], peer=greeting[1])
-
-    def poll(self, heard: int, now: float) -> None:
-        """The original has no timers."""
-
-    def next_timer(self) -> float | None:
-        return None
-
-    def take_outgoing(self) -> list[bytes]:
-        outgoing, self._outgoing = self._outgoing, []
-        return outgoing

@@ -135,7 +135,7 @@ class Link:
             seal=None,
             seal_batch=records.seal_batch,
             open=records.open,
-            open_next=records.opener(),
+            open_next=records.open_next,
             open_batch=records.open_batch,
             on_control=self._control,
             on_nothing=self._nothing,
@@ -232,7 +232,7 @@ class Link:
             return
         records = self.session.association.records
         cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
-        self._port.seal = records.sealer() if records.offloaded and not cuts else None
+        self._port.seal = records.seal if records.offloaded and not cuts else None
         self._port.seal_batch = self._seal_pieces if cuts else records.seal_batch
         self._port.datagrams.renew()
 

@@ -45,23 +45,3 @@ class Liveness:
 
     def next_timer(self) -> float:
         return min(self._probe_at, self._heard_at + self.timeout)
-
-
-class Silence:
-    """For peers that answer no probes: dead when packets went out for `timeout` seconds and nothing came back."""
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._sent = -1
-        self._heard = -1
-        self._unanswered_since: float | None = None
-
-    def lasts(self, sent: int, heard: int, now: float) -> bool:
-        """`sent` and `heard` are numbers that grow with each packet that went out and each record that came in."""
-        if heard != self._heard:
-            self._heard = heard
-            self._unanswered_since = None
-        elif sent != self._sent and self._unanswered_since is None:
-            self._unanswered_since = now
-        self._sent = sent
-        return self._unanswered_since is not None and now - self._unanswered_since >= self._timeout

@@ -10,15 +10,15 @@ import pytest
 from fake_kernel import Entry, FakeKernel
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.network.plan import Hop, HostRoutes, Policy, Routing, TunnelSettings, desired
+from dtun.network.plan import Hop, Policy, Routing, TunnelSettings, UnderlayRoutes, plan_client
 from dtun.network.state import (
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
+    DropOtherTrafficToServer,
     Masquerade,
     NetDevice,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Sysctl,
@@ -28,7 +28,7 @@ from dtun.platform.darwin.kernel import DarwinKernel
 from dtun.platform.interface import ChangesRefusedError, NextHop
 
 SERVER = ip_address("203.0.113.5")
-HOME = HostRoutes({SERVER: Hop("en0", ip_address("192.168.1.1"))}, frozenset({(SERVER, 443)}))
+HOME = UnderlayRoutes({SERVER: Hop("en0", ip_address("192.168.1.1"))}, frozenset({(SERVER, 443)}))
 PAIR = (ip_address("10.86.0.2"), ip_address("10.86.0.1"))
 PAIR6 = (ip_address("fd00:86::2"), ip_address("fd00:86::1"))
 ALL = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -72,7 +72,7 @@ async def test_a_network_behind_the_server(mac: FakeKernel, kernel: DarwinKernel
     tun = kernel.create_tun("dtun0")
     assert tun.name == "utun0"
     routing = Routing(tun.name, (ip_network("10.9.0.0/16"), ip_network("203.0.113.0/24")))
-    await kernel.apply(desired(routing, tunnel(PAIR, PAIR6), HOME))
+    await kernel.apply(plan_client(routing, tunnel(PAIR, PAIR6), HOME))
     assert mac.interface("utun0").mtu == 1400
     assert mac.pairs("utun0") == {("10.86.0.2", "10.86.0.1"), ("fd00:86::2", "fd00:86::1")}
     assert mac.way("10.9.1.1") == mac.way("203.0.113.6") == mac.way("10.86.0.1") == "utun0"
@@ -85,9 +85,9 @@ async def test_a_network_behind_the_server(mac: FakeKernel, kernel: DarwinKernel
 
 async def test_everything_goes_through_the_tunnel(mac: FakeKernel, kernel: DarwinKernel) -> None:
     tun = kernel.create_tun("dtun0")
-    outside = HostRoutes(HOME.servers, HOME.ports, {4: Hop("en0", ip_address("192.168.1.1"))})
+    outside = UnderlayRoutes(HOME.servers, HOME.ports, {4: Hop("en0", ip_address("192.168.1.1"))})
     routing = Routing(tun.name, ALL[:1], bypassed=(ip_network("198.51.100.0/24"),))
-    await kernel.apply(desired(routing, tunnel(), outside))
+    await kernel.apply(plan_client(routing, tunnel(), outside))
     assert mac.way("1.1.1.1") == mac.way("192.0.2.1") == "utun0"
     assert mac.way("203.0.113.5") == mac.way("198.51.100.9") == OUTSIDE
     assert mac.way("192.168.1.7") == "en0"
@@ -104,10 +104,10 @@ async def test_the_kill_switch_outlives_the_process(
 ) -> None:
     routing = Routing("utun0", ALL, block=True)
     # Before the first session, already.
-    assert [change for change, _ in await _refused(kernel, desired(routing, None, HOME))] == ["filter"]
+    assert [change for change, _ in await _refused(kernel, plan_client(routing, None, HOME))] == ["filter"]
     assert mac.way("1.1.1.1") == mac.way("2606:4700::1") == "refused"
     tun = kernel.create_tun("dtun0")
-    await _refused(kernel, desired(routing, tunnel(PAIR, PAIR6), HOME))
+    await _refused(kernel, plan_client(routing, tunnel(PAIR, PAIR6), HOME))
     assert mac.way("1.1.1.1") == mac.way("129.0.0.1") == mac.way("2606:4700::1") == "utun0"
     assert mac.way("203.0.113.5") == OUTSIDE
 
@@ -118,7 +118,7 @@ async def test_the_kill_switch_outlives_the_process(
     mac.requests.clear()
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
-    await _refused(successor, desired(routing, None, HOME))
+    await _refused(successor, plan_client(routing, None, HOME))
     assert mac.requests == []
     await successor.close()
     assert mac.way("1.1.1.1") == OUTSIDE
@@ -257,7 +257,7 @@ async def test_what_others_take_comes_back(
     with caplog.at_level(logging.WARNING):
         mac.remove("10.9.0.0/16")
         await eventually(lambda: mac.way("10.9.1.1") == tun.name, "the route to be back")
-    assert "put back what was taken from us: route 10.9.0.0/16 dev utun0" in caplog.text
+    assert "restored after removal by another program: route 10.9.0.0/16 dev utun0" in caplog.text
     tun.close()
 
 
@@ -356,9 +356,11 @@ async def test_an_arp_entry_makes_room(mac: FakeKernel, kernel: DarwinKernel) ->
 async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     routing = Routing("utun0", ALL, policy=Policy(7217, 0x6474), block=True)
     thrown = Route(ip_network("192.0.2.0/24"), kind="throw")
-    wanted = desired(routing, None, HOME) | NetworkState(
+    wanted = plan_client(routing, None, HOME) | NetworkState(
         routes=frozenset({thrown}),
-        filters=frozenset({Masquerade("utun0", "en0"), Clamp("utun0", 1400), OnlyUdpTo(SERVER, 443)}),
+        filters=frozenset(
+            {Masquerade("utun0", "en0"), ClampMss("utun0", 1400), DropOtherTrafficToServer(SERVER, 443)}
+        ),
         sysctls=frozenset({Sysctl("net.ipv4.conf.all.rp_filter", "0")}),
         dns=frozenset({Dns("utun0", (ip_address("10.86.0.1"),), ("~.",))}),
     )
@@ -368,9 +370,10 @@ async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     assert reasons["Rule"] == "policy routing is not available on macOS; use `routing: main`"
     assert reasons["Route"] == reasons["Rule"]
     assert reasons["Masquerade"].endswith("into /etc/pf.conf")
-    assert "max-mss 1360" in reasons["Clamp"]
+    assert "max-mss 1360" in reasons["ClampMss"]
     assert (
-        reasons["OnlyUdpTo"] == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
+        reasons["DropOtherTrafficToServer"]
+        == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
     )
     assert reasons["Sysctl"] == "macOS has no such setting"
     assert "only for the domains that are named" in reasons["Dns"]
@@ -496,7 +499,7 @@ async def test_another_vpn_has_the_default_route(mac: FakeKernel, kernel: Darwin
 async def test_a_successor_finds_everything(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
     pin = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
     await kernel.apply(pin)
-    await kernel.leave()
+    await kernel.detach()
     assert mac.entry("203.0.113.5/32") is not None
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()

@@ -247,7 +247,7 @@ def test_an_answer_that_names_no_ipv4_subnet_ends_the_session(world: World, answ
 
     assert "closed by the peer" in client.wait_for("DOWN")["REASON"]
     assert server.tunnel("old")["state"] == "away"
-    server.wait_log("ended before its login: it did not say which IPv4 subnet is behind it")
+    server.wait_log("ended before its login: the client did not name the IPv4 subnet behind it")
 
 
 def test_one_entry_serves_go_clients_of_any_id_beside_a_native_client(world: World) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import pytest
 
 from dtun.network.difference import describe
-from dtun.network.plan import Hop, HostRoutes, Routing, TunnelSettings, desired
+from dtun.network.plan import Hop, Routing, TunnelSettings, UnderlayRoutes, plan_client
 from dtun.network.state import Filter, NetDevice, NetworkState, PointToPoint, Route, Sysctl
 from dtun.platform.interface import ChangesRefusedError, Kernel, Tun
 
@@ -68,9 +68,9 @@ class Place(Protocol):
 Scenario = Callable[[Place], Coroutine[None, None, None]]
 
 
-def outside(way: Hop) -> HostRoutes:
+def outside(way: Hop) -> UnderlayRoutes:
     """What the host looks like to a plan: the server and all else is reached this way."""
-    return HostRoutes({SERVER: way}, frozenset({(SERVER, 443)}), {4: way})
+    return UnderlayRoutes({SERVER: way}, frozenset({(SERVER, 443)}), {4: way})
 
 
 def shown(way: Hop) -> str:
@@ -102,7 +102,7 @@ async def opened(place: Place, *names: str) -> AsyncIterator[tuple[Kernel, list[
 
 async def gone(kernel: Kernel, tun: Tun) -> None:
     """As if the process had been killed: its device goes with it, and everything else stays."""
-    await kernel.leave()
+    await kernel.detach()
     tun.close()
 
 
@@ -116,7 +116,7 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
 async def networks_behind_the_server(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         routing = Routing(tun.name, (ip_network("10.9.0.0/16"), ip_network("203.0.113.0/24")))
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR, PAIR6)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR, PAIR6)), outside(place.first)))
         assert place.mtu(tun.name) == 1400
         assert place.pairs(tun.name) == {tuple(map(str, PAIR)), tuple(map(str, PAIR6))}
         assert place.way("10.9.1.1") == place.way("203.0.113.6") == place.way("10.86.0.1") == tun.name
@@ -128,7 +128,7 @@ async def networks_behind_the_server(place: Place) -> None:
 async def everything_but_what_is_kept_out(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         routing = Routing(tun.name, EVERYTHING[:1], (BYPASSED,))
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
         assert place.way("1.1.1.1") == place.way("192.0.3.1") == tun.name
         assert place.way(str(SERVER)) == place.way("198.18.0.1") == shown(place.first)
         # The tunnel has no IPv6, which would go past it.
@@ -140,7 +140,7 @@ async def the_way_out_changes(place: Place) -> None:
         heard: list[str] = []
         kernel.watch(lambda: heard.append("changed"))
         routing = Routing(tun.name, EVERYTHING[:1], (BYPASSED,))
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
         hop = await kernel.next_hop(SERVER)
         assert hop is not None
         assert Hop(hop.device, hop.gateway) == place.first, "our own routes are left out"
@@ -151,7 +151,7 @@ async def the_way_out_changes(place: Place) -> None:
         assert hop is not None
         assert default == hop
         assert Hop(hop.device, hop.gateway) == second
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR,)), outside(second)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(second)))
         assert place.way(str(SERVER)) == place.way("198.18.0.1") == shown(second)
         assert place.way("1.1.1.1") == tun.name
 
@@ -159,9 +159,9 @@ async def the_way_out_changes(place: Place) -> None:
 async def a_kill_switch_stays_closed(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         routing = Routing(tun.name, EVERYTHING, block=True)
-        await put(kernel, desired(routing, None, outside(place.first)))
+        await put(kernel, plan_client(routing, None, outside(place.first)))
         assert place.way("1.1.1.1") == place.way("2606:4700::1") == "refused"
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR, PAIR6)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR, PAIR6)), outside(place.first)))
         assert place.way("1.1.1.1") == place.way("129.0.0.1") == place.way("2606:4700::1") == tun.name
         await gone(kernel, tun)
         assert place.way("1.1.1.1") == place.way("129.0.0.1") == place.way("2606:4700::1") == "refused"
@@ -175,7 +175,7 @@ async def a_kill_switch_stays_closed(place: Place) -> None:
 async def what_a_killed_one_left(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         routing = Routing(tun.name, EVERYTHING[:1], (BYPASSED,))
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
         await gone(kernel, tun)
         # The device took its own along; pinned and bypass routes, and those that refuse IPv6, are there.
         assert place.way("1.1.1.1") == shown(place.first)
@@ -183,7 +183,7 @@ async def what_a_killed_one_left(place: Place) -> None:
     async with opened(place, "dtun0") as (successor, (tun,)):
         # What is wanted again stays, and the rest goes.
         routing = Routing(tun.name, (ip_network("203.0.113.0/24"),))
-        await put(successor, desired(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
+        await put(successor, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
         assert place.way(str(SERVER)) == shown(place.first)
         assert place.way("203.0.113.6") == tun.name
         assert "198.18.0.0/15" not in place.left()
@@ -216,7 +216,7 @@ async def a_server_with_two_clients(place: Place) -> None:
 async def what_others_take_comes_back(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         routing = Routing(tun.name, (ip_network("10.9.0.0/16"), ip_network("203.0.113.0/24")))
-        await put(kernel, desired(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
+        await put(kernel, plan_client(routing, TunnelSettings(1400, (PAIR,)), outside(place.first)))
         place.steal("10.9.0.0/16")
         await eventually(lambda: place.way("10.9.0.1") == tun.name, "the route into the tunnel to be back")
         place.steal("203.0.113.5/32")
@@ -228,7 +228,7 @@ async def what_others_take_comes_back(place: Place) -> None:
 async def a_route_of_another_program_stays(place: Place) -> None:
     async with opened(place, "dtun0") as (kernel, (tun,)):
         place.occupy("10.9.0.0/16")
-        wanted = desired(
+        wanted = plan_client(
             Routing(tun.name, (ip_network("10.7.0.0/16"), ip_network("10.9.0.0/16"))),
             TunnelSettings(1400, (PAIR,)),
             outside(place.first),

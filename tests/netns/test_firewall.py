@@ -14,16 +14,26 @@ import pytest
 from kernels import until
 from topology import Host, Topology, wait_for
 
-from dtun.network.state import Clamp, DropIPv6OutsideTunnel, DropUnroutedIPv6, Filter, Masquerade, OnlyUdpTo
+from dtun.network.state import (
+    ClampMss,
+    DropIPv6OutsideTunnel,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
+    Filter,
+    Masquerade,
+)
 from dtun.platform.linux import sysctl
 from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, Firewall, FirewallError
 from dtun.platform.linux.sysctl import SysctlError
 
 TABLE = "dtun-home"
 NAT: frozenset[Filter] = frozenset({Masquerade("inside0", "outside0")})
-CLAMP: frozenset[Filter] = frozenset({Clamp("inside0", 1300)})
+CLAMP: frozenset[Filter] = frozenset({ClampMss("inside0", 1300)})
 GUARD: frozenset[Filter] = frozenset(
-    {OnlyUdpTo(ip_address("192.0.2.2"), 4433), OnlyUdpTo(ip_address("2001:db8::2"), 4433)}
+    {
+        DropOtherTrafficToServer(ip_address("192.0.2.2"), 4433),
+        DropOtherTrafficToServer(ip_address("2001:db8::2"), 4433),
+    }
 )
 PORT = 4433
 
@@ -62,7 +72,7 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as cal
 HOLDER = """
 import asyncio, sys
 from ipaddress import ip_address, ip_network
-from dtun.network.state import Clamp, OnlyUdpTo, Masquerade
+from dtun.network.state import ClampMss, DropOtherTrafficToServer, Masquerade
 from dtun.platform.linux.nftables.firewall import Firewall
 async def story():
     firewall = Firewall("dtun-home")
@@ -268,7 +278,7 @@ def test_segments_fit_into_the_tunnel_whoever_opens_the_connection(
         assert announced(far, client, near) == ([fitting], [fitting])
         # Smaller ones are left alone.
         assert announced(client, far, target, 1000) == ([1000], [fitting])
-        applied(router, frozenset({Clamp("elsewhere0", 1300)}))
+        applied(router, frozenset({ClampMss("elsewhere0", 1300)}))
         assert announced(client, far, target) == ([largest], [largest])
 
 
@@ -404,7 +414,7 @@ def test_a_killed_process_leaves_its_guard_to_the_next(way: tuple[Host, Host, Ho
 def test_a_thousand_tunnels_are_clamped_in_one_go(way: tuple[Host, Host, Host]) -> None:
     """More than the kernel's default for a send buffer; the last one asked for counts."""
     _, router, _ = way
-    many = frozenset(Clamp(f"dtun{number}", 1400) for number in range(1000))
+    many = frozenset(ClampMss(f"dtun{number}", 1400) for number in range(1000))
 
     async def story() -> None:
         firewall = Firewall(TABLE)
@@ -430,14 +440,14 @@ def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -
         await firewall.apply(NAT | CLAMP)
         before = handles()
         more: set[Filter] = {
-            Clamp("inside1", 1200),
-            Clamp("inside0", 1310),
+            ClampMss("inside1", 1200),
+            ClampMss("inside0", 1310),
             Masquerade("inside1", "outside0"),
         }
         await firewall.apply(NAT | more)
         assert elements(router, "clamped4") == {"inside0": 1270, "inside1": 1160}
         assert elements(router, "clamped6") == {"inside0": 1250, "inside1": 1140}
-        await firewall.apply(NAT | {Clamp("inside1", 1200)})
+        await firewall.apply(NAT | {ClampMss("inside1", 1200)})
         assert elements(router, "clamped4") == {"inside1": 1160}
         assert handles() == before
         router.run("nft", "flush", "ruleset")
@@ -453,7 +463,7 @@ def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -
 def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host, Host, Host]) -> None:
     _, router, _ = way
     removals: list[bool] = []
-    many: frozenset[Filter] = frozenset(Clamp(f"dtun{number}", 1400) for number in range(1000))
+    many: frozenset[Filter] = frozenset(ClampMss(f"dtun{number}", 1400) for number in range(1000))
 
     async def taken(command: str) -> None:
         await asyncio.to_thread(router.run, *command.split())
@@ -486,7 +496,9 @@ def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host
     applied(router, frozenset())
 
 
-@pytest.mark.parametrize("filters", [frozenset({DropUnroutedIPv6()}), frozenset({DropIPv6OutsideTunnel()})])
+@pytest.mark.parametrize(
+    "filters", [frozenset({DropUnreachableIPv6()}), frozenset({DropIPv6OutsideTunnel()})]
+)
 def test_ipv6_that_routes_refuse_does_not_leave_by_a_device_that_is_insisted_on(
     way: tuple[Host, Host, Host], filters: frozenset[Filter]
 ) -> None:

@@ -12,11 +12,11 @@ from kernels import PIN, kill, only, opened, routes, start_victim
 from topology import Host
 
 from dtun.network.state import (
-    Clamp,
+    ClampMss,
     DropIPv6OutsideTunnel,
+    DropOtherTrafficToServer,
     Filter,
     NetworkState,
-    OnlyUdpTo,
     Route,
     Rule,
     Sysctl,
@@ -32,7 +32,7 @@ SWITCH = frozenset(
 )
 RULE = Rule(4, 7217, 7217, unless_mark=0x2170)
 FORWARDING = Sysctl("net.ipv4.ip_forward", "1")
-GUARD = OnlyUdpTo(ip_address("203.0.113.5"), 4433)
+GUARD = DropOtherTrafficToServer(ip_address("203.0.113.5"), 4433)
 LEFT = NetworkState(
     routes=SWITCH | {PIN},
     rules=frozenset({RULE}),
@@ -209,7 +209,7 @@ def test_what_is_refused_is_named_and_the_rest_is_in_place(host: Host, runtime: 
             wanted = NetworkState(
                 routes=frozenset({PIN}),
                 sysctls=frozenset({unknown, FORWARDING}),
-                filters=frozenset({Clamp("eth0", 1300), GUARD}),
+                filters=frozenset({ClampMss("eth0", 1300), GUARD}),
             )
             with pytest.raises(ChangesRefusedError) as caught:
                 await linux.apply(wanted)
@@ -254,7 +254,7 @@ def test_a_guard_stays_until_the_way_to_its_server_has_gone(
     host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while other filters come, which are before routes."""
-    guard = OnlyUdpTo(ip_address("203.0.113.5"), 443)
+    guard = DropOtherTrafficToServer(ip_address("203.0.113.5"), 443)
     seen: list[tuple[bool, bool]] = []
     apply = Firewall.apply
 

@@ -12,11 +12,11 @@ from kernels import PIN, TUN, into, opened, state, tunnel, until
 from topology import Host
 
 from dtun.network.state import (
-    Clamp,
+    ClampMss,
     DropIPv6OutsideTunnel,
+    DropOtherTrafficToServer,
     Masquerade,
     NetworkState,
-    OnlyUdpTo,
     Route,
     Rule,
     Sysctl,
@@ -85,8 +85,8 @@ FILTERING = NetworkState(
     filters=frozenset(
         {
             Masquerade(TUN, "eth0"),
-            Clamp(TUN, 1400),
-            OnlyUdpTo(ip_address("203.0.113.5"), 443),
+            ClampMss(TUN, 1400),
+            DropOtherTrafficToServer(ip_address("203.0.113.5"), 443),
             DropIPv6OutsideTunnel(),
         }
     ),
@@ -127,25 +127,25 @@ def test_filters_and_settings_come_back(
             assert await linux.apply(state() | FILTERING) == []
 
     host.play(story)
-    assert caplog.messages[0].startswith("put back what was taken from us: "), caplog.messages
+    assert caplog.messages[0].startswith("restored after removal by another program: "), caplog.messages
     assert look() == before
 
 
-def test_what_could_not_be_put_back_is_tried_again(
+def test_what_cannot_be_restored_is_retried(
     host: Host, runtime: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
         async with opened(runtime) as linux:
             await linux.apply(kernels.only(PIN))
             host.ip("link set eth0 down")
-            await until(lambda: "cannot put back" in caplog.text, "the repair to fail")
+            await until(lambda: "cannot restore" in caplog.text, "the repair to fail")
             host.ip("link set eth0 up")
             await until(lambda: kernels.routes(host) != set(), "the pin")
 
     host.play(story)
 
 
-def test_one_line_in_the_log_says_what_was_put_back(
+def test_one_line_in_the_log_says_what_was_restored(
     host: Host, runtime: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repair, "FIRST_DELAY", 0.1)
@@ -160,7 +160,9 @@ def test_one_line_in_the_log_says_what_was_put_back(
                 await until(lambda: seen(host) == before, "the pin")
 
     host.play(story)
-    assert caplog.messages == ["put back what was taken from us: route 203.0.113.5/32 via 192.0.2.1 dev eth0"]
+    assert caplog.messages == [
+        "restored after removal by another program: route 203.0.113.5/32 via 192.0.2.1 dev eth0"
+    ]
 
 
 def test_our_own_work_is_no_reason_to_look(

@@ -31,7 +31,7 @@ class Router:
         def closed(_: LinuxTun) -> None: ...
 
         self.source, self.sink = open_tun("source", closed), open_tun("sink", closed)
-        self.sink.hand_out(frozenset())
+        self.sink.enable_offloads(frozenset())
         for device in ("source", "sink"):
             host.run(
                 "sysctl",
@@ -299,8 +299,8 @@ def test_files_arrive_and_no_checksum_is_bad_beyond_the_tunnel(
         assert verdict["packets"] > least
         assert verdict["protocol 17"] > 150
     if sender:
-        handed_out, taken = world.spared()
-        assert handed_out > least * 0.7, "most segments are read as super-packets"
+        enabled_offloads, taken = world.spared()
+        assert enabled_offloads > least * 0.7, "most segments are read as super-packets"
         assert taken > least * 0.5, "and written as such"
 
 
@@ -360,8 +360,8 @@ def test_ends_with_and_without_offloads_understand_each_other(
     (verdict,) = world.verdicts()
     assert verdict["largest"] == inner
     assert verdict["sent"]["super-packets"] > 0, "the kernel had to segment them in front of the tunnel"
-    handed_out, taken = world.spared()
-    assert handed_out <= 0
+    enabled_offloads, taken = world.spared()
+    assert enabled_offloads <= 0
     assert taken <= 0
 
 
@@ -431,8 +431,10 @@ def test_files_arrive_over_a_bad_network(
     (verdict,) = world.verdicts()
     # With ECN the answer to loss is a CWR; some super-packets with it arrive in pieces.
     assert verdict["sent"]["CWR of super-packets"] > 0
-    handed_out, taken = world.spared()
-    assert handed_out > len(world.addresses) * size / 1500 * 0.7, "most segments are read as super-packets"
+    enabled_offloads, taken = world.spared()
+    assert enabled_offloads > len(world.addresses) * size / 1500 * 0.7, (
+        "most segments are read as super-packets"
+    )
     assert taken > 0, "and some still follow each other at the other end"
 
 
@@ -448,8 +450,8 @@ def test_datagrams_that_are_forwarded_one_by_one_are_written_together(net: Topol
 
     for verdict in world.verdicts():
         assert verdict["protocol 17"] >= 2 * 800
-    handed_out, taken = world.spared()
-    assert handed_out <= 0, "the pc's kernel has left nothing to do"
+    enabled_offloads, taken = world.spared()
+    assert enabled_offloads <= 0, "the pc's kernel has left nothing to do"
     assert taken > 800, "half of them and more were joined"
 
 

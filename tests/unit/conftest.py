@@ -39,4 +39,4 @@ async def home(site: Site, tmp_path: Path) -> AsyncIterator[Home]:
     with suppress(asyncio.CancelledError):
         await running
     await made.client.stop()
-    assert made.kernel.state.links == frozenset()
+    assert made.kernel.state.devices == frozenset()

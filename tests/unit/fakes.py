@@ -19,7 +19,7 @@ class FakeTun:
         self.vnet_header = False
         self.family_header = False
         self.offloads: frozenset[str] = frozenset()
-        self.handed_out: frozenset[str] = frozenset()
+        self.enabled_offloads: frozenset[str] = frozenset()
         self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._device.setblocking(False)
         self.host.setblocking(False)
@@ -27,7 +27,7 @@ class FakeTun:
     def fileno(self) -> int:
         return self._device.fileno()
 
-    def hand_out(self, offloads: frozenset[str]) -> None:
+    def enable_offloads(self, offloads: frozenset[str]) -> None:
         assert offloads <= self.offloads
 
     @property
@@ -57,7 +57,7 @@ class FakeKernel:
 
     async def close(self) -> None: ...
 
-    async def leave(self) -> None: ...
+    async def detach(self) -> None: ...
 
     def create_tun(self, name: str, descriptor: int | None = None) -> FakeTun:
         if descriptor is not None:

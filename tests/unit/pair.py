@@ -12,7 +12,8 @@ from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.dtls.suites import DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol.messages import AnyNetwork, Hello, Message, Welcome
-from dtun.session.dialect import Count, Dialect, GoClientDialect, GoServerDialect, NativeDialect
+from dtun.session.dialect import Count, Dialect, NativeDialect
+from dtun.session.go import GoClientDialect, GoServerDialect
 from dtun.session.session import AnyAssociation, Closed, Established, Event, Received, Session
 from tests.unit.protocol.terrible_network import TerribleNetwork
 

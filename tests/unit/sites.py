@@ -17,7 +17,8 @@ from dtun.dtls.suites import LEGACY_SUITE
 from dtun.handover.fdstore import FdStore
 from dtun.protocol.messages import Hello, Message, Welcome
 from dtun.server.server import Server
-from dtun.session.dialect import GoClientDialect, NativeDialect
+from dtun.session.dialect import NativeDialect
+from dtun.session.go import GoClientDialect
 from dtun.session.session import Closed, Event, Received, Session
 from tests.unit.fakes import FakeKernel, FakeTun
 
@@ -119,7 +120,7 @@ async def serving(directory: Path) -> AsyncIterator[Site]:
     await made.server.start()
     yield made
     await made.server.stop()
-    assert made.kernel.state.links == frozenset()
+    assert made.kernel.state.devices == frozenset()
     assert all(tun.closed for tun in made.kernel.tuns.values())
 
 

@@ -9,7 +9,7 @@ from dtun.platform.darwin import missing
 from dtun.platform.entries import Entry, SavedSysctl
 from dtun.platform.journal import Journal
 
-_KIND_OF = {NetDevice: "links", PointToPoint: "addresses", Route: "routes", Sysctl: "sysctls"}
+_KIND_OF = {NetDevice: "devices", PointToPoint: "addresses", Route: "routes", Sysctl: "sysctls"}
 
 
 class Applied:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dtun.network.difference import Thing
-from dtun.network.explain import Found
+from dtun.network.explain import ActualRoute
 from dtun.network.state import Address, NetworkState
 from dtun.platform.darwin import errors, lookup, missing, routes, unsupported, utun
 from dtun.platform.darwin.flat import flatten
@@ -32,22 +32,22 @@ class DarwinReadOnlyKernel(ReadOnlyKernel):
         """See `ReadOnlyKernel.existing`. Name servers are never in the answer."""
         del instance
         with errors.in_words():
-            gone = missing.missing((*desired.links, *desired.addresses, *desired.routes, *desired.sysctls))
+            gone = missing.missing((*desired.devices, *desired.addresses, *desired.routes, *desired.sysctls))
         return NetworkState(
-            links=desired.links - gone,
+            devices=desired.devices - gone,
             addresses=desired.addresses - gone,
             routes=desired.routes - gone,
             sysctls=desired.sysctls - gone,
         )
 
-    async def others_tunnels(self) -> list[LocalNetwork]:
+    async def foreign_tunnels(self) -> list[LocalNetwork]:
         with errors.in_words():
-            return lookup.others_tunnels(self._devices)
+            return lookup.foreign_tunnels(self._devices)
 
-    async def way(self, address: Address) -> Found:
+    async def actual_route(self, address: Address) -> ActualRoute:
         with errors.in_words():
             found = routes.best(lookup.table(address.version), address)
-        return Found(None) if found is None else Found(found.route, found.ours)
+        return ActualRoute(None) if found is None else ActualRoute(found.route, found.ours)
 
     def _device_name(self, wanted: str, taken: Collection[str]) -> str:
         with errors.in_words():

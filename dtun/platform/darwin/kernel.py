@@ -22,7 +22,7 @@ from dtun.platform.darwin.sleep import SleepWatch
 from dtun.platform.darwin.utun import DarwinTun, open_utun
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 from dtun.platform.journal import Journal
-from dtun.platform.repair import Mended, Repairer
+from dtun.platform.repair import Repairer, RepairResult
 
 log = logging.getLogger("dtun.platform")
 
@@ -100,8 +100,8 @@ class DarwinKernel:
                 self._resolver.clear()
             await self._release(keep_journal=bool(self._journal.entries))
 
-    async def leave(self) -> None:
-        """See `Kernel.leave`."""
+    async def detach(self) -> None:
+        """See `Kernel.detach`."""
         if self._open_changer is not None:
             async with self._lock:
                 await self._release(keep_journal=True)
@@ -208,28 +208,30 @@ class DarwinKernel:
             # While changes are made, what is missing is on its way.
             lost = not self._lock.locked() and self._own.lost()
         except OSError as error:
-            log.warning("cannot look after the host's network: %s", errors.words(error))
+            log.warning("cannot check the host's network: %s", errors.words(error))
             return
         if lost and self._repairer is not None:
             self._own.stale = True
-            self._repairer.lost()
+            self._repairer.removed()
         if view != self._view:
             self._view = view
             self._own.stale = True
             for changed in self._watchers:
                 changed()
 
-    async def _mend(self) -> Mended:
+    async def _mend(self) -> RepairResult:
         """Put back what others have taken."""
         async with self._lock:
             with errors.in_words():
                 lost = self._own.lost()
             if self._desired is None or not lost:
-                return Mended()
+                return RepairResult()
             self._own.stale = True
             applied, refused = await self._apply(self._desired)
             # What was refused before is refused still, and that is known.
-            return Mended(applied, [(change, reason) for change, reason in refused if change.what in lost])
+            return RepairResult(
+                applied, [(change, reason) for change, reason in refused if change.what in lost]
+            )
 
     def _woke(self, seconds: float) -> None:
         log.info("the computer has slept for %.0f s", seconds)

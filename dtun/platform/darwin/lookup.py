@@ -103,7 +103,7 @@ def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     )
 
 
-def others_tunnels(own: Collection[str]) -> list[LocalNetwork]:
+def foreign_tunnels(own: Collection[str]) -> list[LocalNetwork]:
     """What other programs send through tunnels: not those in `own`, and not those with a dtun's routes."""
     found = [one for version in FAMILIES for one in table(version) if one.route.device.startswith(TUNNELS)]
     ours = {*own, *(one.route.device for one in found if one.ours)}

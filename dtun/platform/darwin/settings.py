@@ -34,9 +34,9 @@ class Settings:
 
     def put(self, wanted: Sysctl) -> None:
         """Set it, and remember what it was."""
-        with self._journal.alone():
+        with self._journal.exclusive():
             now = str(syscalls.sysctl_number(NAMES[wanted.name]))
-            notes = [*self._notes(wanted), *self._journal.held_by_others(wanted.name)]
+            notes = [*self._notes(wanted), *self._journal.saved_by_others(wanted.name)]
             changed = None if now == wanted.value else now
             previous = next((held.previous for held in notes if held.previous is not None), changed)
             ours = self._notes(wanted)
@@ -47,10 +47,10 @@ class Settings:
 
     def put_back(self, no_longer: Sysctl) -> None:
         """Unless another instance wants it still, or somebody else has set it since."""
-        with self._journal.alone():
+        with self._journal.exclusive():
             ours = self._notes(no_longer)
             previous = next((held.previous for held in ours if held.previous is not None), None)
-            wanted_elsewhere = self._journal.held_by_others(no_longer.name)
+            wanted_elsewhere = self._journal.saved_by_others(no_longer.name)
             if previous is not None and not wanted_elsewhere and is_set(no_longer):
                 syscalls.sysctl_number(NAMES[no_longer.name], int(previous))
             self._journal.remove(ours)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from dtun.network.difference import Thing, describe
 from dtun.network.state import (
     MAIN_TABLE,
-    Clamp,
+    ClampMss,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropUnreachableIPv6,
     Filter,
     Masquerade,
     NetworkState,
@@ -49,7 +49,7 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
             yield dns, reason
     for one in desired.filters:
         # What these two are for, programs that insist on a device, docs/routing.md tells: not each start.
-        if not isinstance(one, DropUnroutedIPv6 | DropIPv6OutsideTunnel):
+        if not isinstance(one, DropUnreachableIPv6 | DropIPv6OutsideTunnel):
             yield one, _no_filter(one)
 
 
@@ -58,6 +58,6 @@ def _no_filter(one: Filter) -> str:
         case Masquerade():
             rule = "nat on INTERFACE from NETWORK to any -> (INTERFACE)"
             return f"dtun does no NAT on macOS; put '{rule}' into /etc/pf.conf"
-        case Clamp(_, mtu):
+        case ClampMss(_, mtu):
             return f"dtun filters nothing on macOS; put 'scrub all max-mss {mtu - 40}' into /etc/pf.conf"
     return "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"

@@ -46,7 +46,7 @@ class DarwinTun:
     def __init__(self, name: str, control: socket.socket, closed: Callable[["DarwinTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()
-        self.handed_out: frozenset[str] = frozenset()
+        self.enabled_offloads: frozenset[str] = frozenset()
         self._control = control
         self._closed = closed
 
@@ -54,8 +54,8 @@ class DarwinTun:
         """The non-blocking descriptor; -1 once closed."""
         return self._control.fileno()
 
-    def hand_out(self, offloads: frozenset[str]) -> None:
-        """See `Tun.hand_out`: there is nothing to hand out."""
+    def enable_offloads(self, offloads: frozenset[str]) -> None:
+        """See `Tun.enable_offloads`: there is nothing to hand out."""
 
     def close(self) -> None:
         """Remove the device, with its addresses and routes. May be called twice."""

@@ -6,15 +6,15 @@ from typing import Any
 
 from dtun.network.difference import Thing
 from dtun.network.state import (
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     Filter,
     Masquerade,
     NetDevice,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -29,7 +29,7 @@ class Applied:
 
     def __init__(self) -> None:
         self.sysctls: set[Sysctl] = set()
-        self.links: set[NetDevice] = set()
+        self.devices: set[NetDevice] = set()
         self.filters: set[Filter] = set()
         self.addresses: set[PointToPoint] = set()
         self.routes: set[Route] = set()
@@ -55,7 +55,7 @@ class Applied:
 
     def drop_device(self, name: str) -> None:
         """It went, with all that it had."""
-        for kind in ("links", "addresses", "routes", "dns"):
+        for kind in ("devices", "addresses", "routes", "dns"):
             things: set[Any] = getattr(self, kind)
             things -= {thing for thing in things if device_of(thing) == name}
 
@@ -64,7 +64,7 @@ class Applied:
             case Route():
                 return self.routes
             case NetDevice():
-                return self.links
+                return self.devices
             case PointToPoint():
                 return self.addresses
             case Rule():
@@ -73,7 +73,7 @@ class Applied:
                 return self.sysctls
             case Dns():
                 return self.dns
-            case Masquerade() | Clamp() | OnlyUdpTo() | DropUnroutedIPv6() | DropIPv6OutsideTunnel():
+            case _:
                 return self.filters
 
 
@@ -105,9 +105,9 @@ def device_of(thing: Thing) -> str:
             Sysctl()
             | Rule()
             | Masquerade()
-            | Clamp()
-            | OnlyUdpTo()
-            | DropUnroutedIPv6()
+            | ClampMss()
+            | DropOtherTrafficToServer()
+            | DropUnreachableIPv6()
             | DropIPv6OutsideTunnel()
         ):
             return ""

@@ -7,8 +7,8 @@ from typing import Any
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing
-from dtun.network.state import Filter, OnlyUdpTo, Route, Rule, Sysctl
-from dtun.platform.entries import Entry, SavedSysctl, Table
+from dtun.network.state import DropOtherTrafficToServer, Filter, Route, Rule, Sysctl
+from dtun.platform.entries import Entry, FilterTable, SavedSysctl
 from dtun.platform.journal import Journal
 from dtun.platform.linux.applied import Applied, Devices, device_of
 from dtun.platform.linux.missing import missing
@@ -57,7 +57,7 @@ class Applier:
                         self.applied.add(sysctl)
                     else:
                         gone.add(entry)
-                case Table():
+                case FilterTable():
                     self.filters_left = await self._services.firewall.present()
                     if not self.filters_left:
                         gone.add(entry)
@@ -185,7 +185,7 @@ class Applier:
         return reasons
 
     async def _filter(self, filters: frozenset[Filter]) -> str | None:
-        table = Table(self._services.table)
+        table = FilterTable(self._services.table)
         if filters:
             self._journal.add([table])
         reason = await self._changer.filters_refusal(filters)
@@ -206,7 +206,9 @@ def _kept_for_now(of_filters: Iterable[Change]) -> frozenset[Filter]:
     return frozenset(
         change.what
         for change in of_filters
-        if "add" in actions and change.action == "remove" and isinstance(change.what, OnlyUdpTo)
+        if "add" in actions
+        and change.action == "remove"
+        and isinstance(change.what, DropOtherTrafficToServer)
     )
 
 

@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 from typing import Literal
 
-from dtun.network.explain import Found
+from dtun.network.explain import ActualRoute
 from dtun.network.state import MAIN_TABLE, Address, NetworkState, Route
 from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.platform.interface import LocalNetwork, NextHop
@@ -24,17 +24,17 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
         return await inspect.existing(desired, instance)
 
-    async def others_tunnels(self) -> list[LocalNetwork]:
+    async def foreign_tunnels(self) -> list[LocalNetwork]:
         found = await inspect.foreign_tunnels(self._devices)
         return [LocalNetwork(one.device, one.destination) for one in found]
 
-    async def way(self, address: Address) -> Found:
+    async def actual_route(self, address: Address) -> ActualRoute:
         found = await inspect.decide(address)
         if found.fate == "no route":
-            return Found(None)
+            return ActualRoute(None)
         if found.fate != "unicast" or found.route is None:
             # Of a route that refuses, the kernel tells no more.
-            return Found(Route(ip_network(address), kind="unreachable"))
+            return ActualRoute(Route(ip_network(address), kind="unreachable"))
         route = Route(
             found.route,
             found.device,
@@ -42,4 +42,4 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
             metric=found.metric or None,
             table=found.table or MAIN_TABLE,
         )
-        return Found(route, found.protocol == ROUTE_PROTOCOL, found.rule)
+        return ActualRoute(route, found.protocol == ROUTE_PROTOCOL, found.rule)

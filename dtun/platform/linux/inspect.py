@@ -148,9 +148,9 @@ async def existing(desired: NetworkState, instance: str) -> NetworkState:
         UnavailableError: the kernel does not say.
     """
     with unavailable_if_refused():
-        gone = await missing([*desired.links, *desired.addresses, *desired.routes, *desired.rules])
+        gone = await missing([*desired.devices, *desired.addresses, *desired.routes, *desired.rules])
     return NetworkState(
-        links=desired.links - gone,
+        devices=desired.devices - gone,
         addresses=desired.addresses - gone,
         routes=desired.routes - gone,
         rules=desired.rules - gone,

@@ -27,7 +27,7 @@ from dtun.platform.linux.operations import NOT_PERMITTED
 from dtun.platform.linux.services import Services
 from dtun.platform.linux.sysctl import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
-from dtun.platform.repair import Mended, Repairer
+from dtun.platform.repair import Repairer, RepairResult
 
 # From this many routes on, their difference is worked out beside the event loop.
 _MANY = 1000
@@ -47,7 +47,7 @@ class _Open:
     def _filters_taken(self) -> None:
         self.carrier.filters_taken = True
         if self.repairer is not None:
-            self.repairer.lost()
+            self.repairer.removed()
 
     async def close(self) -> None:
         if self.repairer is not None:
@@ -97,7 +97,7 @@ class LinuxKernel:
                     self._view,
                     self._removals,
                     changed=self._host_changed,
-                    removed=opened.repairer.lost,
+                    removed=opened.repairer.removed,
                     ports=(opened.netlink.port, opened.bulk.port),
                 )
                 await lookup.look_around(self._view)
@@ -118,8 +118,8 @@ class LinuxKernel:
         finally:
             await self._release(opened, keep_journal=bool(self._journal.entries))
 
-    async def leave(self) -> None:
-        """See `Kernel.leave`."""
+    async def detach(self) -> None:
+        """See `Kernel.detach`."""
         if self._open is not None:
             async with self._lock:
                 await self._release(self._open, keep_journal=True)
@@ -200,23 +200,23 @@ class LinuxKernel:
             return difference(wanted, actual)
         return await asyncio.to_thread(difference, wanted, actual)
 
-    async def _mend(self) -> Mended:
+    async def _mend(self) -> RepairResult:
         """Put back what is missing of the state that was asked for last."""
         async with self._lock:
             if self._open is None:
-                return Mended()
+                return RepairResult()
             carrier = self._carrier
             lost = self._owed | await carrier.forget_lost(carrier.applied.things())
             if not lost:
-                return Mended()
+                return RepairResult()
             self._stale = False
             self._owed.clear()
             if self._desired is None:
                 carrier.settle()
-                return Mended()
+                return RepairResult()
             applied, refused = await self._change_to(self._desired)
             carrier.settle()
-            mended = Mended(
+            mended = RepairResult(
                 [change for change in applied if change.what in lost],
                 [(change, reason) for change, reason in refused if change.what in lost],
             )
@@ -226,7 +226,7 @@ class LinuxKernel:
     def _host_changed(self) -> None:
         self._stale = True
         if self._open is not None and self._open.repairer is not None:
-            self._open.repairer.news()
+            self._open.repairer.host_changed()
         for changed in self._watchers:
             changed()
 

@@ -182,7 +182,7 @@ class Resolved:
             while reason := await self._set_all():
                 level = logging.DEBUG if delay else logging.WARNING
                 logger.log(
-                    level, "cannot tell systemd-resolved of name servers again: %s; tries again", reason
+                    level, "cannot tell systemd-resolved of name servers again: %s; will retry", reason
                 )
                 delay = min(2 * delay, LONGEST_DELAY) or FIRST_DELAY
                 await asyncio.sleep(delay)

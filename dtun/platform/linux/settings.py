@@ -23,11 +23,11 @@ class Settings:
             SysctlError: the kernel does not have it, or does not let us.
             UnavailableError: the journal cannot be written.
         """
-        with self._journal.alone():
+        with self._journal.exclusive():
             now = sysctl.read(wanted.name)
             changes = now.split() != wanted.value.split()
             ours = self._notes(wanted.name)
-            notes = [*ours, *self._journal.held_by_others(wanted.name)]
+            notes = [*ours, *self._journal.saved_by_others(wanted.name)]
             known = next((held.previous for held in notes if held.previous is not None), None)
             previous = known if known is not None else now if changes else None
             self._journal.add([SavedSysctl(wanted, previous)])
@@ -46,10 +46,10 @@ class Settings:
             SysctlError: the kernel does not let us.
             UnavailableError: the journal cannot be written.
         """
-        with self._journal.alone():
+        with self._journal.exclusive():
             ours = self._notes(no_longer.name)
             previous = next((held.previous for held in ours if held.previous is not None), None)
-            last = not self._journal.held_by_others(no_longer.name)
+            last = not self._journal.saved_by_others(no_longer.name)
             if previous is not None and last and is_set(no_longer):
                 sysctl.write(no_longer.name, previous)
             self._journal.remove(ours)

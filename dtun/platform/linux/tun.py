@@ -51,7 +51,7 @@ class LinuxTun:
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()
-        self.handed_out: frozenset[str] = frozenset()
+        self.enabled_offloads: frozenset[str] = frozenset()
         self.vnet_header = tuning.KERNEL_OFFLOADS
         self._descriptor = descriptor
         self._closed = closed
@@ -60,13 +60,13 @@ class LinuxTun:
         """The non-blocking descriptor; -1 once closed."""
         return self._descriptor
 
-    def hand_out(self, offloads: frozenset[str]) -> None:
-        """See `Tun.hand_out`."""
-        self.handed_out = offloads & self.offloads
+    def enable_offloads(self, offloads: frozenset[str]) -> None:
+        """See `Tun.enable_offloads`."""
+        self.enabled_offloads = offloads & self.offloads
         if not self.offloads:
             return
         flags = 0
-        for offload in self.handed_out:
+        for offload in self.enabled_offloads:
             flags |= OFFLOADS[offload]
         fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
 

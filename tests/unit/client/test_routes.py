@@ -11,7 +11,7 @@ import pytest
 from dtun.config import Config
 from dtun.errors import ConfigError
 from dtun.network.plan import BLOCK_METRIC
-from dtun.network.state import Dns, OnlyUdpTo, Route, Rule, Sysctl
+from dtun.network.state import Dns, DropOtherTrafficToServer, Route, Rule, Sysctl
 from dtun.platform.interface import NextHop
 from tests.unit.sites import Home, Site, in_service, wait_for
 
@@ -66,7 +66,7 @@ async def test_the_kill_switch_is_there_before_the_first_session(site: Site, tmp
 async def test_and_stays_below_the_tunnel_and_after_it(site: Site, tmp_path: Path) -> None:
     async with connected(site, tmp_path, routes="everything", on_disconnect="block") as home:
         assert {BLOCKED, INTO} <= routes(home)
-        assert OnlyUdpTo(IPv4Address("127.0.0.1"), site.port) in home.kernel.state.filters
+        assert DropOtherTrafficToServer(IPv4Address("127.0.0.1"), site.port) in home.kernel.state.filters
         await lose(site, home)
         assert BLOCKED in routes(home)
 

@@ -41,7 +41,7 @@ class KernelTun:
 
     def __init__(self, *, trains: bool = True) -> None:
         self.offloads = frozenset({"segments", "udp-segments"} if trains else {"segments"})
-        self.handed_out = self.offloads
+        self.enabled_offloads = self.offloads
         self.queue: list[bytes] = []
         self.written: list[bytes] = []
         self.refusal: OSError | None = None
@@ -390,7 +390,7 @@ def test_what_is_read_alone_is_one_packet_or_left_for_the_next_read(originals: l
 @given(super_packets())
 def test_what_waited_in_the_queue_is_not_for_a_peer_that_takes_no_super_packets(original: Original) -> None:
     tun = Tun()
-    tun.kernel.handed_out = frozenset()
+    tun.kernel.enabled_offloads = frozenset()
 
     assert tun.read(original) == ()
     assert tun.counters.drops == {"super-packet for a peer that takes none": 1}

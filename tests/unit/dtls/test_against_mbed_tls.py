@@ -8,7 +8,7 @@ the rest of a datagram of which it has skipped a record ends its session, and an
 
 It cannot be asked about:
 
-- numbers 64 and more behind the highest, which it always refuses; our window is larger (test_window.py, and below);
+- numbers 64 and more behind the highest, which it always refuses; our window is larger (test_sequence.py, and below);
 - empty plaintexts: it swallows them, and ends the session at the fourth in a row. Ours hands them out;
 - records that are authentic but malformed (an alert that is not 2 bytes, more than 16,384 bytes of plaintext): they end
   its session. Ours drops and counts them (test_records.py);
@@ -104,7 +104,7 @@ def in_a_batch(records: Records, datagram: bytes) -> list[bytes]:
 
 
 def alone(records: Records, datagram: bytes) -> list[bytes]:
-    plaintext = records.opener()(datagram)
+    plaintext = records.open_next(datagram)
     return list(records.open(datagram)) if plaintext is None else [plaintext]
 
 

@@ -47,7 +47,7 @@ def test_the_successor_goes_on_where_the_first_was_killed() -> None:
     peer = AeadRecords(keys(), server=True)
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.keep_account(made.numbers)
+        first.attach_ledger(made.numbers)
         sent = [*first.seal_batch([b"one", b"two"]), first.seal(b"three")]
         first.open(peer.seal(b"answer"))
 
@@ -67,7 +67,7 @@ def test_no_record_is_taken_twice_by_the_two() -> None:
     record, later = peer.seal(b"once"), peer.seal(b"late")
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.keep_account(made.numbers)
+        first.attach_ledger(made.numbers)
         assert first.open_batch(memoryview(later), len(later), []) == [b"late"]
         second = successor(made).association()
         assert second.receive(later, 0.0) == ()
@@ -80,7 +80,7 @@ def test_what_came_is_on_record_before_it_is_passed_on(size: int) -> None:
     peer = AeadRecords(keys(), server=True)
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.keep_account(made.numbers)
+        first.attach_ledger(made.numbers)
         records = [peer.seal(b"once") for _ in range(size)]
         assert len(first.open(b"".join(records))) == size
         second = successor(made).association()

@@ -4,12 +4,18 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from dtun.network.conflicts import Claim, Neighbour, of_client, of_server, relation
+from dtun.network.conflicts import (
+    ExistingNetwork,
+    RoutedNetwork,
+    client_conflicts,
+    relation,
+    server_conflicts,
+)
 from dtun.network.plan import Routing
 from dtun.network.state import Network
 
-LAN = Neighbour(ip_network("192.168.1.0/24"), "eth0", "local")
-VPN = Neighbour(ip_network("10.8.0.0/16"), "wg0", "vpn")
+LAN = ExistingNetwork(ip_network("192.168.1.0/24"), "eth0", "local")
+VPN = ExistingNetwork(ip_network("10.8.0.0/16"), "wg0", "vpn")
 
 
 def nets(*texts: str) -> tuple[Network, ...]:
@@ -19,7 +25,7 @@ def nets(*texts: str) -> tuple[Network, ...]:
 def client(*included: str, bypassed: str = "", subnets: str = "") -> list[str]:
     routing = Routing("dtun0", nets(*included), nets(*bypassed.split()))
     servers, own = [ip_address("198.51.100.7")], [ip_address("10.86.0.2")]
-    return of_client(routing, nets(*subnets.split()), servers, own, [LAN, VPN])
+    return client_conflicts(routing, nets(*subnets.split()), servers, own, [LAN, VPN])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_everything_conflicts_with_nothing() -> None:
 
 
 def test_a_subnet_of_a_client_that_the_server_is_in_itself() -> None:
-    (line,) = of_server([Claim(ip_network("192.168.0.0/16"), "behind client home")], [LAN])
+    (line,) = server_conflicts([RoutedNetwork(ip_network("192.168.0.0/16"), "behind client home")], [LAN])
     assert line.startswith(
         "192.168.0.0/16, behind client home, contains this host's own network 192.168.1.0/24"
     )

@@ -9,14 +9,14 @@ from hypothesis import given, strategies as st
 
 from dtun.network.difference import Change, Thing, difference, slot
 from dtun.network.state import (
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     Masquerade,
     NetDevice,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -69,9 +69,9 @@ SYSCTLS = st.builds(
 )
 FILTERS = (
     st.builds(Masquerade, DEVICES, DEVICES)
-    | st.builds(Clamp, DEVICES, st.integers(1280, 1283))
-    | st.builds(OnlyUdpTo, ADDRESSES, st.integers(1, 3))
-    | st.just(DropUnroutedIPv6())
+    | st.builds(ClampMss, DEVICES, st.integers(1280, 1283))
+    | st.builds(DropOtherTrafficToServer, ADDRESSES, st.integers(1, 3))
+    | st.just(DropUnreachableIPv6())
     | st.builds(DropIPv6OutsideTunnel, st.lists(NETWORKS, max_size=2).map(tuple))
 )
 SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
@@ -112,7 +112,7 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
         those(Route),
         those(Rule),
         those(Sysctl),
-        those(Masquerade, Clamp, OnlyUdpTo, DropUnroutedIPv6, DropIPv6OutsideTunnel),
+        those(Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropIPv6OutsideTunnel),
         those(Dns),
     )
 
@@ -168,7 +168,7 @@ def test_nothing_is_removed_before_everything_new_is_there(
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
         (NetDevice,),
-        (Masquerade, Clamp, OnlyUdpTo, DropUnroutedIPv6, DropIPv6OutsideTunnel),
+        (Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropIPv6OutsideTunnel),
         (PointToPoint,),
         (Route,),
         (Rule,),
@@ -253,7 +253,7 @@ def test_changes_read_like_ip() -> None:
             "remove route unreachable 10.0.0.0/16 metric 9"
         ),
         Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
-        Change("add", DropUnroutedIPv6()): "add filter ip6 unreachable, by any device, drop",
+        Change("add", DropUnreachableIPv6()): "add filter ip6 unreachable, by any device, drop",
         Change("add", DropIPv6OutsideTunnel()): "add filter ip6 only through tunnels",
         Change(
             "add", DropIPv6OutsideTunnel((ip_network("fd00::/8"),))
@@ -261,8 +261,10 @@ def test_changes_read_like_ip() -> None:
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
         Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",
-        Change("add", Clamp("dtun0", 1400)): "add filter forward dtun0 tcp maxseg for mtu 1400",
-        Change("add", OnlyUdpTo(gateway, 4433)): "add filter to 192.168.1.1 only udp dport 4433",
+        Change("add", ClampMss("dtun0", 1400)): "add filter forward dtun0 tcp maxseg for mtu 1400",
+        Change(
+            "add", DropOtherTrafficToServer(gateway, 4433)
+        ): "add filter to 192.168.1.1 only udp dport 4433",
         Change("add", Dns("dtun0", (local, peer), ("~corp", "a.org"))): (
             "add dns 10.86.0.1 10.86.0.2 domain ~corp a.org dev dtun0"
         ),

@@ -4,21 +4,21 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from dtun.network.explain import Found, Served, for_client, for_server
+from dtun.network.explain import ActualRoute, ServedClient, explain_client, explain_server
 from dtun.network.plan import Routing
 from dtun.network.state import Route
 
 SERVER = ip_address("198.51.100.7")
 ROUTING = Routing("dtun0", (ip_network("0.0.0.0/0"),), (ip_network("203.0.113.0/24"),))
-INTO = Found(Route(ip_network("0.0.0.0/1"), "dtun0"), ours=True)
-BY_RULE = Found(Route(ip_network("0.0.0.0/0"), "dtun0", table=7217), ours=True, rule=7216)
-OUT = Found(Route(ip_network("0.0.0.0/0"), "eth0", ip_address("192.168.1.1")))
-REFUSED = Found(Route(ip_network("0.0.0.0/1"), metric=9, kind="unreachable"), ours=True)
+INTO = ActualRoute(Route(ip_network("0.0.0.0/1"), "dtun0"), ours=True)
+BY_RULE = ActualRoute(Route(ip_network("0.0.0.0/0"), "dtun0", table=7217), ours=True, rule=7216)
+OUT = ActualRoute(Route(ip_network("0.0.0.0/0"), "eth0", ip_address("192.168.1.1")))
+REFUSED = ActualRoute(Route(ip_network("0.0.0.0/1"), metric=9, kind="unreachable"), ours=True)
 
 
-def explained(address: str, found: Found, routing: Routing = ROUTING) -> str:
+def explained(address: str, found: ActualRoute, routing: Routing = ROUTING) -> str:
     origin = {"203.0.113.0/24": "/etc/list.txt:7"}
-    lines = for_client(
+    lines = explain_client(
         ip_address(address),
         routing,
         [SERVER],
@@ -46,11 +46,11 @@ def explained(address: str, found: Found, routing: Routing = ROUTING) -> str:
         ("8.8.8.8", OUT, ["not through the tunnel", "but:   the configuration wants it in the tunnel"]),
         ("8.8.8.8", BY_RULE, ["rule:  7216, which looks in table 7217"]),
         ("203.0.113.9", INTO, ["but:   the configuration wants it outside"]),
-        ("8.8.8.8", Found(None), ["cannot be reached: the host has no route to it"]),
+        ("8.8.8.8", ActualRoute(None), ["cannot be reached: the host has no route to it"]),
         ("2001:db8::1", REFUSED, ["IPv6 may not leave beside it"]),
     ],
 )
-def test_a_client(address: str, found: Found, words: list[str]) -> None:
+def test_a_client(address: str, found: ActualRoute, words: list[str]) -> None:
     text = explained(address, found)
     for part in words:
         assert part in text
@@ -60,8 +60,8 @@ def test_what_nobody_has_named() -> None:
     assert "the host's own routes decide" in explained("8.8.8.8", OUT, Routing("dtun0"))
 
 
-HOME = Served("home", "dtun-home", "connected", (ip_network("10.0.0.0/16"), ip_network("10.86.0.2/32")))
-AWAY = Served("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
+HOME = ServedClient("home", "dtun-home", "connected", (ip_network("10.0.0.0/16"), ip_network("10.86.0.2/32")))
+AWAY = ServedClient("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ AWAY = Served("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
     ],
 )
 def test_a_server(address: str, device: str, words: str) -> None:
-    found = Found(Route(ip_network("10.0.0.0/16"), device))
-    assert words in "\n".join(for_server(ip_address(address), [HOME, AWAY], found))
+    found = ActualRoute(Route(ip_network("10.0.0.0/16"), device))
+    assert words in "\n".join(explain_server(ip_address(address), [HOME, AWAY], found))

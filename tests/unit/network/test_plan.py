@@ -6,18 +6,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.plan import Hop, HostRoutes, Policy, Routing, TunnelSettings, desired, released
+from dtun.network.plan import Hop, Policy, Routing, TunnelSettings, UnderlayRoutes, device_only, plan_client
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
-    Clamp,
+    ClampMss,
     Dns,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     NetDevice,
     Network,
     NetworkState,
-    OnlyUdpTo,
     PointToPoint,
     Route,
     Rule,
@@ -48,8 +48,8 @@ def nets(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
-def around(server: Address = SERVER) -> HostRoutes:
-    return HostRoutes(
+def around(server: Address = SERVER) -> UnderlayRoutes:
+    return UnderlayRoutes(
         servers={server: Hop(UPLINK, GATEWAY if server.version == 4 else GATEWAY6)},
         ports=frozenset({(server, 443)}),
         gateways={4: Hop(UPLINK, GATEWAY), 6: Hop(UPLINK, GATEWAY6)},
@@ -90,66 +90,66 @@ MODES = [None, POLICY]
 @pytest.mark.parametrize("policy", MODES)
 class TestConnected:
     def test_nothing_but_the_peer_by_default(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, policy=policy), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, policy=policy), WITHOUT6, OUTSIDE)
         assert state == NetworkState(frozenset({NetDevice(TUN, 1400)}), frozenset({PointToPoint(TUN, *PAIR)}))
 
     def test_listed_networks(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, nets("10.0.0.0/8"), policy=policy), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, nets("10.0.0.0/8"), policy=policy), WITHOUT6, OUTSIDE)
         assert goes(state, "10.1.2.3") == TUN
         assert goes(state, "8.8.8.8") == UPLINK
         assert not any(route.device == UPLINK for route in state.routes)
 
     def test_everything_but_the_server_and_the_lan(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
         assert goes(state, "8.8.8.8") == goes(state, "203.0.113.1") == TUN
         assert goes(state, SERVER) == goes(state, "192.168.1.77") == UPLINK
 
     def test_the_default_route_itself_stays(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
         assert not any(
             route.destination.prefixlen == 0 for route in state.routes if route.table == MAIN_TABLE
         )
 
     def test_a_bypass_list(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.0/24", "100.64.0.0/10"), policy)
-        state = desired(routing, WITHOUT6, OUTSIDE)
+        state = plan_client(routing, WITHOUT6, OUTSIDE)
         assert goes(state, "203.0.113.9") == goes(state, "100.65.0.1") == UPLINK
         assert goes(state, "203.0.114.9") == TUN
 
     def test_a_bypassed_network_that_the_host_is_in_stays_on_its_link(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4,), nets("192.168.1.0/25"), policy)
-        state = desired(routing, WITHOUT6, OUTSIDE)
+        state = plan_client(routing, WITHOUT6, OUTSIDE)
         assert goes(state, "192.168.1.5") == UPLINK
         assert not any(
             route.gateway == GATEWAY for route in state.routes if route.destination != ip_network(SERVER)
         )
 
     def test_ipv6_does_not_leak_past_a_tunnel_without_it(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == "unreachable"
 
     def test_nor_by_a_device_that_a_program_insists_on(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4, ALL6), policy=policy)
-        assert desired(routing, WITHOUT6, OUTSIDE).filters == {DropUnroutedIPv6()}
-        assert desired(routing, WITH6, OUTSIDE).filters == frozenset()
-        assert desired(replace(routing, ipv6="allow"), WITHOUT6, OUTSIDE).filters == frozenset()
+        assert plan_client(routing, WITHOUT6, OUTSIDE).filters == {DropUnreachableIPv6()}
+        assert plan_client(routing, WITH6, OUTSIDE).filters == frozenset()
+        assert plan_client(replace(routing, ipv6="allow"), WITHOUT6, OUTSIDE).filters == frozenset()
 
     def test_unless_that_is_wanted(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4,), policy=policy, ipv6="allow"), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4,), policy=policy, ipv6="allow"), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == UPLINK
 
     def test_ipv6_goes_through_a_tunnel_that_has_it(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == TUN
 
     def test_some_of_ipv6_in_the_tunnel_the_rest_blocked(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4, ip_network("fd00:10::/48")), policy=policy)
-        state = desired(routing, WITH6, OUTSIDE)
+        state = plan_client(routing, WITH6, OUTSIDE)
         assert goes(state, "fd00:10::5") == TUN
         assert goes(state, "2001:db8:1::1") == "unreachable"
 
     def test_a_server_on_ipv6_is_reached_though_ipv6_is_blocked(self, policy: Policy | None) -> None:
-        state = desired(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, around(SERVER6))
+        state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, around(SERVER6))
         assert goes(state, SERVER6, mark=POLICY.mark) == UPLINK
 
 
@@ -159,25 +159,25 @@ class TestKillSwitch:
         return Routing(TUN, (ALL4,), nets("203.0.113.0/24"), policy, block=True)
 
     def test_before_there_is_a_tunnel(self, policy: Policy | None) -> None:
-        state = desired(self.routing(policy), None, OUTSIDE)
+        state = plan_client(self.routing(policy), None, OUTSIDE)
         assert goes(state, "8.8.8.8") == goes(state, "2001:db8:1::1") == "unreachable"
         assert goes(state, SERVER, POLICY.mark) == goes(state, "203.0.113.9") == UPLINK
-        assert state.links == frozenset()
+        assert state.devices == frozenset()
 
     def test_while_it_is_there(self, policy: Policy | None) -> None:
-        state = desired(self.routing(policy), WITHOUT6, OUTSIDE)
+        state = plan_client(self.routing(policy), WITHOUT6, OUTSIDE)
         assert goes(state, "8.8.8.8") == TUN
         assert goes(state, "203.0.113.9") == UPLINK
 
     def test_when_the_process_was_killed_and_the_device_went_with_it(self, policy: Policy | None) -> None:
-        state = desired(self.routing(policy), WITHOUT6, OUTSIDE)
+        state = plan_client(self.routing(policy), WITHOUT6, OUTSIDE)
         left = replace(state, routes=frozenset(route for route in state.routes if route.device != TUN))
         assert goes(left, "8.8.8.8") == goes(left, "2001:db8:1::1") == "unreachable"
         assert goes(left, "203.0.113.9") == UPLINK
 
     def test_the_server_gets_nothing_but_the_tunnel(self, policy: Policy | None) -> None:
-        assert desired(self.routing(policy), None, OUTSIDE).filters == {
-            OnlyUdpTo(SERVER, 443),
+        assert plan_client(self.routing(policy), None, OUTSIDE).filters == {
+            DropOtherTrafficToServer(SERVER, 443),
             DropIPv6OutsideTunnel(),
         }
 
@@ -187,70 +187,72 @@ class TestKillSwitch:
         outside = replace(OUTSIDE, local=nets("192.168.1.0/24", "2001:db8:1::/64"))
         spared = DropIPv6OutsideTunnel(nets("2001:db8:1::/64", "2001:db8:90::/48"))
         for tunnel in (None, WITHOUT6, WITH6):
-            assert spared in desired(routing, tunnel, outside).filters
+            assert spared in plan_client(routing, tunnel, outside).filters
         elsewhere = replace(routing, included=nets("203.0.113.0/24", "2001:db8:90::/48"))
-        assert spared not in desired(elsewhere, WITH6, outside).filters
+        assert spared not in plan_client(elsewhere, WITH6, outside).filters
 
     def test_nothing_is_guarded_without_it(self, policy: Policy | None) -> None:
-        state = desired(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
-        assert not any(isinstance(what, OnlyUdpTo | DropIPv6OutsideTunnel) for what in state.filters)
+        state = plan_client(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
+        assert not any(
+            isinstance(what, DropOtherTrafficToServer | DropIPv6OutsideTunnel) for what in state.filters
+        )
 
 
 class TestFewestRoutes:
     def test_one_excluded_half_is_left_out(self) -> None:
         """10.0.0.0/8 without its second half is one route; with a way around it, it would be two."""
         routing = Routing(TUN, nets("10.0.0.0/8"), nets("10.128.0.0/9"))
-        routes = desired(routing, WITHOUT6, OUTSIDE).routes
+        routes = plan_client(routing, WITHOUT6, OUTSIDE).routes
         assert routes == {Route(ip_network("10.0.0.0/9"), TUN)}
 
     def test_one_host_of_the_world_gets_a_way_around(self) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
-        routes = desired(routing, WITHOUT6, OUTSIDE).routes
+        routes = plan_client(routing, WITHOUT6, OUTSIDE).routes
         assert Route(ip_network("203.0.113.1/32"), UPLINK, GATEWAY) in routes
         assert len([route for route in routes if route.destination.version == 4]) == 4
 
     def test_what_is_not_in_the_tunnel_needs_no_way_around_it(self) -> None:
         routing = Routing(TUN, nets("10.0.0.0/8"), nets("203.0.113.0/24"))
-        assert desired(routing, WITHOUT6, OUTSIDE).routes == {Route(ip_network("10.0.0.0/8"), TUN)}
+        assert plan_client(routing, WITHOUT6, OUTSIDE).routes == {Route(ip_network("10.0.0.0/8"), TUN)}
 
     def test_without_a_gateway_there_is_no_way_around(self) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
-        state = desired(routing, WITHOUT6, replace(OUTSIDE, gateways={}))
+        state = plan_client(routing, WITHOUT6, replace(OUTSIDE, gateways={}))
         assert goes(state, "203.0.113.1") == TUN
 
 
 class TestTheRest:
     def test_forwarding_lets_packets_pass_and_clamps_their_segments(self) -> None:
-        state = desired(Routing(TUN, forwarding=True), WITHOUT6, OUTSIDE)
+        state = plan_client(Routing(TUN, forwarding=True), WITHOUT6, OUTSIDE)
         assert state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
-        assert state.filters == {Clamp(TUN, 1400)}
+        assert state.filters == {ClampMss(TUN, 1400)}
 
     def test_forwarding_of_ipv6_with_a_tunnel_that_has_it(self) -> None:
-        state = desired(Routing(TUN, forwarding=True), WITH6, OUTSIDE)
+        state = plan_client(Routing(TUN, forwarding=True), WITH6, OUTSIDE)
         assert Sysctl("net.ipv6.conf.all.forwarding", "1") in state.sysctls
 
     def test_name_servers_come_and_go_with_the_tunnel(self) -> None:
         dns = Dns(TUN, (IPv4Address("10.86.0.1"),), ("~.",))
-        state = desired(Routing(TUN), replace(WITHOUT6, dns=dns), OUTSIDE)
+        state = plan_client(Routing(TUN), replace(WITHOUT6, dns=dns), OUTSIDE)
         assert state.dns == {dns}
-        assert desired(Routing(TUN), None, OUTSIDE).dns == frozenset()
+        assert plan_client(Routing(TUN), None, OUTSIDE).dns == frozenset()
 
     def test_released_is_the_device_and_nothing_that_leads_there(self) -> None:
-        state = released(desired(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
+        state = device_only(plan_client(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
         assert goes(state, "8.8.8.8") == UPLINK
-        assert state.links == {NetDevice(TUN, 1400)}
+        assert state.devices == {NetDevice(TUN, 1400)}
 
     def test_the_hosts_own_routes_come_first_on_request_but_for_its_default_routes(self) -> None:
         policy = replace(POLICY, after_main=True)
-        state = desired(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
+        state = plan_client(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
         ours = {Rule(version, 7217, 7217, unless_mark=POLICY.mark) for version in (4, 6)}
         assert state.rules == ours | {
             Rule(version, 7216, 254, suppress_prefix_length=0) for version in (4, 6)
         }
-        assert desired(Routing(TUN, (ALL4, ALL6), policy=POLICY), WITH6, OUTSIDE).rules == ours
+        assert plan_client(Routing(TUN, (ALL4, ALL6), policy=POLICY), WITH6, OUTSIDE).rules == ours
 
     def test_no_rules_where_there_is_nothing_to_look_for(self) -> None:
-        assert desired(Routing(TUN, policy=POLICY), WITHOUT6, OUTSIDE).rules == frozenset()
+        assert plan_client(Routing(TUN, policy=POLICY), WITHOUT6, OUTSIDE).rules == frozenset()
 
 
 networks = st.builds(
@@ -278,7 +280,7 @@ def test_each_address_goes_where_the_configuration_says(
 ) -> None:
     """The server and the local network are spared, then the bypass list, then what is listed; the rest is as it was."""
     routing = Routing(TUN, tuple(included), tuple(bypassed), policy, block=block)
-    state = desired(routing, WITHOUT6 if connected else None, OUTSIDE)
+    state = plan_client(routing, WITHOUT6 if connected else None, OUTSIDE)
     where = IPv4Address(address)
     wanted = any(where in network for network in included) and not any(
         where in network for network in bypassed

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.prefixes import Prefixes, aggregate, covers, halves, subtract
+from dtun.network.prefixes import PrefixSet, aggregate, covers, split_default, subtract
 from dtun.network.state import Network
 
 # 64 addresses of each version, at the end of the world, where an address more would be one too many.
@@ -64,7 +64,7 @@ def test_what_is_left_has_the_right_addresses_and_is_the_fewest(
 def test_a_network_is_covered_if_all_of_its_addresses_are(networks: list[Network], inner: Network) -> None:
     expected = members([inner]) <= members(networks)
     assert covers(networks, inner) is expected
-    assert covers(Prefixes(networks), inner) is expected
+    assert covers(PrefixSet(networks), inner) is expected
 
 
 @given(LISTS, small_networks())
@@ -72,7 +72,7 @@ def test_an_address_is_covered_if_a_network_has_it(networks: list[Network], inne
     address = inner[-1]
     expected = any(address in network for network in networks)
     assert covers(networks, address) is expected
-    assert (address in Prefixes(networks)) is expected
+    assert (address in PrefixSet(networks)) is expected
 
 
 def nets(*texts: str) -> list[Network]:
@@ -93,15 +93,15 @@ def test_a_network_at_the_end_of_another_is_a_part_of_it() -> None:
 
 def test_everything_is_the_sum_of_its_halves() -> None:
     whole = nets("0.0.0.0/0", "10.0.0.0/8", "::/0")
-    assert halves(whole) == nets("0.0.0.0/1", "128.0.0.0/1", "10.0.0.0/8", "::/1", "8000::/1")
-    assert aggregate(halves(whole)) == nets("0.0.0.0/0", "::/0")
-    assert covers(halves(whole), ip_network("0.0.0.0/0"))
+    assert split_default(whole) == nets("0.0.0.0/1", "128.0.0.0/1", "10.0.0.0/8", "::/1", "8000::/1")
+    assert aggregate(split_default(whole)) == nets("0.0.0.0/0", "::/0")
+    assert covers(split_default(whole), ip_network("0.0.0.0/0"))
     assert not covers(nets("0.0.0.0/1"), ip_network("0.0.0.0/0"))
 
 
 def test_an_address_of_one_version_is_in_no_network_of_the_other() -> None:
     assert not covers(nets("::/0"), ip_address("10.0.0.1"))
-    assert ip_address("::a00:1") not in Prefixes(nets("10.0.0.0/8"))
+    assert ip_address("::a00:1") not in PrefixSet(nets("10.0.0.0/8"))
 
 
 def test_generators_are_taken_as_well_as_lists() -> None:
@@ -116,7 +116,7 @@ def test_ten_thousand_networks_take_no_time(work: str) -> None:
     for _ in range(10_000):
         host_bits = chance.randrange(4, 20)
         many.append(IPv4Network((chance.getrandbits(32) >> host_bits << host_bits, 32 - host_bits)))
-    prefixes = Prefixes(many)
+    prefixes = PrefixSet(many)
     # The processor's time: others may be busy on this machine.
     start = time.process_time()
     if work == "aggregate":

@@ -10,7 +10,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.state import Clamp, DropIPv6OutsideTunnel, DropUnroutedIPv6, Filter, Masquerade, OnlyUdpTo
+from dtun.network.state import (
+    ClampMss,
+    DropIPv6OutsideTunnel,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
+    Filter,
+    Masquerade,
+)
 from dtun.platform.linux.netlink.wire import NLM_F_ACK
 from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explanation
 from dtun.platform.linux.nftables.monitor import deletes_from
@@ -30,10 +37,10 @@ FILTERS: frozenset[Filter] = frozenset(
     {
         Masquerade("dtun-home", "eth0"),
         Masquerade("fifteen-letters", "eth0.100"),
-        Clamp("dtun-home", 1400),
-        OnlyUdpTo(ip_address("192.0.2.1"), 4433),
-        OnlyUdpTo(ip_address("2001:db8::1"), 4434),
-        OnlyUdpTo(ip_address("2001:db8::1"), 4433),
+        ClampMss("dtun-home", 1400),
+        DropOtherTrafficToServer(ip_address("192.0.2.1"), 4433),
+        DropOtherTrafficToServer(ip_address("2001:db8::1"), 4434),
+        DropOtherTrafficToServer(ip_address("2001:db8::1"), 4433),
         DropIPv6OutsideTunnel((ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
     }
 )
@@ -153,10 +160,13 @@ def test_without_filters_the_table_is_made_and_deleted() -> None:
 def test_there_are_only_chains_with_rules() -> None:
     assert names(frozenset()) == []
     assert names(frozenset({Masquerade("dtun-home", "eth0")})) == ["nat_postrouting"]
-    assert names(frozenset({Clamp("dtun-home", 1400)})) == ["clamp_forward"]
-    assert names(frozenset({OnlyUdpTo(ip_address("192.0.2.1"), 1)})) == ["guard_output", "guard_forward"]
+    assert names(frozenset({ClampMss("dtun-home", 1400)})) == ["clamp_forward"]
+    assert names(frozenset({DropOtherTrafficToServer(ip_address("192.0.2.1"), 1)})) == [
+        "guard_output",
+        "guard_forward",
+    ]
     assert (
-        names(frozenset({DropUnroutedIPv6()}))
+        names(frozenset({DropUnreachableIPv6()}))
         == names(frozenset({DropIPv6OutsideTunnel()}))
         == ["guard_output"]
     )
@@ -170,17 +180,19 @@ def test_the_order_of_the_filters_makes_no_difference(filters: list[Filter]) -> 
 
 def test_all_ports_of_a_server_are_accepted_before_the_rest_is_dropped() -> None:
     server = ip_address("192.0.2.1")
-    (output, forward) = layout([OnlyUdpTo(server, 1), OnlyUdpTo(server, 2)]).chains
+    (output, forward) = layout(
+        [DropOtherTrafficToServer(server, 1), DropOtherTrafficToServer(server, 2)]
+    ).chains
     assert output.rules == forward.rules
-    accept_one, drop_of_one = layout([OnlyUdpTo(server, 1)]).chains[0].rules
-    accept_two, drop_of_two = layout([OnlyUdpTo(server, 2)]).chains[0].rules
+    accept_one, drop_of_one = layout([DropOtherTrafficToServer(server, 1)]).chains[0].rules
+    accept_two, drop_of_two = layout([DropOtherTrafficToServer(server, 2)]).chains[0].rules
     assert drop_of_one == drop_of_two
     assert output.rules == (accept_one, accept_two, drop_of_one)
 
 
 def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None:
     def devices(*numbers: int) -> list[Filter]:
-        clamps = [Clamp(f"dtun{number}", 1400) for number in numbers]
+        clamps = [ClampMss(f"dtun{number}", 1400) for number in numbers]
         return [*clamps, *(Masquerade(f"dtun{number}", "eth0") for number in numbers)]
 
     before = layout(devices(*range(1000)))
@@ -198,7 +210,7 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
     "other",
     [
         FILTERS - {Masquerade("dtun-home", "eth0"), Masquerade("fifteen-letters", "eth0.100")},
-        FILTERS - {OnlyUdpTo(ip_address("2001:db8::1"), 4433)},
+        FILTERS - {DropOtherTrafficToServer(ip_address("2001:db8::1"), 4433)},
         FILTERS | {DropIPv6OutsideTunnel((ip_network("2001:db8:2::/64"),))},
         frozenset(),
     ],

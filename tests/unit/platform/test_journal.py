@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Route, Rule, Sysctl
-from dtun.platform.entries import HEADER, Entry, SavedSysctl, Table, encode
+from dtun.platform.entries import HEADER, Entry, FilterTable, SavedSysctl, encode
 from dtun.platform.journal import DEFAULT_DIRECTORY, Journal, runtime_directory
 
 PIN = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.0.2.1"))
@@ -35,7 +35,7 @@ ENTRIES = (
         Rule, st.sampled_from([4, 6]), TABLES, TABLES, st.none() | TABLES, st.none() | st.integers(0, 128)
     )
     | st.builds(SavedSysctl, st.builds(Sysctl, st.text(), st.text()), st.none() | st.text())
-    | st.builds(Table, st.text())
+    | st.builds(FilterTable, st.text())
 )
 
 
@@ -44,7 +44,7 @@ def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Entry]) 
     with TemporaryDirectory() as directory:
         dead = Journal("demo", Path(directory))
         assert dead.open() == frozenset()
-        dead.write(routes)
+        dead.add(routes)
         dead.close(keep=True)
         successor = Journal("demo", Path(directory))
         assert successor.open() == routes
@@ -130,8 +130,8 @@ def test_others_notes_of_a_setting_are_found_but_not_ours(tmp_path: Path) -> Non
     two.open()
     one.add([SavedSysctl(setting, "0"), SavedSysctl(Sysctl("net.other", "1"), None)])
     (tmp_path / "broken.json").write_text("{")
-    assert one.held_by_others(setting.name) == []
-    assert two.held_by_others(setting.name) == [SavedSysctl(setting, "0")]
+    assert one.saved_by_others(setting.name) == []
+    assert two.saved_by_others(setting.name) == [SavedSysctl(setting, "0")]
     one.close()
     two.close()
 
@@ -139,7 +139,7 @@ def test_others_notes_of_a_setting_are_found_but_not_ours(tmp_path: Path) -> Non
 def test_an_instance_runs_once(tmp_path: Path) -> None:
     first, second = Journal("demo", tmp_path), Journal("demo", tmp_path)
     first.open()
-    first.write({PIN})
+    first.add({PIN})
     with pytest.raises(UnavailableError, match="running already as 'demo'") as caught:
         second.open()
     assert str(caught.value).endswith(
@@ -156,7 +156,7 @@ def test_an_instance_runs_once(tmp_path: Path) -> None:
 def test_instances_of_other_names_do_not_meet(tmp_path: Path) -> None:
     one, two = Journal("one", tmp_path), Journal("two", tmp_path)
     one.open()
-    one.write({PIN})
+    one.add({PIN})
     assert two.open() == frozenset()
     two.close()
     one.close()
@@ -181,7 +181,7 @@ def test_no_instance_name_leads_out_of_the_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     journal = Journal("../../etc/passwd", directory)
     journal.open()
-    journal.write({PIN})
+    journal.add({PIN})
     assert len(list(directory.iterdir())) == 2
     journal.close()
 

@@ -6,21 +6,21 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.platform.repair import LONGEST_DELAY, QUIET, SHORTEST_PAUSE, Schedule
+from dtun.platform.repair import LONGEST_DELAY, QUIET, SHORTEST_PAUSE, RepairSchedule
 
 
-def fight(schedule: Schedule, now: float) -> Iterator[float]:
+def fight(schedule: RepairSchedule, now: float) -> Iterator[float]:
     """Somebody takes away at once what has just been put back; the times of the repairs."""
     while True:
-        schedule.lost(now)
+        schedule.removed(now)
         assert schedule.due is not None
         now = schedule.due
-        schedule.looked(now, repaired=True, complete=True)
+        schedule.checked(now, repaired=True, complete=True)
         yield now
 
 
 def test_the_first_repair_is_at_once_and_the_next_ones_take_twice_as_long_each_time() -> None:
-    times = fight(Schedule(), 1000.0)
+    times = fight(RepairSchedule(), 1000.0)
     moments = [next(times) for _ in range(9)]
     pauses = [later - earlier for earlier, later in pairwise(moments)]
     assert moments[0] == 1000.0
@@ -28,76 +28,76 @@ def test_the_first_repair_is_at_once_and_the_next_ones_take_twice_as_long_each_t
 
 
 def test_a_quiet_minute_is_forgiving() -> None:
-    schedule = Schedule()
+    schedule = RepairSchedule()
     times = fight(schedule, 0.0)
     last = [next(times) for _ in range(5)][-1]
-    schedule.lost(last + QUIET + 1)
+    schedule.removed(last + QUIET + 1)
     assert schedule.due == last + QUIET + 1
-    assert schedule.looked(last + QUIET + 1, repaired=True, complete=True), "a burst begins"
+    assert schedule.checked(last + QUIET + 1, repaired=True, complete=True), "a burst begins"
 
 
 def test_one_burst_is_one_line() -> None:
-    schedule = Schedule()
+    schedule = RepairSchedule()
     firsts = []
     for now in (0.0, 5.0, 20.0):
-        schedule.lost(now)
-        firsts.append(schedule.looked(now, repaired=True, complete=True))
+        schedule.removed(now)
+        firsts.append(schedule.checked(now, repaired=True, complete=True))
     assert firsts == [True, False, False]
 
 
 def test_a_false_alarm_costs_no_patience() -> None:
-    schedule = Schedule()
+    schedule = RepairSchedule()
     for now in (0.0, 1.0, 2.0):
-        schedule.lost(now)
+        schedule.removed(now)
         assert schedule.due == now
-        assert not schedule.looked(now, repaired=False, complete=True)
+        assert not schedule.checked(now, repaired=False, complete=True)
         assert schedule.due is None
 
 
 def test_what_cannot_be_put_back_is_tried_again_without_being_asked() -> None:
-    schedule = Schedule()
-    schedule.lost(0.0)
+    schedule = RepairSchedule()
+    schedule.removed(0.0)
     moments = [0.0]
     for _ in range(3):
-        schedule.looked(moments[-1], repaired=False, complete=False)
+        schedule.checked(moments[-1], repaired=False, complete=False)
         assert schedule.due is not None
         moments.append(schedule.due)
     assert moments == [0.0, 1.0, 3.0, 7.0]
 
 
 def test_a_link_that_is_back_does_not_wait() -> None:
-    schedule = Schedule()
-    schedule.lost(0.0)
+    schedule = RepairSchedule()
+    schedule.removed(0.0)
     for now in (0.0, 1.0, 3.0, 7.0, 15.0):
-        schedule.looked(now, repaired=False, complete=False)
+        schedule.checked(now, repaired=False, complete=False)
     assert schedule.due == 31.0
-    schedule.news(16.0)
+    schedule.host_changed(16.0)
     assert schedule.due == 16.0
 
 
 def test_a_storm_of_news_is_looked_at_now_and_then() -> None:
-    schedule = Schedule()
-    schedule.news(0.0)
-    schedule.looked(0.0, repaired=False, complete=True)
-    schedule.news(0.01)
+    schedule = RepairSchedule()
+    schedule.host_changed(0.0)
+    schedule.checked(0.0, repaired=False, complete=True)
+    schedule.host_changed(0.01)
     assert schedule.due == pytest.approx(SHORTEST_PAUSE)
 
 
 ACTIONS = st.tuples(
-    st.sampled_from(["lost", "news", "look"]), st.floats(0, 100), st.booleans(), st.booleans()
+    st.sampled_from(["removed", "host_changed", "check"]), st.floats(0, 100), st.booleans(), st.booleans()
 )
 
 
 @given(st.lists(ACTIONS, max_size=50))
 def test_whatever_happens_it_looks_in_good_time(actions: list[tuple[str, float, bool, bool]]) -> None:
-    schedule, now = Schedule(), 0.0
+    schedule, now = RepairSchedule(), 0.0
     for action, pause, repaired, complete in actions:
         now += pause
-        if action == "look":
-            schedule.looked(now, repaired=repaired, complete=complete)
+        if action == "check":
+            schedule.checked(now, repaired=repaired, complete=complete)
             assert (schedule.due is None) == complete
         else:
-            (schedule.lost if action == "lost" else schedule.news)(now)
+            (schedule.removed if action == "removed" else schedule.host_changed)(now)
             assert schedule.due is not None
         if schedule.due is not None:
             assert schedule.due <= now + LONGEST_DELAY

@@ -95,7 +95,7 @@ def test_the_offloads_are_those_that_the_kernel_takes(
         assert {TCP, UDP} <= set(kernel.asked)
         if offloads:
             assert kernel.asked[-1] == 0, "none before the peer has said that it takes them"
-        assert device.handed_out == frozenset()
+        assert device.enabled_offloads == frozenset()
 
 
 @kernels
@@ -104,12 +104,12 @@ def test_only_what_was_found_is_handed_out(
 ) -> None:
     kernel = Kernel(known)
     with closing(opened(use(kernel))) as device:
-        device.hand_out(frozenset({"segments", "udp-segments"}))
-        assert device.handed_out == offloads
+        device.enable_offloads(frozenset({"segments", "udp-segments"}))
+        assert device.enabled_offloads == offloads
         if offloads:
             assert kernel.asked[-1] == TCP * ("segments" in offloads) | UDP * ("udp-segments" in offloads)
-        device.hand_out(frozenset())
-        assert device.handed_out == frozenset()
+        device.enable_offloads(frozenset())
+        assert device.enabled_offloads == frozenset()
         if offloads:
             assert kernel.asked[-1] == 0
 
@@ -135,5 +135,5 @@ def test_who_is_told_not_to_asks_for_nothing(
     driver = use(kernel)
     monkeypatch.setattr(tuning, "KERNEL_OFFLOADS", False)
     with closing(opened(driver)) as device:
-        device.hand_out(frozenset({"segments"}))
+        device.enable_offloads(frozenset({"segments"}))
         assert (device.offloads, device.vnet_header, kernel.asked) == (frozenset(), False, [])

@@ -63,7 +63,7 @@ def test_every_message_arrives_once_and_in_order_over_a_terrible_network(
         conversation.say("b", message)
     conversation.go_on()
     assert conversation.received == {"a": from_b, "b": from_a}
-    assert all(channel.idle for channel in conversation.channels.values())
+    assert all(channel.next_timer() is None for channel in conversation.channels.values())
 
 
 def test_a_message_may_have_every_length_up_to_the_longest() -> None:
@@ -141,7 +141,7 @@ def test_acknowledgements_of_other_messages_change_nothing() -> None:
     channel.acknowledged(Ack(0, 0), 0.0)
     assert channel.take_outgoing() == [Control(1, 0, 1, b"two").encode()]
     channel.acknowledged(Ack(0, 0), 0.0)
-    assert not channel.idle, "a doubled acknowledgement is not one of the next message"
+    assert channel.next_timer() is not None, "a doubled acknowledgement is not one of the next message"
 
 
 @pytest.mark.parametrize(

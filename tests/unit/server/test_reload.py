@@ -17,7 +17,7 @@ from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import by_name
 from dtun.errors import ConfigError, UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import Clamp, Masquerade, NetworkState, Route, Sysctl
+from dtun.network.state import ClampMss, Masquerade, NetworkState, Route, Sysctl
 from dtun.platform.interface import NextHop
 from dtun.protocol.messages import Hello, Renew
 from dtun.server import reload
@@ -61,7 +61,7 @@ async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
     await made.site.server.start()
     yield made
     await made.site.server.stop()
-    assert made.site.kernel.state.links == frozenset()
+    assert made.site.kernel.state.devices == frozenset()
     assert all(tun.closed for tun in made.site.kernel.tuns.values())
 
 
@@ -130,7 +130,7 @@ async def test_a_client_that_is_removed_is_sent_away_with_all_that_it_had(
     assert client.closed.reason == "refused"
     assert reloading.site.tun().closed
     assert reloading.site.kernel.state.routes == frozenset()
-    assert {link.name for link in reloading.site.kernel.state.links} == {"dtun-other"}
+    assert {link.name for link in reloading.site.kernel.state.devices} == {"dtun-other"}
     assert reloading.site.hooks.ran[-1].startswith("/down demo")
     again = make()
     await again.until(lambda: again.closed is not None, "the refusal")
@@ -382,8 +382,8 @@ async def test_forwarding_and_nat_are_switched_on_and_off(
     assert kernel.state.filters == {
         Masquerade("dtun-demo", "eth0"),
         Masquerade("dtun-other", "eth0"),
-        Clamp("dtun-demo", mtu),
-        Clamp("dtun-other", 1400),
+        ClampMss("dtun-demo", mtu),
+        ClampMss("dtun-other", 1400),
     }
     await sees_packet(reloading.site, client, packet("10.0.0.1"))
     await reloading.reload(masquerade=["eth7"])
@@ -437,8 +437,8 @@ async def test_the_device_follows_the_mtu_of_the_path(
         patch.setattr(link.session, "take_events", lambda: [PathMtuChanged()])
         link.flush()
     await wait_for(lambda: identity.mtu == 1234, "the new size")
-    assert {one.mtu for one in reloading.site.kernel.state.links if one.name == "dtun-demo"} == {1234}
-    assert Clamp("dtun-demo", 1234) in reloading.site.kernel.state.filters
+    assert {one.mtu for one in reloading.site.kernel.state.devices if one.name == "dtun-demo"} == {1234}
+    assert ClampMss("dtun-demo", 1234) in reloading.site.kernel.state.filters
     assert Route(LAN, "dtun-demo") in reloading.site.kernel.state.routes
 
 
@@ -470,7 +470,7 @@ async def test_a_client_that_shakes_hands_while_it_is_removed_is_not_let_in(
     await reloading.reload(clients={"other": OTHER})
     assert hello is not None
     assert "no more" in await sent_away(client)
-    assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.links}
+    assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.devices}
 
 
 async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(

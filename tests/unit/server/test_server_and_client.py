@@ -226,7 +226,7 @@ async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, h
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records._forgeries = records._forgery_limit // 2 + 1
+    records.forgeries = records.keys.suite.forgery_limit // 2 + 1
     link.session.poll(time.monotonic())
     link.flush()
     await in_service(home, other_than=before)
@@ -245,7 +245,7 @@ async def test_that_the_key_of_an_original_client_is_worn_out_is_said(
     assert isinstance(link, Link)
     records = link.session.association.records
     assert isinstance(records, AeadRecords)
-    records._forgeries = records._forgery_limit
+    records.forgeries = records.keys.suite.forgery_limit
     link.session.poll(time.monotonic())
     link.flush()
     said = (
@@ -299,7 +299,7 @@ async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
         monkeypatch.undo()
         raise OSError(f"{offloads} is not for this device")
 
-    monkeypatch.setattr(home.kernel.tuns["dtun0"], "hand_out", fail_once)
+    monkeypatch.setattr(home.kernel.tuns["dtun0"], "enable_offloads", fail_once)
     home.client._want("renewal")
     await wait_for(lambda: home.client._last_error is not None, "the failure")
     await wait_for(lambda: home.client._last_error is None, "another try that worked")

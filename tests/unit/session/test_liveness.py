@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.session.liveness import RTT_WEIGHT, Liveness, Silence
+from dtun.session.liveness import RTT_WEIGHT, Liveness
 
 
 def test_a_probe_goes_out_at_once_and_then_every_keepalive() -> None:
@@ -67,28 +67,3 @@ def test_whoever_is_heard_more_often_than_the_timeout_never_dies(steps: list[tup
         liveness.poll(heard, now)
         assert not liveness.dead(now)
         assert liveness.next_timer() > now
-
-
-def test_silence_begins_with_the_first_packet_that_nobody_answers() -> None:
-    silence = Silence(timeout=60)
-    assert not silence.lasts(sent=0, heard=0, now=0)
-    assert not silence.lasts(sent=0, heard=0, now=1000), "nothing was sent, so nothing was to be answered"
-    assert not silence.lasts(sent=1, heard=0, now=1005)
-    assert not silence.lasts(sent=2, heard=0, now=1064)
-    assert silence.lasts(sent=2, heard=0, now=1065)
-
-
-def test_any_record_ends_the_silence() -> None:
-    silence = Silence(timeout=60)
-    silence.lasts(sent=0, heard=0, now=0)
-    silence.lasts(sent=1, heard=0, now=5)
-    assert not silence.lasts(sent=2, heard=1, now=64)
-    assert not silence.lasts(sent=2, heard=1, now=500), "all that was sent before may have been answered"
-    assert not silence.lasts(sent=3, heard=1, now=505)
-    assert silence.lasts(sent=9, heard=1, now=565)
-
-
-def test_silence_does_not_count_from_before_the_first_look() -> None:
-    silence = Silence(timeout=60)
-    assert not silence.lasts(sent=1000, heard=500, now=0)
-    assert not silence.lasts(sent=1000, heard=500, now=100)

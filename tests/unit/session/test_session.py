@@ -148,7 +148,7 @@ def test_packets_that_come_before_the_data_plane_are_kept_up_to_a_bound() -> Non
 def wear(end: End, share: float) -> None:
     """Have the key of this end done as much of what it may do."""
     found = records(end)
-    found._sequence = round(share * found._seal_limit)
+    found.sending.reserve(round(share * found.keys.suite.seal_limit) - found.sending.next)
 
 
 def test_a_key_that_has_done_half_is_reported_once() -> None:
@@ -169,7 +169,7 @@ def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str) -> None:
     world = World(suites=GCM)
     pair = world.pair()
     end, other = pair if side == "client" else pair[::-1]
-    records(end)._forgeries = records(end)._forgery_limit // 2 + 1
+    records(end).forgeries = records(end).keys.suite.forgery_limit // 2 + 1
     world.advance(WEAR_CHECK)
     assert end.events.count(WornOut()) == 1
     for share, ended in ((0.93, False), (0.94, True)):
@@ -330,4 +330,4 @@ def test_an_original_client_that_sends_packets_before_its_answer_has_to_come_aga
     assert server.session.dialect.opening
     server.session.receive_plaintext(PACKET, world.now)
     world._collect()
-    assert server.closed == Closed("other", "it did not say which IPv4 subnet is behind it", by_peer=True)
+    assert server.closed == Closed("other", "the client did not name the IPv4 subnet behind it", by_peer=True)

@@ -28,12 +28,12 @@ from typing import Final, Literal
 
 from dtun.network.state import (
     Address,
-    Clamp,
+    ClampMss,
     DropIPv6OutsideTunnel,
-    DropUnroutedIPv6,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
     Filter,
     Masquerade,
-    OnlyUdpTo,
 )
 from dtun.platform.linux.netlink.wire import NLM_F_CREATE
 from dtun.platform.linux.nftables import sets
@@ -118,9 +118,9 @@ class Layout:
 def layout(filters: Collection[Filter]) -> Layout:
     """The sets that are needed and the chains that have rules; the same filters always give the same."""
     masquerades = {(what.inside, what.outside) for what in filters if isinstance(what, Masquerade)}
-    clamps = _smallest(what for what in filters if isinstance(what, Clamp))
+    clamps = _smallest(what for what in filters if isinstance(what, ClampMss))
     guards = sorted(
-        (what for what in filters if isinstance(what, OnlyUdpTo)),
+        (what for what in filters if isinstance(what, DropOtherTrafficToServer)),
         key=lambda what: (what.server.version, what.server.packed, what.port),
     )
     enclosures = [what for what in filters if isinstance(what, DropIPv6OutsideTunnel)]
@@ -129,7 +129,7 @@ def layout(filters: Collection[Filter]) -> Layout:
     keep_in = guard
     if enclosures:
         keep_in = "keep IPv6 in the tunnel (Linux 5.1 or later)"
-    elif DropUnroutedIPv6() in filters:
+    elif DropUnreachableIPv6() in filters:
         keep_in = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
     found: list[Set] = []
     if masquerades:
@@ -138,7 +138,7 @@ def layout(filters: Collection[Filter]) -> Layout:
         for version, headers in _HEADERS.items():
             sizes = {device: max(0, mtu - headers) for device, mtu in clamps.items()}
             found.append(sets.sizes_by_device(_CLAMPED[version], sizes, clamp))
-    opened = {network for what in enclosures for network in what.open}
+    opened = {network for what in enclosures for network in what.allowed}
     if opened:
         found.append(sets.networks("open6", opened, keep_in))
     numbers = {which.name: position for position, which in enumerate(found, 1)}
@@ -152,7 +152,7 @@ def layout(filters: Collection[Filter]) -> Layout:
     return Layout(tuple(found), tuple(chain for chain in made if chain.rules))
 
 
-def _smallest(clamps: Iterable[Clamp]) -> dict[str, int]:
+def _smallest(clamps: Iterable[ClampMss]) -> dict[str, int]:
     """The MTU by device."""
     found: dict[str, int] = {}
     for what in clamps:
@@ -229,7 +229,7 @@ def _clamp(numbers: Mapping[str, int]) -> Iterator[bytes]:
             yield version_is(version) + lower_segment_size(direction, name, numbers[name])
 
 
-def _guard(guards: Collection[OnlyUdpTo], *, on_link: bool) -> Iterator[bytes]:
+def _guard(guards: Collection[DropOtherTrafficToServer], *, on_link: bool) -> Iterator[bytes]:
     """All that is accepted, then all that is dropped: a server may have several ports."""
     for what in guards:
         yield destination_is(what.server) + udp_port_is(what.port) + verdict(NF_ACCEPT)
@@ -246,7 +246,7 @@ def _guard(guards: Collection[OnlyUdpTo], *, on_link: bool) -> Iterator[bytes]:
 def _keep_in(filters: Collection[Filter], numbers: Mapping[str, int]) -> Iterator[bytes]:
     """After the guards: IPv6 by a device that a program insists on, where Linux looks past unreachable routes."""
     enclosed = any(isinstance(what, DropIPv6OutsideTunnel) for what in filters)
-    if not enclosed and DropUnroutedIPv6() not in filters:
+    if not enclosed and DropUnreachableIPv6() not in filters:
         return
     for network, mask in _OF_THE_LINK:
         yield begins_like(network, mask) + verdict(NF_ACCEPT)

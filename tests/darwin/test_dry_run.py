@@ -16,7 +16,7 @@ from dtun.cli import dry_run
 from dtun.client.tunnel import Tunnel
 from dtun.config import ClientConfig, Config, Hook, load
 from dtun.network.difference import describe
-from dtun.network.explain import Found
+from dtun.network.explain import ActualRoute
 from dtun.network.state import NetworkState
 from dtun.platform.darwin import constants, settings
 from dtun.platform.darwin.dry_run import DarwinReadOnlyKernel
@@ -122,7 +122,7 @@ async def test_a_start_does_what_the_plan_says(
     assert in_kernel(mac) == kinds_of(found.before)
     await end.configure(dry_run.ASSUMED, dry_run.ASSUMED_MTU)
     assert in_kernel(mac) == kinds_of(found.after)
-    assert {link.name for link in found.after.links} == {"utun0"}
+    assert {link.name for link in found.after.devices} == {"utun0"}
 
     # Once it runs, there is nothing left to do; if somebody takes something, just that.
     running = DarwinReadOnlyKernel({"dtun0": end.device})
@@ -132,7 +132,7 @@ async def test_a_start_does_what_the_plan_says(
     mac.interface("utun0").mtu = 1000
     there = await running.existing(again.after, "dtun0")
     assert len(again.after.routes - there.routes) == 1
-    assert again.after.links - there.links == again.after.links
+    assert again.after.devices - there.devices == again.after.devices
     await end.close()
 
 
@@ -141,7 +141,7 @@ async def test_a_plan_takes_the_next_number(mac: FakeKernel, kernel: DarwinKerne
     found = await dry_run.of_client(client(tmp_path, routes=["10.9.0.0/16"]), DarwinReadOnlyKernel())
     assert {route.device for route in found.after.routes} == {"utun1"}
     named = await dry_run.of_client(client(tmp_path, tun="utun7"), DarwinReadOnlyKernel())
-    assert {link.name for link in named.after.links} == {"utun7"}
+    assert {link.name for link in named.after.devices} == {"utun7"}
     of_another_vpn.close()
     assert "utun7" not in {one.name for one in mac.interfaces.values()}
 
@@ -152,7 +152,7 @@ async def test_others_tunnels_are_seen(mac: FakeKernel, kernel: DarwinKernel) ->
     mac.add("fe80::/64", "utun3")
     mac.add("224.0.0.0/4", "utun3")
     mac.add("10.9.0.0/16", "utun4", flags=constants.RTF_OURS)
-    found = await DarwinReadOnlyKernel().others_tunnels()
+    found = await DarwinReadOnlyKernel().foreign_tunnels()
     assert [(one.device, str(one.network)) for one in found] == [("utun3", "172.20.0.0/16")]
     theirs.close()
     ours.close()
@@ -161,8 +161,8 @@ async def test_others_tunnels_are_seen(mac: FakeKernel, kernel: DarwinKernel) ->
 async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
     read_only_kernel = DarwinReadOnlyKernel()
     mac.add("10.9.0.0/16", "en1", flags=constants.RTF_OURS | constants.RTF_REJECT)
-    blocked = await read_only_kernel.way(ip_address("10.9.0.1"))
-    outside = await read_only_kernel.way(ip_address("1.1.1.1"))
+    blocked = await read_only_kernel.actual_route(ip_address("10.9.0.1"))
+    outside = await read_only_kernel.actual_route(ip_address("1.1.1.1"))
     assert blocked.ours
     assert blocked.route is not None
     assert blocked.route.kind == "unreachable"
@@ -170,7 +170,7 @@ async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
     assert not outside.ours
     assert describe(outside.route) == "route 0.0.0.0/0 via 192.168.1.1 dev en0"
     mac.unplug("en0")
-    assert await read_only_kernel.way(ip_address("1.1.1.1")) == Found(None)
+    assert await read_only_kernel.actual_route(ip_address("1.1.1.1")) == ActualRoute(None)
 
 
 def test_the_plan_of_a_client_in_words(tmp_path: Path) -> None:

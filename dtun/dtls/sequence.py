@@ -1,0 +1,95 @@
+"""The sequence numbers of a session: which number is sent next, and which may still be received.
+
+Both are entered in the session's ledger, two numbers in memory that may outlive this process:
+
+      next number to send | next number expected (highest received + 1)
+
+A successor process that resumes the session starts from these, so it neither reuses a number nor accepts a replay.
+"""
+
+from collections.abc import Iterable, MutableSequence
+from typing import Final
+
+from dtun.protocol.record import MAX_SEQUENCE
+
+# How far behind the highest number a record may arrive. At 100,000 records a second: 40 ms of reordering.
+WINDOW_SIZE: Final = 4096
+
+
+class SendSequence:
+    """Gives out each sequence number once. An AEAD nonce is made of it, so a second use would break the cipher."""
+
+    __slots__ = ("_ledger", "_next")
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        self._ledger: MutableSequence[int] = [0]
+
+    @property
+    def next(self) -> int:
+        """The number that `reserve` returns next."""
+        return self._next
+
+    def attach_ledger(self, ledger: MutableSequence[int]) -> None:
+        """Enter the next number in `ledger[0]`, now and before each later use."""
+        self._ledger = ledger
+        ledger[0] = self._next
+
+    def reserve(self, count: int) -> int:
+        """Take `count` consecutive numbers; returns the first. The ledger has them before they can be used.
+
+        Raises:
+            OverflowError: fewer numbers are left (RFC 6347, section 4.1: they must not wrap).
+        """
+        first = self._next
+        after = first + count
+        if after > MAX_SEQUENCE + 1:
+            raise OverflowError("the sequence numbers of this session are used up")
+        self._ledger[0] = self._next = after
+        return first
+
+
+class ReplayWindow:
+    """The replay window (RFC 6347, section 4.1.2.6). Remembers the numbers that are missing, not those that came.
+
+    Records in order, the usual case, leave the set empty. A number at or below `highest` is fresh only if it is in the
+    set. Numbers that fell out of the window are removed once the set holds twice the window: bounded and cheap.
+    """
+
+    __slots__ = ("_ledger", "_missing", "highest")
+
+    def __init__(self, highest: int = -1, missing: Iterable[int] = ()) -> None:
+        self.highest = highest
+        self._missing = set(missing)
+        self._ledger: MutableSequence[int] = [0, 0]
+
+    @property
+    def missing(self) -> int:
+        """How many numbers are remembered as missing."""
+        return len(self._missing)
+
+    def attach_ledger(self, ledger: MutableSequence[int]) -> None:
+        """Enter the next expected number in `ledger[1]`, now and with each accepted record."""
+        self._ledger = ledger
+        ledger[1] = self.highest + 1
+
+    def is_fresh(self, sequence: int) -> bool:
+        """Whether a record with this number may be accepted; changes nothing."""
+        highest = self.highest
+        return sequence > highest or (sequence in self._missing and sequence > highest - WINDOW_SIZE)
+
+    def accept(self, first: int, count: int = 1) -> None:
+        """Mark `count` consecutive fresh numbers, whose records are authentic, as received.
+
+        More than one only above `highest`.
+        """
+        highest = self.highest
+        if first > highest:
+            if first > highest + 1:
+                self._missing.update(range(max(highest, first - WINDOW_SIZE) + 1, first))
+                if len(self._missing) > 2 * WINDOW_SIZE:
+                    self._missing = {number for number in self._missing if number > first - WINDOW_SIZE}
+            self.highest = highest = first + count - 1
+            self._ledger[1] = highest + 1
+        else:
+            self._missing.discard(first)
