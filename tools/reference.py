@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dtun.config.descriptions import OF_MODELS
 from dtun.config.schema import schema
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -34,14 +33,36 @@ and, as the first line of the file:
 
 What several settings have to do with each other is not in a schema; `dtun check` knows it.
 """
+# Title, model, text, and the settings in the order in which a person wants to read them.
 SECTIONS = (
-    ("server", "ServerConfig", "What a server is told."),
+    (
+        "server",
+        "ServerConfig",
+        "What a server is told.",
+        (
+            "listen clients pool pool6 mtu suites keepalive timeout forwarding masquerade push_routes push_dns "
+            "push_domains up down hook_timeout state_directory runtime_directory"
+        ),
+    ),
     (
         "server.clients.ID",
         "ClientEntry",
         "What is true for one client, or, as `*`, for any id without an entry.",
+        (
+            "key_file credential key next_key_file next_credential subnets address address6 tun push_routes push_dns "
+            "push_domains up down hook_timeout compat"
+        ),
     ),
-    ("client", "ClientConfig", "What a client is told."),
+    (
+        "client",
+        "ClientConfig",
+        "What a client is told.",
+        (
+            "servers id key_file credential key subnets routes exclude bypass bypass_files on_disconnect ipv6 routing "
+            "host_routes_first table mark accept_routes accept_dns dns dns_domains forwarding tun mtu suites rekey up "
+            "down hook_timeout runtime_directory compat"
+        ),
+    ),
 )
 _KINDS = {
     "string": "text",
@@ -57,11 +78,11 @@ def page() -> str:
     """The whole page."""
     definitions = schema()["$defs"]
     parts = [HEAD]
-    for title, model, text in SECTIONS:
+    for title, model, text, settings in SECTIONS:
         definition = definitions[model]
         properties, required = definition["properties"], definition.get("required", [])
         parts.append(f"## {title}\n\n{text}\n\n| setting | kind | default | |\n| --- | --- | --- | --- |")
-        parts += [_row(name, properties[name], is_required=name in required) for name in OF_MODELS[model]]
+        parts += [_row(name, properties[name], is_required=name in required) for name in settings.split()]
         parts.append("")
     return "\n".join(parts)
 

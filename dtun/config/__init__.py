@@ -4,10 +4,8 @@ from dtun.config.client import ClientConfig
 from dtun.config.common import Hook
 from dtun.config.errors import ConfigErrors, Problem
 from dtun.config.keys import Key
-from dtun.config.loader import load
-from dtun.config.model import Config
-from dtun.config.pushed import Pushed
-from dtun.config.server import ANY_ID, ClientEntry, ServerConfig
+from dtun.config.loader import Config, load
+from dtun.config.server import ANY_ID, ClientEntry, Pushed, ServerConfig
 from dtun.config.values import DEFAULT_PORT, Endpoint, ServerName
 
 __all__ = [

@@ -1,12 +1,14 @@
 """The rules between settings of the client: what no single value can tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address
 
 from dtun.config.client import ClientConfig
-from dtun.config.errors import Location, Problem
-from dtun.config.rules import repeated
+from dtun.config.errors import Location, Place, Problem, repeated
+from dtun.config.lists import MAX_SHOWN
 from dtun.config.server import contains
+from dtun.network.prefixes import PrefixSet
+from dtun.network.state import Network
 
 _LISTS = ("servers", "subnets", "routes", "suites", "bypass_files", "dns", "dns_domains")
 
@@ -89,6 +91,74 @@ def client_warnings(client: ClientConfig) -> Iterator[Problem]:
                 " give the server's address"
             )
             yield Problem(("client", "servers", index), message)
+
+
+def bypass_problems(client: ClientConfig) -> Iterator[Problem]:
+    if not client.bypassed:
+        return
+    places = _places(client)
+    bypassed = PrefixSet(client.bypassed)
+    for index, route in enumerate(client.routes):
+        if route in places:
+            message = f"{route} is in two lists: it cannot go both through the tunnel and around it; remove one of them"
+            yield Problem(("client", "routes", index), message, related=places[route])
+    for index, subnet in enumerate(client.subnets):
+        if subnet in bypassed:
+            message = f"{subnet} is behind this client, so it cannot go around the tunnel; remove one of them"
+            yield Problem(("client", "subnets", index), message, related=_enclosing(places, subnet))
+
+
+def bypass_warnings(client: ClientConfig) -> Iterator[Problem]:
+    if not client.bypassed:
+        return
+    yield from _twice(client)
+    places = _places(client)
+    bypassed = PrefixSet(client.bypassed)
+    for index, route in enumerate(client.routes):
+        if route in bypassed and route not in places:
+            message = f"all of {route} goes around the tunnel; remove the route, or what excludes it"
+            yield Problem(("client", "routes", index), message, related=_enclosing(places, route))
+
+
+def _places(client: ClientConfig) -> dict[Network, Place]:
+    """Each network, and where it is first."""
+    places: dict[Network, Place] = {}
+    for network, place in client.around(("client",)):
+        places.setdefault(network, place)
+    return places
+
+
+def _enclosing(places: Mapping[Network, Place], network: Network) -> Place | None:
+    """Where the narrowest network around `network` is; None if only several together are around it."""
+    lengths = range(network.prefixlen, -1, -1)
+    wider = (network.supernet(new_prefix=length) for length in lengths)
+    return next((places[candidate] for candidate in wider if candidate in places), None)
+
+
+def _twice(client: ClientConfig) -> Iterator[Problem]:
+    first: dict[Network, Place] = {}
+    found = 0
+    for network, place in client.around(("client",)):
+        other = first.setdefault(network, place)
+        if other is place:
+            continue
+        found += 1
+        if found <= MAX_SHOWN:
+            where = "is twice in this list" if _list_of(other) == _list_of(place) else "is in two lists"
+            yield _warning(place, f"{network} {where}; one is enough", other)
+    if found > MAX_SHOWN:
+        message = f"and {found - MAX_SHOWN} more networks are listed twice"
+        yield Problem(("client", "bypass_files" if client.bypass_files else "bypass"), message)
+
+
+def _warning(place: Place, message: str, related: Place) -> Problem:
+    if isinstance(place, str):
+        return Problem(("client", "bypass_files"), message, related=related, elsewhere=place)
+    return Problem(place, message, related=related)
+
+
+def _list_of(place: Place) -> Place:
+    return place.rpartition(":")[0] if isinstance(place, str) else place[:-1]
 
 
 def _is_address(host: str) -> bool:

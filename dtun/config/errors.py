@@ -1,7 +1,8 @@
 """Everything that is wrong with a configuration, at once."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,3 +63,12 @@ def dotted(location: Location) -> str:
             name = part if part.isprintable() and len(part.encode()) <= 64 else shown(part, 24)
             path += f".{name}" if path else name
     return path
+
+
+def repeated(where: Location, values: Iterable[object]) -> Iterator[Problem]:
+    """A problem for each value that is twice in the list at `where`."""
+    seen: Counter[object] = Counter()
+    for index, value in enumerate(values):
+        seen[value] += 1
+        if seen[value] == 2:
+            yield Problem((*where, index), f"{value} is there twice; remove one")

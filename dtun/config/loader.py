@@ -2,20 +2,44 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtun.config import document, validation
-from dtun.config.bypass_rules import bypass_problems, bypass_warnings
-from dtun.config.client_rules import client_warnings
-from dtun.config.common import Hooked, Keyed
+from dtun.config.client import ClientConfig
+from dtun.config.client_rules import bypass_problems, bypass_warnings, client_warnings
+from dtun.config.common import Hooked
 from dtun.config.document import Document, Position
 from dtun.config.errors import ConfigErrors, Location, Place, Problem, dotted, shown
+from dtun.config.keyed import Keyed
 from dtun.config.keys import shared_with, unreadable
-from dtun.config.model import Config
 from dtun.config.server import ANY_ID, ServerConfig
 from dtun.config.validation import Sections
 
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Exactly one of `server` and `client` is set. `path` is None after a quick start.
+
+    `warnings` are lines for a person: it works, but should not stay so.
+    """
+
+    server: ServerConfig | None
+    client: ClientConfig | None
+    path: Path | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def section(self) -> ServerConfig | ClientConfig:
+        section = self.server or self.client
+        assert section is not None  # noqa: S101 - the validation has seen to it
+        return section
+
+    @property
+    def control_socket(self) -> Path:
+        return self.section.control_socket
 
 
 def load(path: Path, *, read_keys: bool = True) -> Config:

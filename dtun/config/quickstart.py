@@ -6,7 +6,7 @@ from typing import Any
 
 from dtun.config import loader, validation
 from dtun.config.errors import ConfigErrors, Problem
-from dtun.config.model import Config
+from dtun.config.loader import Config
 from dtun.config.server import ANY_ID
 
 _OPTIONS = {

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from dtun.config.errors import Location, Problem, shown
-from dtun.config.pushed import PUSHES, Pushing
-from dtun.config.rules import repeated
-from dtun.config.server import ANY_ID, ClientEntry, ServerConfig, contains
+from dtun.config.errors import Location, Problem, repeated, shown
+from dtun.config.server import ANY_ID, PUSHES, ClientEntry, Pushing, ServerConfig, contains
 from dtun.network.state import Network
 
 

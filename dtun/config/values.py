@@ -269,10 +269,25 @@ def _as_text(parse: Callable[[object], Parsed]) -> PlainValidator:
 OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Mtu = Annotated[int, Field(ge=576, le=16380)]  # a record holds 16,384 bytes (RFC 5246, section 6.2.1)
+_Mtu = Annotated[int, Field(ge=576, le=16380)]  # a record holds 16,384 bytes (RFC 5246, section 6.2.1)
+OptionalMtu = Annotated[
+    _Mtu | None,
+    Field(
+        description="Bytes of a packet inside the tunnel. Worked out, so that nothing is fragmented outside, if not "
+        "set."
+    ),
+]
 Id = Annotated[str, _as_text(parse_id)]
 TunName = Annotated[str, _as_text(parse_tun_name)]
-SuiteName = Annotated[str, _as_text(parse_suite)]
+Suites = Annotated[
+    tuple[Annotated[str, _as_text(parse_suite)], ...],
+    OneOrMore,
+    Field(
+        min_length=1,
+        description="Cipher suites, the best first. Only ECDHE-PSK-CHACHA20-POLY1305 has forward secrecy. Others: "
+        "PSK-CHACHA20-POLY1305, PSK-AES-128-GCM, PSK-AES-256-GCM, PSK-AES-128-CCM, PSK-AES-256-CCM.",
+    ),
+]
 NetworkValue = Annotated[IPv4Network | IPv6Network, _as_text(parse_network)]
 Pool = Annotated[IPv4Network, _as_text(parse_pool)]
 Pool6 = Annotated[IPv6Network, _as_text(parse_pool6)]

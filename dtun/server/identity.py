@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
 
-from dtun.config import ClientEntry, Hook, Key
-from dtun.config.pushed import Pushed
+from dtun.config import ClientEntry, Hook, Key, Pushed
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump

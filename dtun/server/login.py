@@ -11,8 +11,7 @@ import logging
 from collections.abc import Mapping
 from ipaddress import ip_network
 
-from dtun.config import ClientEntry, Key
-from dtun.config.pushed import Pushed
+from dtun.config import ClientEntry, Key, Pushed
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.errors import DtunError
 from dtun.handover.saved_session import SavedSession

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from dtun.config import ClientConfig, ServerConfig
-from dtun.config.descriptions import OF_MODELS
 from dtun.config.schema import schema
 from tools import reference
 
@@ -44,12 +43,12 @@ def test_settings_are_what_people_write() -> None:
     assert kinds("ServerConfig", "clients") == {"object"}
 
 
-def test_every_setting_is_described() -> None:
+def test_every_setting_is_described_and_on_the_reference_page() -> None:
     definitions = schema()["$defs"]
-    assert set(OF_MODELS) == set(definitions)
-    for model, descriptions in OF_MODELS.items():
+    assert {model for _, model, _, _ in reference.SECTIONS} == set(definitions)
+    for _, model, _, settings in reference.SECTIONS:
         properties = definitions[model]["properties"]
-        assert set(descriptions) == set(properties), model
+        assert sorted(settings.split()) == sorted(properties), model
         for setting in properties.values():
             assert setting["description"].endswith((".", ":"))
 
