@@ -40,7 +40,7 @@ from dtun.session.link import Link
 from dtun.session.log import about
 from dtun.session.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.session.stall import StallDetector
-from dtun.session.status import iso, link_status
+from dtun.session.status import link_status, timestamp
 from dtun.session.tasks import Tasks
 from dtun.text import printable
 
@@ -95,7 +95,7 @@ class Client:
         self._link: Link | None = None
         self._retiring: set[Link] = set()
         self._hinted_at = float("-inf")
-        self._since = iso()
+        self._since = timestamp()
         self._last_error: str | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks = Tasks(loop)
@@ -171,17 +171,17 @@ class Client:
             "subnets": [str(subnet) for subnet in self._config.subnets],
             "mtu": end.mtu,
             "offloads": end.offloads_in_use,
-            "next_rekey": iso(rekey.when() - self._loop.time()) if rekey else None,
+            "next_rekey": timestamp(rekey.when() - self._loop.time()) if rekey else None,
             "last_error": self._last_error,
             "warnings": warnings,
             **link_status(self._link, end.counters),
         }
         return {"tunnels": [tunnel], "warnings": []}
 
-    def stands_still(self) -> bool:
-        """Whether packets wait for long that could go."""
+    def stalled(self) -> bool:
+        """Whether packets wait although they could be carried."""
         plane = self._tunnel.plane(self._link)
-        return self._stall.lasts([plane] if plane is not None else [], self._loop.time())
+        return self._stall.stalled([plane] if plane is not None else [], self._loop.time())
 
     def summary(self) -> str:
         """One line for the service manager."""
@@ -327,7 +327,7 @@ class Client:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
         if before is None:
-            self._since = iso()
+            self._since = timestamp()
         if not renewed or (before is None and saved is None):
             self._announce(link, welcome)
         else:
@@ -395,7 +395,7 @@ class Client:
         if link is not self._link:
             return
         if liveness.dead(self._tunnel.counters.tx_packets, link.highest, self._loop.time()):
-            link.close("timeout", f"nothing was heard for {liveness.timeout:g} s")
+            link.close("timeout", f"nothing was received for {liveness.timeout:g} s")
         else:
             self._timer("liveness", GO_LIVENESS_CHECK, lambda: self._check_go_liveness(link, liveness))
 
@@ -417,7 +417,7 @@ class Client:
     def _lost(self, link: Link, closed: Closed) -> None:
         self._link = None
         self._tunnel.session_store.forget_session()
-        self._since = iso()
+        self._since = timestamp()
         self._last_error = printable(closed.text)
         self._cancel("stable", "rekey", "liveness")
         if self._stopping:

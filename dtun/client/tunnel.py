@@ -25,7 +25,7 @@ from dtun.protocol.messages import Welcome
 from dtun.session.hooks import RunHook, TunnelHooks
 from dtun.session.link import Link
 from dtun.session.stall import DataPlane, plane
-from dtun.session.status import in_use
+from dtun.session.status import offloads_in_use
 from dtun.session.udp import SockAddr
 
 log = logging.getLogger("dtun.client")
@@ -127,7 +127,7 @@ class Tunnel:
     @property
     def offloads_in_use(self) -> list[str]:
         """Those that the server takes as well."""
-        return in_use(self._tun, self.welcome.features if self.welcome and self._connected else None)
+        return offloads_in_use(self._tun, self.welcome.features if self.welcome and self._connected else None)
 
     async def make_way(self, server: SockAddr) -> bool:
         """Before a server is tried: keep what goes there out of the tunnel. False if the host has no way to it.
@@ -146,7 +146,7 @@ class Tunnel:
         Raises:
             DtunError: the kernel refuses an address.
         """
-        mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
+        mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
         await self.configure(welcome, mtu)
         if link.ended() or self._pump is None or self._tun is None:
             return False
@@ -180,7 +180,7 @@ class Tunnel:
         welcome = self.welcome
         if welcome is None or self._settings is None:
             return
-        self.mtu = link.agreed_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
+        self.mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
         self._settings = tunnel_of(self._config, self.device, welcome, self.mtu)
         await self._apply()
 

@@ -53,8 +53,8 @@ _PATH_ERRORS = frozenset(
 class Port:
     """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
 
-    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all. These two
-    may change at any time. `open_next` opens the next record in order, where it came alone, and `open` any datagram.
+    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all;
+    `seal_with` changes both. `open_next` opens the next record in order, where it came alone, and `open` any datagram.
     `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext (an alert, a
     handshake, a forgery), `on_error` an errno that says something about the path. `lone` is for the pump's use.
     """
@@ -76,6 +76,14 @@ class Port:
     def __post_init__(self) -> None:
         self.send = self.datagrams.socket.send
         self.receive = self.datagrams.socket.recv
+
+    def seal_with(
+        self, seal: Callable[[bytes], bytes] | None, seal_batch: Callable[[Sequence[bytes]], list[bytes]]
+    ) -> None:
+        """Seal all further frames with these, and try batches again: the path, or what fits it, has changed."""
+        self.seal = seal
+        self.seal_batch = seal_batch
+        self.datagrams.renew()
 
 
 class Pump:

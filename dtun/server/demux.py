@@ -149,7 +149,7 @@ class Demux:
         now = self._loop.time()
         link = self._links.get(path)
         if link is not None:
-            link.take(arrival.datagram)
+            link.receive(arrival.datagram)
         elif self._listener.receive(arrival.datagram, path, now):
             self._flush()
         else:
@@ -211,7 +211,7 @@ class Demux:
         )
         for link in self._trials.candidates(attached, sequence, now):
             before = link.highest
-            link.take(datagram)
+            link.receive(datagram)
             if link.highest > before:
                 self._moved(link, path)
                 return

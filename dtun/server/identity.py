@@ -30,7 +30,7 @@ from dtun.session.link import Link
 from dtun.session.log import SessionLog
 from dtun.session.session import Closed
 from dtun.session.stall import DataPlane, plane
-from dtun.session.status import in_use, iso, link_status
+from dtun.session.status import link_status, offloads_in_use, timestamp
 from dtun.text import printable
 
 AWAY_MTU = 1400
@@ -100,7 +100,7 @@ class Identity:
         self._duplicate_ids = DuplicateIds()
         self._latest: Link | None = None
         self._retiring: Link | None = None
-        self._since = iso()
+        self._since = timestamp()
         self._last_error: str | None = None
         self._rejections = Rejections(name)
         self._sources = SourceFilter(self.counters)
@@ -207,7 +207,7 @@ class Identity:
         """Its session is over."""
         self.active = None
         self._session_store.forget_session()
-        self._since = iso()
+        self._since = timestamp()
         self._last_error = None if closed.reason == "stopped" else printable(closed.text)
 
     async def run_up_hook(self) -> None:
@@ -237,7 +237,7 @@ class Identity:
             "peer_address": str(pair.peer),
             "subnets": [str(subnet) for subnet in self.granted],
             "mtu": self.mtu,
-            "offloads": in_use(self.tun, self.active.hello.features if self.active else None),
+            "offloads": offloads_in_use(self.tun, self.active.hello.features if self.active else None),
             "key": self.key_in_use,
             "last_error": self._last_error,
             "warnings": warnings,
@@ -257,7 +257,7 @@ class Identity:
     def _activate(self, session: ActiveSession) -> None:
         """Send and receive through this session from now on."""
         if self.active is None:
-            self._since = iso()
+            self._since = timestamp()
         link = session.link
         if self._duplicate_ids.login(session.instance, link.endpoint, self._loop.time()):
             text = "%s; give each host an id of its own"

@@ -46,9 +46,9 @@ class Listeners:
                     discard(kept)
                     self._fdstore.forget(listener_name(endpoint))
                 _check(sock)
-                return udp.share(self._given.pop(index)), False
+                return udp.prepare_listener(self._given.pop(index)), False
         if kept is not None:
-            return udp.share(socket.socket(fileno=kept)), True
+            return udp.prepare_listener(socket.socket(fileno=kept)), True
         try:
             return udp.listen(str(endpoint.address), endpoint.port), True
         except UnavailableError as error:

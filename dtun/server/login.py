@@ -227,7 +227,7 @@ class Logins:
     def _agreed_mtu(self, identity: Identity, link: Link, hello: Hello) -> int:
         """The MTU of a client's tunnel, in bytes."""
         ipv6 = identity.pair.local6 is not None
-        return link.agreed_mtu(self._identities.config.mtu, hello.mtu, ipv6=ipv6)
+        return link.agree_mtu(self._identities.config.mtu, hello.mtu, ipv6=ipv6)
 
     def _notes(self, identity: Identity, key: Key, pushed: Pushed) -> Mapping[str, str]:
         """What has to be the same after a restart, if the client is not to make a new session."""

@@ -212,10 +212,10 @@ class Server:
             "warnings": self.identities.forwarding.warnings,
         }
 
-    def stands_still(self) -> bool:
+    def stalled(self) -> bool:
         """Whether packets of a client wait for long that could go."""
         planes = [plane for one in self.identities.by_name.values() if (plane := one.plane()) is not None]
-        return self._stall.lasts(planes, self._loop.time())
+        return self._stall.stalled(planes, self._loop.time())
 
     def summary(self) -> str:
         """One line for the service manager."""

@@ -27,8 +27,8 @@ class Role(Protocol):
 
     def summary(self) -> str: ...
 
-    def stands_still(self) -> bool:
-        """Whether it does not do its work although the event loop turns."""
+    def stalled(self) -> bool:
+        """Whether packets wait although they could be carried: a bug, which the watchdog ends."""
         ...
 
 

@@ -26,7 +26,7 @@ from dtun.service.hooks import run_hook
 from dtun.service.job import restarts
 from dtun.service.reload import Reloader
 from dtun.service.role import Role
-from dtun.session.status import iso
+from dtun.session.status import timestamp
 
 log = logging.getLogger("dtun")
 
@@ -164,7 +164,7 @@ async def _report(service: Role) -> None:
             notify.status(summary)
             said = summary
         if watchdog is not None:
-            moves = not service.stands_still()
+            moves = not service.stalled()
             if moves:
                 notify.alive()
             elif moved:
@@ -174,7 +174,7 @@ async def _report(service: Role) -> None:
 
 
 def _status(role: str, service: Role) -> Callable[[], dict[str, object]]:
-    process = {"role": role, "version": dtun.__version__, "since": iso(), "pid": os.getpid()}
+    process = {"role": role, "version": dtun.__version__, "since": timestamp(), "pid": os.getpid()}
     return lambda: process | service.status()
 
 

@@ -1,4 +1,4 @@
-"""One change of a running configuration, and how it takes effect: what the reloads of both roles share. Pure."""
+"""One change of the configuration in a reload, and how it takes effect; for both roles. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 Effect = Literal["live", "reconnect", "restart"]
 
-_WORDS: Final[Mapping[Effect, str]] = {
+_EFFECTS: Final[Mapping[Effect, str]] = {
     "live": "at once",
     "reconnect": "reconnects",
     "restart": "needs a restart, kept as it was",
@@ -15,18 +15,18 @@ _WORDS: Final[Mapping[Effect, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One difference. `where` is the place in the configuration, `what` says what comes of it."""
+    """One difference. `where` is the place in the configuration, `what` the change in words."""
 
     where: str
     what: str
     effect: Effect = "live"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what} ({_WORDS[self.effect]})"
+        return f"{self.where}: {self.what} ({_EFFECTS[self.effect]})"
 
 
 def shown(value: object) -> str:
-    """A value of the configuration in a few words."""
+    """A value of the configuration for people."""
     if value is None or value == ():
         return "none"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""What a session says besides IP packets: dtun's own control messages, or the Go dtun's greeting.
+"""How a session exchanges messages: the native dialect here, the Go dtun's in `dtun.session.go`.
 
-Both give and take the same messages, so that neither the server nor the client has to ask which
-one it is. A dialect is pure: plaintexts and `now` in, plaintexts and messages out.
+Both carry the same messages, so that neither the server nor the client has to know which one is used. A dialect is
+pure: plaintexts and `now` in, plaintexts and messages out.
 """
 
 from collections.abc import Callable, MutableSequence, Sequence
@@ -19,33 +19,33 @@ Count = Callable[[str], None]
 
 
 class Dialect(Protocol):
-    """One side of a conversation, from the end of the handshake on.
+    """One end of the control conversation, from the end of the handshake on.
 
-    `path` gets the echoes of the probes that look for the path's MTU; None while nobody looks.
+    `path` gets the echoes of its probes; None without path MTU discovery.
     """
 
     path: PathMtu | None
 
     @property
     def opening(self) -> bool:
-        """Whether every record still belongs to the conversation, even one that looks like an IP packet."""
+        """Whether every record belongs to the conversation, even one that looks like an IP packet."""
         ...
 
     @property
     def liveness(self) -> Liveness | None:
-        """Keepalive and dead-peer detection, where the peer answers probes."""
+        """Keepalive and dead-peer detection; None if the peer answers no probes."""
         ...
 
     def send(self, message: Message, now: float) -> None:
-        """Say this, as far as the dialect has words for it."""
+        """Send this message, if the dialect can express it."""
         ...
 
     def receive(self, plaintext: bytes, now: float) -> Message | None:
-        """Take in a plaintext that the data plane has no use for."""
+        """Process a plaintext that is not an IP packet; returns the message that it completes."""
         ...
 
     def poll(self, heard: int, now: float) -> None:
-        """Do what time demands; `heard` grows with every authentic record."""
+        """Do what is due by now; `heard` grows with each authentic record."""
         ...
 
     def next_timer(self) -> float | None: ...
@@ -61,7 +61,7 @@ class NativeDialect:
     def __init__(
         self, count: Count, keepalive: float, timeout: float, now: float, numbers: Sequence[int] = (0, 0)
     ) -> None:
-        """`numbers` are those of a conversation that was there before, see `Channel`."""
+        """`numbers` are those of a conversation that is resumed, see `Channel`."""
         self._count = count
         self._channel = Channel(*numbers)
         self._outgoing: list[bytes] = []

@@ -1,7 +1,7 @@
-"""The up and down hooks of one tunnel: in order, one at a time, and up again only if it failed or went down.
+"""The up and down hooks of one tunnel: in order, one at a time, and `up` again only after it failed or after a `down`.
 
-While one runs, a tunnel may come and go many times. Of that only the outcome is run afterwards: a `down`, an `up`, or
-one after the other, so that slow hooks of a restless client do not queue up.
+While a hook runs, the tunnel may go up and down many times. Only the outcome is run afterwards: a `down`, an `up`, or
+both in this order, so that the slow hooks of an unstable client do not queue up.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from dtun.config.common import Hook
 
 RunHook = Callable[[Hook, Mapping[str, str], str], Awaitable[bool]]
-"""Runs a hook with exactly these variables; the text says whose it is. False if it failed; it has been logged."""
+"""Runs a hook with exactly these variables; the text names it in the log. False if it failed, which was logged."""
 
 
 class TunnelHooks:
-    """Remembers whether the tunnel's `up` has been run and has worked."""
+    """Runs the hooks, and remembers whether `up` has succeeded since the last `down`."""
 
     def __init__(self, run: RunHook, up: Hook | None, down: Hook | None, what: str) -> None:
         self._run = run
@@ -29,39 +29,39 @@ class TunnelHooks:
         self.error: str | None = None
 
     def resume(self) -> None:
-        """A process before this one has run `up`, and not `down`."""
+        """Count `up` as done: the process before this one ran it, and not `down`."""
         self._is_up = self._begun = True
 
     def change(self, up: Hook | None, down: Hook | None) -> None:
-        """Run these from now on. What is up stays up: nothing is run because of the change."""
+        """Replace the commands. Nothing is run because of the change."""
         self._up = up
         self._down = down
 
     async def up(self, variables: Mapping[str, str]) -> None:
-        """Run `up` unless it has already worked since the last `down`."""
-        async with self._turn("up") as is_ours:
-            if self._is_up or not is_ours:
+        """Run `up` unless it has succeeded since the last `down`."""
+        async with self._turn("up") as may_run:
+            if self._is_up or not may_run:
                 return
             self._begun = True
-            works = self._up is None or await self._run(self._up, variables, f"{self._what}: up hook")
-            self._is_up = works
-            self.error = None if works else "the up hook failed; it is run again with the next session"
+            succeeded = self._up is None or await self._run(self._up, variables, f"{self._what}: up hook")
+            self._is_up = succeeded
+            self.error = None if succeeded else "the up hook failed; it runs again with the next session"
 
     async def down(self, variables: Mapping[str, str]) -> None:
-        """Run `down`, also after one of the two that failed or was cut off: it may have done half of its work."""
-        async with self._turn("down") as is_ours:
-            if not self._begun or not is_ours:
+        """Run `down`, also after an `up` or `down` that failed or was cancelled: it may have done half of its work."""
+        async with self._turn("down") as may_run:
+            if not self._begun or not may_run:
                 return
             self._is_up = False
             self.error = None
             if self._down is not None:
                 await self._run(self._down, variables, f"{self._what}: down hook")
-            # Not before: a `down` that was cut off, as the service stopped, is run again.
+            # Only now: a `down` that was cancelled, because the service stopped, is run again.
             self._begun = False
 
     @asynccontextmanager
     async def _turn(self, kind: str) -> AsyncIterator[bool]:
-        """Waits until no other hook runs. False at once when a later one makes this one pointless."""
+        """Wait until no other hook runs. Yields False as soon as a later one makes this one pointless."""
         if not self._busy:
             self._busy = True
         elif not await self._wait(kind):
@@ -70,12 +70,12 @@ class TunnelHooks:
         try:
             yield True
         finally:
-            self._pass_on()
+            self._start_next()
 
     async def _wait(self, kind: str) -> bool:
-        for overtaken in (kind, "up"):
-            if overtaken in self._waiting:
-                _tell(self._waiting.pop(overtaken), is_its_turn=False)
+        for superseded in (kind, "up"):
+            if superseded in self._waiting:
+                _wake(self._waiting.pop(superseded), may_run=False)
         ours: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[kind] = ours
         try:
@@ -84,20 +84,20 @@ class TunnelHooks:
             if self._waiting.get(kind) is ours:
                 del self._waiting[kind]
             elif not ours.cancelled() and ours.result():
-                self._pass_on()
+                self._start_next()
             raise
 
-    def _pass_on(self) -> None:
-        """It is the next one's turn, if there is one."""
+    def _start_next(self) -> None:
+        """Let the next waiting hook run, if there is one."""
         while self._waiting:
-            if _tell(self._waiting.pop(next(iter(self._waiting))), is_its_turn=True):
+            if _wake(self._waiting.pop(next(iter(self._waiting))), may_run=True):
                 return
         self._busy = False
 
 
-def _tell(waiting: asyncio.Future[bool], *, is_its_turn: bool) -> bool:
-    """False if nobody waits any more: cancelled a moment ago."""
+def _wake(waiting: asyncio.Future[bool], *, may_run: bool) -> bool:
+    """False if the waiter was cancelled a moment ago."""
     if not waiting.done():
-        waiting.set_result(is_its_turn)
+        waiting.set_result(may_run)
         return True
     return False

@@ -1,4 +1,4 @@
-"""A session at work: its connected socket, its timer, and its place in the data plane. The edge around the core."""
+"""A session at work: its connected UDP socket, its timer, and its place in the data plane. The I/O around `Session`."""
 
 import asyncio
 import errno
@@ -19,17 +19,16 @@ from dtun.session.udp import SockAddr
 SEGMENT_HEADER = 4
 """Bytes of each record's plaintext kept for the header of a segment, so that a full one still fits the path."""
 
-# change_cipher_spec and handshake (RFC 5246, section 6.2.1): what a handshake consists of.
+# Content types change_cipher_spec and handshake (RFC 5246, section 6.2.1).
 _HANDSHAKE_RECORDS = (b"\x14", b"\x16")
 
 
 class Link:
     """Moves datagrams between a session and its socket until the session is closed, then closes the socket.
 
-    `on_event` gets the session's events in order, `on_handshake` a handshake record that came on an
-    established session (a ClientHello to a server, a HelloRequest to a client), `on_path` an errno about the path.
-    `known_mtu` is the MTU that a session before has found on the same path. `turns` grows with all that comes and is no
-    packet.
+    `on_event` gets the session's events in order, `on_handshake` a handshake record that arrived on an established
+    session (a ClientHello at a server, a HelloRequest at a client), `on_path` an errno about the path. `known_mtu` is
+    the MTU that an earlier session found on the same path. `control_received` counts what was not a packet.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Link:
         self.local_address = str(sock.getsockname()[0])
         self.local_port: int = sock.getsockname()[1]
         self.drops: Counter[str] = session.drops
-        self.turns = 0
+        self.control_received = 0
         self._socket = sock
         self._on_event = on_event
         self._on_handshake = on_handshake
@@ -63,11 +62,11 @@ class Link:
 
     @property
     def endpoint(self) -> str:
-        """The other side's UDP address, for people."""
+        """The peer's UDP address, for people."""
         return udp.show(self.peer)
 
     def ended(self) -> bool:
-        """Whether the session is over and the socket closed."""
+        """Whether the session has ended and the socket is closed."""
         return self._socket.fileno() < 0
 
     def fileno(self) -> int:
@@ -76,7 +75,7 @@ class Link:
 
     @property
     def attached(self) -> bool:
-        """Whether the data plane has taken over."""
+        """Whether the data plane has the socket."""
         return self._port is not None and not self.ended()
 
     @property
@@ -86,33 +85,33 @@ class Link:
 
     @property
     def path_mtu(self) -> int:
-        """Bytes of the largest packet that the path takes, with all its headers, as far as is known."""
+        """The path's MTU in bytes, outer headers included, as far as is known."""
         return self._path.mtu
 
     @property
     def warnings(self) -> list[str]:
-        """What is not as it should be with this session, for the log and the status."""
+        """Problems of this session, for the log and the status."""
         reason = self.session.association.fallback_reason
-        return [f"the records stay inside of Mbed TLS, which is slow: {reason}"] if reason else []
+        return [f"records stay in Mbed TLS, which is slow: {reason}"] if reason else []
 
     @property
     def inner_mtu(self) -> int:
-        """Bytes of the largest packet that fits into one record, and with it into one packet outside."""
+        """Bytes of the largest inner packet that fits into one record and one outer packet."""
         return max(min(self._path.room, MAX_PLAINTEXT) - SEGMENT_HEADER, MIN_MTU)
 
-    def agreed_mtu(self, configured: int | None, peers: int | None, *, ipv6: bool) -> int:
-        """The MTU of the tunnel from now on: as configured, or what both ends can do with whole packets.
+    def agree_mtu(self, configured: int | None, peers: int | None, *, ipv6: bool) -> int:
+        """Set and return the tunnel's MTU: `configured`, or the largest that both ends can send whole.
 
-        Where it is more than the path carries, what is too large goes in pieces: when it is configured so, and with
-        IPv6 inside, which needs more than a path of 1,280 bytes leaves.
+        It may exceed what the path carries: if configured so, or with IPv6 inside, whose minimum of 1,280 bytes does
+        not fit into a path of 1,280 bytes. Packets that are too large are then sent in pieces.
         """
         mtu = configured or min(self.inner_mtu, peers or MAX_PLAINTEXT)
         self._agreed = max(mtu, MIN_IPV6_MTU) if ipv6 else mtu
-        self._fit()
+        self._choose_sealing()
         return self._agreed
 
     def start(self, early: Iterable[bytes] = ()) -> None:
-        """Send what the session has to say already. `early` are plaintexts that came with the last flight."""
+        """Send the session's first datagrams. `early` are plaintexts that came with the handshake's last flight."""
         for plaintext in early:
             self.session.receive_plaintext(plaintext, self._loop.time())
         self.flush()
@@ -122,12 +121,12 @@ class Link:
         self.flush()
 
     def close(self, reason: Reason, text: str, *, tell: bool = True) -> None:
-        """End the session from this side; `on_event` hears of it."""
+        """End the session from this side; `on_event` gets Closed."""
         self.session.close(reason, text, self._loop.time(), tell=tell)
         self.flush()
 
     def attach(self, pump: Pump) -> None:
-        """Let the data plane take over: from now on packets go out through this session."""
+        """Hand the socket to the data plane: from now on packets go out through this session."""
         records = self.session.association.records
         self._pump = pump
         self._port = Port(
@@ -137,16 +136,16 @@ class Link:
             open=records.open,
             open_next=records.open_next,
             open_batch=records.open_batch,
-            on_control=self._control,
-            on_nothing=self._nothing,
+            on_control=self._receive_control,
+            on_nothing=self._receive_other,
             on_error=self._path_error,
         )
-        self._fit()
+        self._choose_sealing()
         pump.attach(self._port)
         pump.deliver(self.session.take_early_packets())
 
     def move(self, peer: SockAddr) -> None:
-        """The peer's address has changed: NAT rebinding.
+        """Continue with the peer at another address: NAT rebinding.
 
         Raises:
             OSError: there is no route to the new address.
@@ -157,8 +156,8 @@ class Link:
             self.session.path.restart(self._path.ask_kernel(), self._loop.time())
             self.flush()
 
-    def take(self, datagram: bytes) -> None:
-        """A datagram for this session that came by another way (the listening socket)."""
+    def receive(self, datagram: bytes) -> None:
+        """Process a datagram for this session that arrived at another socket (the listening one)."""
         if self.ended():
             return
         if self._pump is not None and self._port is not None:
@@ -168,11 +167,11 @@ class Link:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is to be sent, tell what has happened, set the timer; close the socket after the end."""
+        """Send what is due, set the timer, deliver the events; close the socket once the session has ended."""
         if self.ended():
             return
         now = self._loop.time()
-        self._path.discover(now)
+        self._path.start_discovery(now)
         for datagram in self.session.take_outgoing():
             error = self._path.send(datagram)
             if error is not None:
@@ -180,7 +179,7 @@ class Link:
         self._path.send_probes(now)
         events = self.session.take_events()
         if PathMtuChanged() in events:
-            self._fit()
+            self._choose_sealing()
         if self.session.closed is not None:
             self._release()
         else:
@@ -189,7 +188,7 @@ class Link:
             self._on_event(self, event)
 
     def _readable(self) -> None:
-        """Before the data plane takes over: one datagram a turn."""
+        """Read one datagram, before the data plane has the socket."""
         try:
             datagram = self._socket.recv(RECEIVE_SIZE)
         except BlockingIOError:
@@ -202,39 +201,40 @@ class Link:
         self.session.receive(datagram, self._loop.time())
         self.flush()
 
-    def _control(self, plaintext: bytes) -> None:
-        self.turns += 1
+    def _receive_control(self, plaintext: bytes) -> None:
+        self.control_received += 1
         self.session.receive_plaintext(plaintext, self._loop.time())
         if self._pump is not None:
             self._pump.deliver(self.session.take_early_packets())
         self.flush()
 
-    def _nothing(self, datagram: bytes) -> None:
-        self.turns += 1
+    def _receive_other(self, datagram: bytes) -> None:
+        self.control_received += 1
         if datagram[:1] in _HANDSHAKE_RECORDS:
             self._on_handshake(self, datagram)
         elif self.session.association.records.closed:
-            self.session.look(self._loop.time())
+            self.session.check_closed(self._loop.time())
             self.flush()
 
     def _path_error(self, number: int) -> None:
         if self.ended():
             return
         if number == errno.EMSGSIZE:
-            self.session.doubt(self._path.ask_kernel(), self._loop.time())
+            self.session.packet_too_big(self._path.ask_kernel(), self._loop.time())
             self.flush()
         else:
             self._on_path(self, number)
 
-    def _fit(self) -> None:
-        """Cut what the data plane sends, if packets of the tunnel's MTU are too large for the path; else not."""
+    def _choose_sealing(self) -> None:
+        """Cut packets into pieces only if packets of the tunnel's MTU are too large for the path."""
         if self._port is None:
             return
         records = self.session.association.records
         cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
-        self._port.seal = records.seal if records.offloaded and not cuts else None
-        self._port.seal_batch = self._seal_pieces if cuts else records.seal_batch
-        self._port.datagrams.renew()
+        self._port.seal_with(
+            records.seal if records.offloaded and not cuts else None,
+            self._seal_pieces if cuts else records.seal_batch,
+        )
 
     def _seal_pieces(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         return self.session.association.records.seal_batch(self.session.cut(plaintexts))

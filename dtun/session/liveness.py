@@ -1,4 +1,4 @@
-"""Is the peer still there, and how far away is it? Pure; asks with probes, believes any authentic record."""
+"""Keepalive, dead-peer detection and round-trip time of a session with a native peer. Pure."""
 
 RTT_WEIGHT = 0.125
 """Weight of a new sample in the smoothed round-trip time (RFC 6298, section 2)."""
@@ -7,8 +7,8 @@ RTT_WEIGHT = 0.125
 class Liveness:
     """Keepalive and dead-peer detection of one session. All times in seconds on the caller's clock.
 
-    Every `keepalive` seconds a probe goes out, which also keeps the mapping of a NAT in between.
-    The peer is dead when nothing authentic was heard for `timeout` seconds.
+    Every `keepalive` seconds a probe goes out, which also keeps the NAT mappings on the path. The peer is dead when no
+    authentic record arrived for `timeout` seconds.
     """
 
     def __init__(self, keepalive: float, timeout: float, now: float) -> None:
@@ -22,7 +22,7 @@ class Liveness:
         self._asked_at: float | None = None
 
     def poll(self, heard: int, now: float) -> int | None:
-        """`heard` is any number that grows with each authentic record. Returns a probe's token when one is due."""
+        """`heard` grows with each authentic record. Returns the token of a probe when one is due."""
         if heard != self._heard:
             self._heard = heard
             self._heard_at = now
@@ -34,7 +34,7 @@ class Liveness:
         return self._token
 
     def echo(self, token: int, now: float) -> None:
-        """Note the answer to the latest probe; older ones and ones never sent say nothing."""
+        """Take a round-trip time from the echo of the latest probe. Late, repeated and unknown tokens are ignored."""
         if token == self._token and self._asked_at is not None:
             sample = now - self._asked_at
             self.rtt = sample if self.rtt is None else self.rtt + RTT_WEIGHT * (sample - self.rtt)

@@ -1,6 +1,6 @@
-"""One session's socket as the search for its path's MTU needs it: the edge around `dtun.session.pmtud`.
+"""A session's socket for path MTU discovery: the I/O around `dtun.session.pmtud`.
 
-Native peers only: others get what the kernel does by itself.
+Native peers only: a Go dtun answers no probes, and gets what the kernel does by itself.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from dtun.session import udp
 from dtun.session.session import Session
 
 TRIES = 3
-"""For one datagram. A socket with an error of ICMP to report does so once, in place of sending what it is given."""
+"""Attempts for one datagram: a pending ICMP error makes one send fail."""
 
 
 class PathSocket:
-    """`known_mtu` is what a session before has found on the same path."""
+    """Sends datagrams and probes. `known_mtu` is what an earlier session found on the same path."""
 
     def __init__(self, sock: socket.socket, session: Session, known_mtu: int | None) -> None:
         self._socket = sock
@@ -24,30 +24,30 @@ class PathSocket:
         self._known_mtu = known_mtu
         self._kernel_mtu = known_mtu or udp.ETHERNET
         self._headers = udp.outer_headers(sock)
-        self._begun = False
+        self._started = False
 
     @property
     def mtu(self) -> int:
-        """Bytes of the largest packet that the path takes, with all its headers, as far as is known."""
+        """The path's MTU in bytes, outer headers included, as far as is known."""
         path = self._session.path
         return path.current if path is not None else self._known_mtu or self.ask_kernel()
 
     @property
     def room(self) -> int:
-        """Bytes of plaintext in a record that the path takes."""
+        """Bytes of plaintext in the largest record that the path carries."""
         return self.mtu - self._headers - self._session.association.records.overhead
 
     def ask_kernel(self) -> int:
-        """The kernel's estimate of the path's MTU; the one before while there is no route."""
+        """The kernel's estimate of the path's MTU; the last one while there is no route."""
         with contextlib.suppress(OSError):
             self._kernel_mtu = udp.path_mtu(self._socket)
         return self._kernel_mtu
 
-    def discover(self, now: float) -> None:
-        """Begin to look for the path's MTU as soon as the session is open, where fragments can be forbidden."""
-        if self._begun or not self._session.open:
+    def start_discovery(self, now: float) -> None:
+        """Start path MTU discovery once the session is open, where the kernel can forbid fragmentation."""
+        if self._started or not self._session.open:
             return
-        self._begun = True
+        self._started = True
         if not self._session.association.native:
             return
         try:
@@ -55,25 +55,25 @@ class PathSocket:
         except OSError:
             return
         smallest = MIN_IPV6_MTU if self._socket.family == socket.AF_INET6 else MIN_MTU
-        self._session.discover(self.mtu, self._headers, smallest=smallest, now=now)
+        self._session.start_discovery(self.mtu, self._headers, smallest=smallest, now=now)
 
     def send(self, datagram: bytes) -> OSError | None:
-        """Send one datagram; returns why the network does not take it."""
-        refusal: OSError | None = None
+        """Send one datagram; returns the error if that fails."""
+        failure: OSError | None = None
         for _ in range(TRIES):
             try:
                 self._socket.send(datagram)
             except OSError as error:
-                refusal = error
+                failure = error
                 if error.errno != errno.EMSGSIZE:
                     break
             else:
                 return None
-        return refusal
+        return failure
 
     def send_probes(self, now: float) -> None:
-        """Send the session's probes, and tell it which ones this host's own interface does not take."""
+        """Send the session's probes; report those that are too large for this host's own interface."""
         for probe in self._session.take_probes():
-            refusal = self.send(probe)
-            if refusal is not None and refusal.errno == errno.EMSGSIZE:
-                self._session.refused(self._headers + len(probe), now)
+            failure = self.send(probe)
+            if failure is not None and failure.errno == errno.EMSGSIZE:
+                self._session.probe_refused(self._headers + len(probe), now)

@@ -1,11 +1,11 @@
-"""A session: one DTLS association that currently serves an identity. Pure, with no socket and no clock.
+"""A session: one DTLS association with its control conversation, which serves an identity for a while. Pure.
 
     handshake --> opening --> open --> closed
         |            |          |
         +------------+----------+--> closed, with a reason
 
-Datagrams and `now` go in, datagrams and events come out. Once it is open and its record layer is
-settled, the data plane takes records past this core and hands over only what is not an IP packet.
+Datagrams and `now` go in, datagrams and events come out. Once the session is open, the data plane seals and opens the
+records itself and passes on only what is not an IP packet.
 """
 
 from collections import Counter, deque
@@ -24,49 +24,50 @@ from dtun.session.pmtud import PathMtu
 from dtun.text import printable
 
 OPENING_TIME = 10.0
-"""Seconds from the end of the handshake until the peer must have said what it is."""
+"""Seconds from the end of the handshake until the peer must have sent its Hello or Welcome."""
 
 EARLY_PACKETS = 256
 """IP packets kept that arrive before the data plane is attached; more than a round trip brings."""
 
+# A key's wear is the used share of what its cipher allows (RFC 9147, section 4.5.3).
 WEAR_CHECK = 10.0
-"""Seconds between two looks at the key's wear, of which the record layer tells nobody by itself."""
+"""Seconds between two checks of the key's wear, which the record layer does not report by itself."""
 
 WORN_CHECK = 1.0
-"""The same, once it is worn out."""
+"""The same, once the key is worn out."""
 
 WORN_OUT = 1 / 2
-"""The wear at which a new session is due. At 3 Gbit/s AES-GCM wears by a tenth in the time between two looks."""
+"""The wear at which a new session is due. At 3 Gbit/s AES-GCM wears by a tenth between two checks."""
 
-END_OF_WEAR = 15 / 16
-"""The wear at which a session ends that nothing has replaced. The rest is more than is sealed until the next look."""
+MAX_WEAR = 15 / 16
+"""The wear at which a session ends if no new one replaced it. The rest is more than is sealed until the next check."""
 
-FAREWELL = 200
-"""Characters of a goodbye's text: in whatever script, it fits into one fragment."""
+GOODBYE_TEXT = 200
+"""Characters of a goodbye's text, at most: in any script they fit into one fragment."""
 
 _PIECE = bytes([Kind.PIECE])
 
 AnyAssociation = Association | ResumedAssociation
-"""A session neither knows nor cares who has shaken hands."""
+"""One whose handshake was made here, or by the process before this one."""
 
 Reason = Literal["handshake", "no answer", "stopped", "replaced", "renewed", "refused", "timeout", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class Established:
-    """The handshake is over and both sides have proven the key."""
+    """The handshake is complete and both sides have proven the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The peer said something."""
+    """The peer sent a message."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session is over. `text` is for a person; `by_peer` if the peer said so."""
+    """The session has ended. `text` is for people; `by_peer` if the peer ended it."""
 
     reason: Reason
     text: str
@@ -75,19 +76,19 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class WornOut:
-    """The key has done half of what its cipher allows; a new session is due."""
+    """The key has reached half of its cipher's usage limit; a new session is due."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathMtuChanged:
-    """The path takes larger or only smaller packets now: the link's `inner_mtu` and `agreed_mtu` have new values."""
+    """The path's MTU is another: the link's `inner_mtu` has a new value, and `agree_mtu` is to be called."""
 
 
 Event = Established | Received | WornOut | PathMtuChanged | Closed
 
 
 class Session:
-    """One association with its conversation. `drops` counts what was not understood, by reason."""
+    """One association with its conversation. `drops` counts by reason what was dropped."""
 
     def __init__(
         self,
@@ -107,8 +108,8 @@ class Session:
         self._early: list[bytes] = []
         self._outgoing: list[bytes] = []
         self._probes: list[bytes] = []
-        self._around = 0
-        self._told_mtu = 0
+        self._overhead = 0
+        self._reported_mtu = 0
         self._cutter = Cutter()
         self._joiner = Joiner()
         self._worn_out = False
@@ -122,7 +123,7 @@ class Session:
         make_dialect: Callable[[AnyAssociation, Callable[[str], None], float], Dialect],
         now: float,
     ) -> "Session":
-        """One that a process before this one has opened: nothing of the opening is left."""
+        """A session that the process before this one opened, for `association`'s keys."""
         session = cls(association, make_dialect, now, handshake_deadline=now)
         session.take_events()
         session._deadline = None
@@ -130,7 +131,7 @@ class Session:
 
     @property
     def open(self) -> bool:
-        """Whether the data plane may take over: nothing of the opening is left, and the record layer is final."""
+        """Whether the data plane may take over: the opening is complete and the record layer final."""
         return (
             self.closed is None
             and self.dialect is not None
@@ -140,45 +141,46 @@ class Session:
 
     @property
     def path(self) -> PathMtu | None:
-        """What is known of the path's MTU; None while nobody looks for it."""
+        """The path MTU discovery; None if it has not been started."""
         return self.dialect.path if self.dialect is not None else None
 
-    def discover(self, estimate: int, outer_headers: int, *, smallest: int, now: float) -> None:
-        """Look for the path's MTU from now on, if the peer answers probes. Once the session is open.
+    def start_discovery(self, estimate: int, outer_headers: int, *, smallest: int, now: float) -> None:
+        """Start path MTU discovery if the peer answers probes. To be called once the session is open.
 
-        `estimate` is the MTU to begin with, `smallest` the least of interest, with `outer_headers` of IP and UDP.
+        All in bytes: `estimate` is the MTU to begin with, `smallest` the least of interest, both with the
+        `outer_headers` of IP and UDP.
         """
         if self.dialect is None or self.dialect.liveness is None:
             return
-        self._around = outer_headers + self.association.records.overhead
-        largest = self._around + MAX_PLAINTEXT
+        self._overhead = outer_headers + self.association.records.overhead
+        largest = self._overhead + MAX_PLAINTEXT
         self.dialect.path = PathMtu(estimate, smallest=smallest, largest=largest, now=now)
-        self._told_mtu = self.dialect.path.current
+        self._reported_mtu = self.dialect.path.current
 
     @property
     def room(self) -> int:
-        """Bytes of plaintext in a record that the path takes, as far as is known."""
-        return self.path.current - self._around if self.path is not None else MAX_PLAINTEXT
+        """Bytes of plaintext in the largest record that the path carries, as far as is known."""
+        return self.path.current - self._overhead if self.path is not None else MAX_PLAINTEXT
 
     def cut(self, plaintexts: Sequence[bytes]) -> Sequence[bytes]:
-        """The same, with those in pieces that the path does not take whole."""
+        """The same plaintexts, with those in pieces that are too large for the path."""
         return self._cutter.cut(plaintexts, self.room)
 
-    def refused(self, size: int, now: float) -> None:
-        """The host's own interface does not take a probe that makes a packet of `size` bytes."""
+    def probe_refused(self, size: int, now: float) -> None:
+        """A probe that makes a packet of `size` bytes is too large for this host's own interface."""
         if self.path is not None:
             self.path.refused(size, now)
-            self._tell_mtu()
+            self._report_mtu()
 
-    def doubt(self, kernel_mtu: int, now: float) -> None:
-        """The kernel, or ICMP, says that something was too large for the path."""
+    def packet_too_big(self, kernel_mtu: int, now: float) -> None:
+        """The kernel, or ICMP, says that a packet was too large for the path."""
         if self.path is not None:
-            self.path.doubt(kernel_mtu, now)
+            self.path.packet_too_big(kernel_mtu, now)
 
     def send(self, message: Message, now: float) -> None:
-        """Say something to the peer; nothing once the session is closed.
+        """Send a message to the peer; nothing once the session is closed.
 
-        A peer that acknowledges nothing, however much is said, is given up.
+        The session ends if too many messages wait for their acknowledgement.
         """
         if self.closed is not None or self.dialect is None:
             return
@@ -189,7 +191,7 @@ class Session:
         self._collect()
 
     def receive(self, datagram: bytes, now: float) -> None:
-        """Take in a datagram, in any state."""
+        """Process a datagram, in any state."""
         if self.closed is not None:
             return
         plaintexts = self.association.receive(datagram, now)
@@ -199,7 +201,7 @@ class Session:
         self._advance(now)
 
     def receive_plaintext(self, plaintext: bytes, now: float) -> None:
-        """Take in what a record held: all of them until the data plane has taken over, its left-overs later."""
+        """Process a plaintext: any before the data plane is attached, afterwards those that are not IP packets."""
         if self.closed is not None or self.dialect is None:
             return
         if plaintext[:1] == _PIECE and self.association.native:
@@ -207,7 +209,7 @@ class Session:
             whole = self._joiner.join(piece) if isinstance(piece, Piece) else b""
             if whole is None:
                 return
-            plaintext = whole  # a piece of a piece is nothing that the dialect knows
+            plaintext = whole  # the dialect drops a piece within a piece
         if not self.dialect.opening and is_packet(plaintext):
             if len(self._early) < EARLY_PACKETS:
                 self._early.append(plaintext)
@@ -218,7 +220,7 @@ class Session:
         if isinstance(message, Goodbye):
             self._end(Closed(message.reason, message.text, by_peer=True))
         elif isinstance(message, Hello | Welcome) and self._deadline is None:
-            # Each costs a round through the kernel. Who has something new to say makes a new session.
+            # Each would cost changes in the kernel. A peer with something new to send makes a new session.
             self._count("repeated greeting")
         elif message is not None:
             if isinstance(message, Hello | Welcome):
@@ -227,7 +229,7 @@ class Session:
         self._collect()
 
     def poll(self, now: float, *, sent: int = 0, kernel_mtu: int | None = None) -> None:
-        """Do what time demands: resend, keep alive, look for the path's MTU, give up.
+        """Do what is due: resend, keep alive, probe the path's MTU, time out.
 
         `sent` grows with each packet of the data plane, `kernel_mtu` is the kernel's estimate of the path's MTU.
         """
@@ -238,10 +240,10 @@ class Session:
         self._advance(now)
         if self.closed is None and self.dialect is not None:
             self.dialect.poll(self.association.records.highest, now)
-            self._look_at_wear(now)
+            self._check_wear(now)
             liveness = self.dialect.liveness
             if self.closed is None and liveness is not None and liveness.dead(now):
-                self.close("timeout", f"nothing was heard for {liveness.timeout:g} s", now)
+                self.close("timeout", f"nothing was received for {liveness.timeout:g} s", now)
         if self.closed is None:
             self._probe(sent, kernel_mtu, now)
         if self.closed is None and self._deadline is not None and now >= self._deadline:
@@ -249,7 +251,7 @@ class Session:
         self._collect()
 
     def next_timer(self) -> float | None:
-        """When to `poll` next, in seconds on the caller's clock."""
+        """When to call `poll` next, in seconds on the caller's clock; None once closed."""
         if self.closed is not None:
             return None
         timers = [self._deadline, self.association.next_timer()]
@@ -261,11 +263,11 @@ class Session:
         return min((timer for timer in timers if timer is not None), default=None)
 
     def close(self, reason: Reason, text: str, now: float, *, tell: bool = True) -> None:
-        """End the session from this side. The peer is told with a goodbye and close_notify if `tell`."""
+        """End the session from this side, with a Goodbye and close_notify to the peer if `tell`."""
         if self.closed is not None:
             return
         if tell and self.dialect is not None and reason not in ("handshake", "no answer"):
-            self.dialect.send(Goodbye(reason=reason, text=printable(text, FAREWELL)), now)
+            self.dialect.send(Goodbye(reason=reason, text=printable(text, GOODBYE_TEXT)), now)
             self._collect()
         self._end(Closed(reason, text), tell=tell)
 
@@ -275,7 +277,7 @@ class Session:
         return outgoing
 
     def take_probes(self) -> list[bytes]:
-        """The datagrams that must go out whole, for they look for the path's MTU."""
+        """The datagrams that probe the path's MTU; they must not be fragmented."""
         probes, self._probes = self._probes, []
         return probes
 
@@ -284,17 +286,17 @@ class Session:
         self._events.clear()
         return events
 
-    def look(self, now: float) -> None:
-        """See whether the record layer, which the data plane drives, has met the end of the session."""
+    def check_closed(self, now: float) -> None:
+        """End the session if the record layer, which the data plane drives, has received a close_notify or an alert."""
         self._advance(now)
 
     def take_early_packets(self) -> list[bytes]:
-        """IP packets that came before the data plane took over, or in pieces."""
+        """IP packets that arrived before the data plane was attached, or in pieces."""
         early, self._early = self._early, []
         return early
 
     def _advance(self, now: float) -> None:
-        """Follow the association's state."""
+        """Act on the association's state."""
         association = self.association
         if self.closed is not None:
             return
@@ -303,58 +305,58 @@ class Session:
         elif association.state is not AssociationState.HANDSHAKING:
             self._establish(now)
             if association.records.closed:
-                self._end(Closed("other", "the other side closed the session", by_peer=True))
+                self._end(Closed("other", "the peer closed the session", by_peer=True))
 
     def _establish(self, now: float) -> None:
-        """Begin the conversation, once the handshake is over."""
+        """Start the conversation once the handshake is complete."""
         over = (AssociationState.ESTABLISHED, AssociationState.CLOSED)
         if self.dialect is None and self.association.state in over:
             self.dialect = self._make_dialect(self.association, self._count, now)
             self._deadline = now + OPENING_TIME
             self._events.append(Established())
 
-    def _look_at_wear(self, now: float) -> None:
+    def _check_wear(self, now: float) -> None:
         wear = self.association.records.wear
-        # An original Go dtun, whom nobody can ask for a new one, would not come back from the end of its session.
-        if wear >= END_OF_WEAR and self.association.native:
-            self.close("other", "the key has done what its cipher allows, and no new session has come", now)
+        # A Go dtun cannot be asked to renew, and does not reconnect after the end of its session.
+        if wear >= MAX_WEAR and self.association.native:
+            self.close("other", "the session key reached its usage limit and no new session replaced it", now)
         elif wear >= WORN_OUT and not self._worn_out:
             self._worn_out = True
             self._events.append(WornOut())
 
     def _give_up(self) -> None:
         if self.dialect is not None:
-            self._end(Closed("timeout", f"the other side did not introduce itself within {OPENING_TIME:g} s"))
+            self._end(Closed("timeout", f"the peer sent no Hello or Welcome within {OPENING_TIME:g} s"))
         elif self.association.answered:
             self._end(Closed("refused", "the server does not accept the id or the key"))
         else:
             self._end(Closed("no answer", "no answer"))
 
     def _collect(self) -> None:
-        """Seal what the dialect wants to say."""
+        """Seal what the dialect has to send."""
         if self.dialect is not None and self.closed is None:
             texts = self.cut(self.dialect.take_outgoing())
             self._outgoing.extend(self.association.seal(text) for text in texts)
-            self._tell_mtu()
+            self._report_mtu()
 
     def _probe(self, sent: int, kernel_mtu: int | None, now: float) -> None:
         path = self.path
         if path is None:
             return
-        empty = self._around + len(Probe(0).encode())
+        empty = self._overhead + len(Probe(0).encode())
         for token, size in path.poll(sent, kernel_mtu or path.current, now):
             self._probes.append(self.association.seal(Probe(token, max(size - empty, 0)).encode()))
 
-    def _tell_mtu(self) -> None:
-        if self.path is not None and self.path.current != self._told_mtu:
-            self._told_mtu = self.path.current
+    def _report_mtu(self) -> None:
+        if self.path is not None and self.path.current != self._reported_mtu:
+            self._reported_mtu = self.path.current
             self._events.append(PathMtuChanged())
 
     def _end(self, closed: Closed, *, tell: bool = True) -> None:
         self.closed = closed
-        farewell = self.association.close()
-        if farewell is not None and tell:
-            self._outgoing.append(farewell)
+        close_notify = self.association.close()
+        if close_notify is not None and tell:
+            self._outgoing.append(close_notify)
         self._events.append(closed)
 
     def _count(self, reason: str) -> None:

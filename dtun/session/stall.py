@@ -1,4 +1,4 @@
-"""Does the data plane move? A loop that turns and yet carries nothing is of no use: the watchdog is to end it."""
+"""Finds a stalled data plane: the event loop runs, packets wait, and none is carried. The watchdog then ends dtun."""
 
 import select
 from collections.abc import Collection
@@ -9,12 +9,12 @@ from dtun.platform.interface import Tun
 from dtun.session.link import Link
 
 PATIENCE = 3.0
-"""Seconds. Longer than a device that cannot be read is left alone, and than any turn of the loop."""
+"""Seconds without progress. Longer than the pump's pause after a read error, and than any turn of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataPlane:
-    """One tunnel at work: its two descriptors, and numbers of which one grows with whatever is read from either."""
+    """One tunnel's descriptors; one number of `progress` grows with whatever is read from either."""
 
     device: int
     socket: int
@@ -22,35 +22,39 @@ class DataPlane:
 
 
 def plane(tun: Tun, link: Link, counters: Counters) -> DataPlane:
-    """The data plane of a tunnel that this session serves."""
+    """The data plane of the tunnel that this session serves."""
     drops = counters.drops, link.drops, link.session.association.records.drops
-    progress = (counters.tx_packets, counters.rx_packets, link.turns, *(found.total() for found in drops))
+    progress = (
+        counters.tx_packets,
+        counters.rx_packets,
+        link.control_received,
+        *(counter.total() for counter in drops),
+    )
     return DataPlane(tun.fileno(), link.fileno(), progress)
 
 
 class StallDetector:
-    """Notices that packets wait although they could go: look now and then."""
+    """Notices that packets wait although they could be carried. Call `stalled` every few seconds."""
 
     def __init__(self) -> None:
-        self._still: dict[DataPlane, float] = {}
+        self._waiting: dict[DataPlane, float] = {}  # since when; progress makes another key
 
-    def lasts(self, planes: Collection[DataPlane], now: float) -> bool:
-        """Whether one of them has had work and done none for PATIENCE seconds."""
-        waiting = _waiting(planes)
-        self._still = {one: self._still.get(one, now) for one in waiting}
-        return any(now - since >= PATIENCE for since in self._still.values())
+    def stalled(self, planes: Collection[DataPlane], now: float) -> bool:
+        """Whether one of them had packets to carry for PATIENCE seconds and carried none."""
+        self._waiting = {plane: self._waiting.get(plane, now) for plane in _waiting(planes)}
+        return any(now - since >= PATIENCE for since in self._waiting.values())
 
 
 def _waiting(planes: Collection[DataPlane]) -> list[DataPlane]:
-    """Those that have something to read. A device that waits for room in its socket has not: that is the network's."""
+    """Those with something to read. Not a device whose socket has no room: it waits for the network."""
     poll = select.poll()
-    for one in planes:
-        poll.register(one.device, select.POLLIN)
-        poll.register(one.socket, select.POLLIN | select.POLLOUT)
+    for each in planes:
+        poll.register(each.device, select.POLLIN)
+        poll.register(each.socket, select.POLLIN | select.POLLOUT)
     ready = dict(poll.poll(0))
     return [
-        one
-        for one in planes
-        if ready.get(one.socket, 0) & select.POLLIN
-        or (ready.get(one.device, 0) & select.POLLIN and ready.get(one.socket, 0) & select.POLLOUT)
+        each
+        for each in planes
+        if ready.get(each.socket, 0) & select.POLLIN
+        or (ready.get(each.device, 0) & select.POLLIN and ready.get(each.socket, 0) & select.POLLOUT)
     ]

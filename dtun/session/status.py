@@ -1,4 +1,4 @@
-"""How a tunnel is doing, as plain values for the status socket. Holds no secret."""
+"""A tunnel's state as plain values for the control socket, without secrets."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,13 @@ from dtun.platform.interface import Tun
 from dtun.session.link import Link
 
 
-def iso(seconds: float = 0) -> str:
-    """The time `seconds` from now, as a status shows it (ISO 8601, UTC, seconds)."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+def timestamp(offset: float = 0) -> str:
+    """The time `offset` seconds from now (ISO 8601, UTC, in whole seconds)."""
+    return (datetime.now(UTC) + timedelta(seconds=offset)).isoformat(timespec="seconds")
 
 
-def in_use(tun: Tun | None, features: Iterable[str] | None) -> list[str]:
-    """The super-packets that go through this device to a peer with these features."""
+def offloads_in_use(tun: Tun | None, features: Iterable[str] | None) -> list[str]:
+    """The device's offloads that are used with a peer of these features."""
     return sorted(tun.offloads.intersection(features)) if tun is not None and features is not None else []
 
 

@@ -1,4 +1,4 @@
-"""Work that goes on beside the event loop's callbacks, kept track of so that nothing fails or outlives unseen."""
+"""Background tasks of a server or a client, kept so that no failure goes unseen and none outlives its owner."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ log = logging.getLogger("dtun")
 
 
 class Tasks:
-    """A set of running tasks. A failure is a bug: it is logged in full and costs nothing else its life."""
+    """The running tasks. A failure is a bug: it is logged in full, and the other tasks continue."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -21,7 +21,7 @@ class Tasks:
         task.add_done_callback(self._done)
 
     async def cancel(self) -> None:
-        """End them all and wait until they have."""
+        """Cancel all tasks and wait until they have ended."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)

@@ -1,8 +1,8 @@
-"""UDP sockets: the listening ones of a server, and one connected socket a session on both sides.
+"""UDP sockets: a server's listening sockets, and one connected socket for each session on both sides.
 
-A connected socket lets the kernel find the session, keeps ICMP errors apart, and gives every session
-its own queue. The server's share the listening port: the listening socket is bound alone, so that a
-second server is refused, and only then allows others of the same user beside it (SO_REUSEPORT).
+A connected socket lets the kernel find the session, keeps ICMP errors apart, and gives each session its own queue. The
+server's share the listening port: the listening socket is bound alone, so that a second server is refused, and only
+then admits other sockets of the same user (SO_REUSEPORT).
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from typing import Any
 from dtun.errors import PermissionDeniedError, UnavailableError
 
 SockAddr = tuple[Any, ...]
-"""(host, port) for IPv4, (host, port, flow, scope) for IPv6, hosts in numbers."""
+"""(host, port) for IPv4, (host, port, flow, scope) for IPv6, with a numeric host."""
 
 BUFFER_SIZE = 4 << 20
-"""Bytes asked for in each direction; the kernel may give less."""
+"""Bytes requested in each direction; the kernel may grant less."""
 
 ETHERNET = 1500
-"""Bytes that most paths take."""
+"""The MTU of most paths, in bytes."""
 
-SMALLEST_BUFFER = 256 << 10
-"""Bytes below which asking is not worth the trouble."""
+MIN_BUFFER_SIZE = 256 << 10
+"""The smallest buffer worth a request, in bytes."""
 
 UDP_HEADER = 8
 IPV4_HEADER = 20
@@ -65,11 +65,11 @@ class Arrival:
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening socket on one address. `shared`: beside others of ours on the same port.
+    """A listening socket on one address. `shared`: together with other sockets of ours on the same port.
 
     Raises:
-        UnavailableError: the port is taken, or the address is not one of this host.
-        PermissionDeniedError: ports below 1024 need a right that this process does not have.
+        UnavailableError: the port is in use, or the address is not one of this host.
+        PermissionDeniedError: this process may not use ports below 1024.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     where = show((host, port))
@@ -97,26 +97,26 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
                 ) from error
             case _:
                 raise UnavailableError(f"listen: cannot listen on {where}: {error.strerror}") from error
-    return share(listener)
+    return prepare_listener(listener)
 
 
-def share(listener: socket.socket) -> socket.socket:
-    """Prepare a socket that is bound, by `listen` or by others, for what a listening one has to do here."""
+def prepare_listener(listener: socket.socket) -> socket.socket:
+    """Set the options that a listening socket needs here; it is bound, by `listen` or by systemd."""
     listener.setblocking(False)
     if listener.family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
         listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    _enlarge(listener)
+    enlarge_buffers(listener)
     return listener
 
 
 def receive(listener: socket.socket) -> Arrival | None:
-    """The next datagram that waits at a listening socket; None if none does."""
+    """The next datagram of a listening socket; None if none waits."""
     try:
         datagram, ancillary, _, peer = listener.recvmsg(65535, 128)
-    except OSError:  # nothing there, or an ICMP error that belongs to nobody here
+    except OSError:  # nothing waits, or an ICMP error about an earlier answer
         return None
     local = ""
     for level, kind, data in ancillary:
@@ -128,7 +128,7 @@ def receive(listener: socket.socket) -> Arrival | None:
 
 
 def answer(listener: socket.socket, datagram: bytes, peer: SockAddr, local: str) -> None:
-    """Send from the address that the peer knows. What the network does not take now is lost, as UDP is."""
+    """Send from the address that the peer sent to. If that fails the datagram is lost, as UDP is."""
     ancillary: list[tuple[int, int, bytes]] = []
     if local:
         address = ip_address(local).packed
@@ -141,10 +141,10 @@ def answer(listener: socket.socket, datagram: bytes, peer: SockAddr, local: str)
 
 
 def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.socket, list[Arrival]]:
-    """A socket connected to `peer` on the listener's port. Also what others' datagrams went to it meanwhile.
+    """A socket connected to `peer` on the listener's port, and datagrams of other peers that it received.
 
-    Between bind and connect the new socket is the best match for the whole port, so datagrams of other
-    peers may be in its queue; the caller gives them to the listener's side.
+    Between bind and connect the kernel may prefer the new socket for the whole port, so datagrams of other peers may be
+    in its queue; the caller handles them like those of the listener.
 
     Raises:
         OSError: `local` is no longer an address of this host, or descriptors ran out.
@@ -170,15 +170,15 @@ def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.
     except OSError:
         connected.close()
         raise
-    _enlarge(connected)
+    enlarge_buffers(connected)
     return connected, strays
 
 
 @contextlib.contextmanager
 def _beside(listener: socket.socket, other: socket.socket) -> Iterator[None]:
-    """Lets `other` bind to the listener's port also if that is of another user: systemd's own, of a socket unit.
+    """Let `other` bind to the listener's port even if the listener belongs to another user: systemd, for a socket unit.
 
-    SO_REUSEPORT is for sockets of one user only (socket(7)). SO_REUSEADDR on both is for anybody, so it is not left on.
+    SO_REUSEPORT is for sockets of one user only (socket(7)). SO_REUSEADDR on both is for any user, so it is reset.
     """
     if os.fstat(listener.fileno()).st_uid == os.geteuid():
         yield
@@ -194,7 +194,7 @@ def _beside(listener: socket.socket, other: socket.socket) -> Iterator[None]:
 
 
 def connect(address: SockAddr, mark: int | None = None) -> socket.socket:
-    """A socket on a new source port, connected to a server. `mark` is for the host's policy rules (SO_MARK, Linux).
+    """A socket on a new source port, connected to a server. `mark` is for policy routing rules (SO_MARK, Linux).
 
     Raises:
         OSError: there is no route to it.
@@ -203,25 +203,25 @@ def connect(address: SockAddr, mark: int | None = None) -> socket.socket:
     connected = _datagram_socket(family)
     try:
         if mark is not None:
-            # Before it is connected: that is when the kernel chooses the source address, by the rules.
+            # Before connect: that is when the kernel chooses the source address, by the rules.
             connected.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
         connected.connect(address)
     except OSError:
         connected.close()
         raise
-    _enlarge(connected)
+    enlarge_buffers(connected)
     return connected
 
 
 def _datagram_socket(family: int) -> socket.socket:
-    """Not inherited by hooks, as Python sees to; macOS has no flags for it."""
+    """A non-blocking socket. Python makes it non-inheritable."""
     made = socket.socket(family, socket.SOCK_DGRAM)
     made.setblocking(False)
     return made
 
 
 def path_mtu(connected: socket.socket) -> int:
-    """What the kernel knows of the path's MTU, in bytes with all headers; 1500 where it does not tell."""
+    """The kernel's estimate of the path's MTU, in bytes with all headers; 1500 on macOS, which does not tell."""
     if not _LINUX:
         return ETHERNET
     if connected.family == socket.AF_INET6:
@@ -230,13 +230,13 @@ def path_mtu(connected: socket.socket) -> int:
 
 
 def forbid_fragments(connected: socket.socket) -> None:
-    """From now on datagrams go out whole or not at all: EMSGSIZE if the interface does not take one so large.
+    """Send datagrams whole or not at all: EMSGSIZE if one is too large for the interface.
 
-    What is cut says nothing about the path (RFC 8899, section 3). On Linux it is IP_PMTUDISC_PROBE (ip(7)): with
-    IP_PMTUDISC_DO the kernel would obey every ICMP message, whoever has sent it, and refuse to send probes.
+    A fragmented probe would say nothing about the path (RFC 8899, section 3). On Linux: IP_PMTUDISC_PROBE (ip(7)). With
+    IP_PMTUDISC_DO the kernel would obey every ICMP message, forged ones included, and refuse to send probes.
 
     Raises:
-        OSError: the system cannot promise that.
+        OSError: the kernel does not support it.
     """
     if connected.family == socket.AF_INET6:
         option, level = _LINUX_IPV6_MTU_DISCOVER if _LINUX else _DARWIN_IPV6_DONTFRAG, socket.IPPROTO_IPV6
@@ -256,16 +256,16 @@ def show(address: SockAddr) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _enlarge(sock: socket.socket) -> None:
+def enlarge_buffers(sock: socket.socket) -> None:
+    """Request BUFFER_SIZE both ways; a kernel that grants less, or refuses, is not an error."""
     for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         size = BUFFER_SIZE
         if _LINUX:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, forced, size)
                 continue
-        # Without CAP_NET_ADMIN Linux gives what it allows (net.core.rmem_max); macOS gives all or nothing
-        # (kern.ipc.maxsockbuf).
-        while size >= SMALLEST_BUFFER:
+        # Without CAP_NET_ADMIN Linux grants up to net.core.rmem_max; macOS grants all or nothing (kern.ipc.maxsockbuf).
+        while size >= MIN_BUFFER_SIZE:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, ordinary, size)
                 break

@@ -29,6 +29,6 @@ class Strict:
 def test_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch, limit: int, size: int | None) -> None:
     monkeypatch.setattr(udp, "_LINUX", False)
     strict = Strict(limit)
-    udp._enlarge(strict)  # type: ignore[arg-type]
+    udp.enlarge_buffers(strict)  # type: ignore[arg-type]
     expected = {} if size is None else {socket.SO_RCVBUF: size, socket.SO_SNDBUF: size}
     assert strict.sizes == expected

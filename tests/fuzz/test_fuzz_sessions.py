@@ -98,8 +98,8 @@ def conversation() -> list[bytes]:
 def test_an_open_session_and_a_peer_that_has_the_key(at_server: bool) -> None:
     def opened() -> tuple[End, End]:
         client, server = World().pair()
-        client.session.discover(1500, 28, smallest=1280, now=1000.0)
-        server.session.discover(1500, 28, smallest=1280, now=1000.0)
+        client.session.start_discovery(1500, 28, smallest=1280, now=1000.0)
+        server.session.start_discovery(1500, 28, smallest=1280, now=1000.0)
         return (server, client) if at_server else (client, server)
 
     end, peer = opened()

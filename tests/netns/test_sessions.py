@@ -143,7 +143,7 @@ def test_a_silent_client_is_dead_after_the_timeout(tunnel: Tunnel) -> None:
     client.kill()
     wait_for(lambda: server.tunnel()["state"] == "away", "the server to give the client up", 8)
 
-    assert server.tunnel()["last_error"] == "nothing was heard for 3 s"
+    assert server.tunnel()["last_error"] == "nothing was received for 3 s"
 
 
 def test_tcp_survives_a_new_client_address(tunnel: Tunnel) -> None:

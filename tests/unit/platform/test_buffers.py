@@ -44,14 +44,14 @@ def test_linux_is_forced_if_it_can_be_and_asked_otherwise(
 ) -> None:
     monkeypatch.setattr(udp, "_LINUX", True)
     sock = Socket(*refuses)
-    udp._enlarge(sock)  # type: ignore[arg-type]
+    udp.enlarge_buffers(sock)  # type: ignore[arg-type]
     assert sock.asked == [(option, WANTED) for option in asked]
 
 
 def test_a_kernel_that_refuses_everything_costs_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_LINUX", True)
     sock = Socket(FORCE_RECEIVE, FORCE_SEND, RECEIVE, SEND)
-    udp._enlarge(sock)  # type: ignore[arg-type]
+    udp.enlarge_buffers(sock)  # type: ignore[arg-type]
     assert [size for option, size in sock.asked if option == RECEIVE] == [WANTED >> n for n in range(5)]
 
 

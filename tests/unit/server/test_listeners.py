@@ -120,7 +120,7 @@ def test_sessions_share_the_port_of_a_socket_that_systemd_made(host: str) -> Non
     if os.geteuid() != 0:
         pytest.skip("only root may give sockets to others")
     with bound(host) as given:
-        listener = udp.share(given)
+        listener = udp.prepare_listener(given)
         os.fchown(listener.fileno(), SOMEBODY, -1)
         clients, sessions = [], []
         for _ in range(3):

@@ -36,7 +36,7 @@ async def test_to_ask_holds_up_nobody_for_long(tmp_path: Path) -> None:
             began = time.perf_counter()
             text = json.dumps(site.server.status())
             site.server.summary()
-            site.server.stands_still()
+            site.server.stalled()
             times.append(time.perf_counter() - began)
         # The event loop stands still meanwhile, and so do packets.
         assert min(times) < 0.1

@@ -432,7 +432,7 @@ async def test_the_device_follows_the_mtu_of_the_path(
     identity = reloading.site.server.identities.by_name["demo"]
     link = identity.link
     assert link is not None
-    monkeypatch.setattr(link, "agreed_mtu", lambda *_, **__: 1234)
+    monkeypatch.setattr(link, "agree_mtu", lambda *_, **__: 1234)
     with monkeypatch.context() as patch:
         patch.setattr(link.session, "take_events", lambda: [PathMtuChanged()])
         link.flush()

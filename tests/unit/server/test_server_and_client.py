@@ -204,7 +204,7 @@ def unknown_layout(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 
     monkeypatch.setattr(export, "parse", parse)
     caplog.set_level(logging.INFO)
-    return "the records stay inside of Mbed TLS, which is slow: a layout of next year"
+    return "records stay in Mbed TLS, which is slow: a layout of next year"
 
 
 async def test_both_ends_say_that_records_stay_inside_of_mbed_tls(

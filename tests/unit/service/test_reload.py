@@ -34,7 +34,7 @@ class Restarting:
     def summary(self) -> str:
         return "2 clients"
 
-    def stands_still(self) -> bool:
+    def stalled(self) -> bool:
         return False
 
 

@@ -74,7 +74,7 @@ class Working:
     def summary(self) -> str:
         return "1 of 1 clients connected"
 
-    def stands_still(self) -> bool:
+    def stalled(self) -> bool:
         return self.still
 
 

@@ -72,7 +72,7 @@ class Path:
             elif size > self.mtu:
                 if self.icmp:
                     self.kernel = min(self.kernel, self.mtu)
-                    self.search.doubt(self.kernel, self.now)
+                    self.search.packet_too_big(self.kernel, self.now)
             elif self._random.random() >= self.loss and self._random.random() >= self.loss:
                 arrival = self.now + self.rtt + self._random.uniform(0, self.jitter)
                 heapq.heappush(self._echoes, (arrival, next(self._order), token))
@@ -160,7 +160,7 @@ def test_what_icmp_says_is_checked_at_once() -> None:
     path = Path(1500, icmp=True)
     path.advance(20)
     path.mtu = path.kernel = 1400
-    path.search.doubt(1400, path.now)
+    path.search.packet_too_big(1400, path.now)
     assert path.advance(10, lambda: path.search.current == 1400) <= 1.0
 
 
@@ -169,7 +169,7 @@ def test_forged_icmp_changes_nothing_and_costs_little() -> None:
     path.advance(20)
     before = len(path.probes)
     for _ in range(1000):
-        path.search.doubt(552, path.now)
+        path.search.packet_too_big(552, path.now)
         path.advance(0.01)
     assert path.search.current == 1500
     assert path.search.trusted
@@ -180,7 +180,7 @@ def test_an_interface_that_shrinks_under_the_present_size_is_believed_at_once() 
     path = Path(9000, interface=9000)
     path.advance(20)
     path.interface = path.kernel = 1400
-    path.search.doubt(1400, path.now)
+    path.search.packet_too_big(1400, path.now)
     assert path.advance(10, lambda: path.search.current == 1400) == 0
     path.advance(10, path.settled)
     assert_close(path)

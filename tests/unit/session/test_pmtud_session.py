@@ -39,7 +39,7 @@ def looking(mtu: int, **settings: object) -> tuple[World, Narrow, End, End]:
     client, server = world.pair()
     network.longest_delay, network.mtu = 0.02, mtu
     for end in (client, server):
-        end.session.discover(1500, HEADERS, smallest=576, now=world.now)
+        end.session.start_discovery(1500, HEADERS, smallest=576, now=world.now)
     return world, network, client, server
 
 
@@ -63,7 +63,7 @@ def test_the_owner_hears_of_every_change_and_of_nothing_else() -> None:
     network.mtu = 1400
     for _ in range(10):
         for end in (client, server):
-            end.session.doubt(1400, world.now)
+            end.session.packet_too_big(1400, world.now)
         world.advance(1)
     assert mtus(client, server) == [1400, 1400]
     assert client.events.count(PathMtuChanged()) == server.events.count(PathMtuChanged()) == 1
@@ -82,7 +82,7 @@ def test_what_this_host_refuses_to_send_lowers_it_at_once() -> None:
     world, _, client, _ = looking(1500)
     world.advance(5)
     client.session.poll(world.now, kernel_mtu=1400)
-    client.session.refused(1500, world.now)
+    client.session.probe_refused(1500, world.now)
     assert mtus(client) == [1400]
     assert client.session.take_events() == [PathMtuChanged()]
 

@@ -66,7 +66,7 @@ def test_when_nothing_comes_any_more_both_sides_notice_in_time() -> None:
     world.network.drop = 1.0
     world.advance(TIMEOUT + KEEPALIVE)
     for end in (client, server):
-        assert end.closed == Closed("timeout", "nothing was heard for 30 s")
+        assert end.closed == Closed("timeout", "nothing was received for 30 s")
 
 
 def test_a_goodbye_is_heard_at_once_with_its_reason() -> None:
@@ -85,7 +85,7 @@ def test_a_close_notify_alone_ends_a_session_too() -> None:
     client, server = world.pair()
     client.session.receive(records(server).seal_close(), world.now)
     world.settle()
-    assert client.closed == Closed("other", "the other side closed the session", by_peer=True)
+    assert client.closed == Closed("other", "the peer closed the session", by_peer=True)
 
 
 def test_a_goodbye_in_one_datagram_with_its_close_notify_is_still_heard() -> None:
@@ -175,7 +175,7 @@ def test_a_key_that_nothing_replaces_ends_with_its_limit(side: str) -> None:
     for share, ended in ((0.93, False), (0.94, True)):
         wear(end, share)
         world.advance(5)
-        assert ("what its cipher allows" in str(end.closed)) == ended
+        assert ("reached its usage limit" in str(end.closed)) == ended
     assert other.closed is not None, "it is told"
 
 
@@ -197,7 +197,7 @@ def test_a_peer_that_does_not_introduce_itself_is_given_up() -> None:
     world.servers[path].session.send(Renew(), world.now)  # words, but no introduction
     world.advance(OPENING_TIME)
     closed = world.clients[path].closed
-    assert closed == Closed("timeout", "the other side did not introduce itself within 10 s")
+    assert closed == Closed("timeout", "the peer sent no Hello or Welcome within 10 s")
 
 
 def test_a_session_with_two_reasons_to_end_at_once_ends_once() -> None:

@@ -41,40 +41,40 @@ def tunnel() -> Iterator[Tunnel]:
 
 
 def test_without_work_there_is_no_stall(tunnel: Tunnel) -> None:
-    stall = StallDetector()
-    assert not any(stall.lasts([tunnel.plane], now) for now in (0, PATIENCE, 10 * PATIENCE))
+    detector = StallDetector()
+    assert not any(detector.stalled([tunnel.plane], now) for now in (0, PATIENCE, 10 * PATIENCE))
 
 
 @pytest.mark.parametrize("way", ["out", "in"])
 def test_packets_that_wait_and_do_not_go_are_one(tunnel: Tunnel, way: str) -> None:
     (tunnel.host if way == "out" else tunnel.peer).send(b"packet")
-    stall = StallDetector()
-    assert not stall.lasts([tunnel.plane], 100)
-    assert not stall.lasts([tunnel.plane], 100 + PATIENCE - 0.1)
-    assert stall.lasts([tunnel.plane], 100 + PATIENCE)
+    detector = StallDetector()
+    assert not detector.stalled([tunnel.plane], 100)
+    assert not detector.stalled([tunnel.plane], 100 + PATIENCE - 0.1)
+    assert detector.stalled([tunnel.plane], 100 + PATIENCE)
 
 
 def test_a_busy_tunnel_always_has_packets_waiting_and_moves(tunnel: Tunnel) -> None:
     tunnel.host.send(b"packet")
-    stall = StallDetector()
+    detector = StallDetector()
     for now in range(20):
-        assert not stall.lasts([tunnel.plane], now * PATIENCE)
+        assert not detector.stalled([tunnel.plane], now * PATIENCE)
         tunnel.moves()
 
 
 def test_one_that_waits_for_room_in_its_socket_is_held_up_by_the_network(tunnel: Tunnel) -> None:
     tunnel.host.send(b"packet")
     tunnel.fill_socket()
-    stall = StallDetector()
-    assert not any(stall.lasts([tunnel.plane], now) for now in (0, PATIENCE, 2 * PATIENCE))
+    detector = StallDetector()
+    assert not any(detector.stalled([tunnel.plane], now) for now in (0, PATIENCE, 2 * PATIENCE))
 
 
 def test_one_of_many_is_enough_and_one_that_is_gone_is_forgotten(tunnel: Tunnel) -> None:
     other = Tunnel()
     other.host.send(b"packet")
-    stall = StallDetector()
-    assert not stall.lasts([tunnel.plane, other.plane], 0)
-    assert stall.lasts([tunnel.plane, other.plane], PATIENCE)
-    assert not stall.lasts([tunnel.plane], PATIENCE)
-    assert not stall.lasts([tunnel.plane, other.plane], PATIENCE)
+    detector = StallDetector()
+    assert not detector.stalled([tunnel.plane, other.plane], 0)
+    assert detector.stalled([tunnel.plane, other.plane], PATIENCE)
+    assert not detector.stalled([tunnel.plane], PATIENCE)
+    assert not detector.stalled([tunnel.plane, other.plane], PATIENCE)
     other.close()
