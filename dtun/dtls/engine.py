@@ -1,9 +1,9 @@
-"""How associations come into being: one engine for a client's identity, one for a server's keys.
+"""Makes associations: one engine for a client's identity, one for a server.
 
-Mbed TLS is imported when the first engine is made, not before: commands that never shake hands start faster.
+Mbed TLS is imported when the first engine is made, not before: commands without handshakes start faster.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from dtun.dtls.association import Association
@@ -14,16 +14,13 @@ from dtun.errors import ConfigError
 if TYPE_CHECKING:
     from dtun.dtls.mbed import MbedBuffer
 
-# Seconds: first wait before a flight is sent again, and the longest; it doubles in between. The first is shorter
-# than the 1 s of RFC 6347, section 4.2.4.1, because a lost packet should not cost a second of a reconnect.
+# Seconds: the first wait before a flight is sent again, and the longest; it doubles in between. The first is shorter
+# than the 1 s of RFC 6347, section 4.2.4.1, because a lost packet should not delay a reconnect by a second.
 RETRANSMIT: Final = (0.3, 5.0)
 
 
 class ClientEngine:
-    """Makes associations with servers, as one identity.
-
-    ConfigError when the identity or the key cannot work; the message does not hold the key.
-    """
+    """Makes associations with servers, as one identity."""
 
     def __init__(
         self,
@@ -34,6 +31,11 @@ class ClientEngine:
         native: bool,
         retransmit: tuple[float, float] = RETRANSMIT,
     ) -> None:
+        """`retransmit`: see RETRANSMIT.
+
+        Raises:
+            ConfigError: the identity or the key cannot work. The message does not contain the key.
+        """
         from dtun.dtls import mbed  # noqa: PLC0415 - see above
 
         if not is_identity(identity):
@@ -54,22 +56,14 @@ class ClientEngine:
 
 
 class ServerEngine:
-    """Makes the server's ends of handshakes, for the listener.
-
-    `lookup(identity, suite)` returns the key (1 to 32 bytes), or None when the identity is not known or may not
-    use that suite. From outside that looks the same as a wrong key.
-    """
+    """Makes the server's connections, for the listener. A cookie of one is valid for all."""
 
     def __init__(
-        self,
-        lookup: Callable[[str, Suite], bytes | None],
-        suites: Sequence[Suite] = DEFAULT_SUITES,
-        *,
-        retransmit: tuple[float, float] = RETRANSMIT,
+        self, suites: Sequence[Suite] = DEFAULT_SUITES, *, retransmit: tuple[float, float] = RETRANSMIT
     ) -> None:
         from dtun.dtls import mbed  # noqa: PLC0415 - see above
 
-        self._new = mbed.server_factory(lookup, suites, retransmit=retransmit)
+        self._new = mbed.server_factory(suites, retransmit=retransmit)
 
     def new_buffer(self) -> "MbedBuffer":
         """A connection that waits for a ClientHello."""

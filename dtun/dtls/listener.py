@@ -1,24 +1,24 @@
-"""The server's front door: from the first ClientHello to a client that has proven its key.
+"""The server's side of handshakes: from the first ClientHello to a client that has proven its key.
 
-No state is kept before a client has returned a valid cookie from its address (RFC 6347, section 4.2.1): one
-spare connection serves that exchange for everybody. Random bytes and first hellos cost at most one reply, which
-is never larger than what came in. What is kept afterwards is bounded, per source and in all: when there is no
-room, the oldest half-open handshake makes way, since honest ones are over after two round trips.
+The server keeps no state until a client has returned a valid cookie from its address (RFC 6347, section 4.2.1): one
+spare connection serves that exchange for all. Random bytes and first ClientHellos cost at most one reply, which is
+never larger than the datagram that caused it. The number of half-open handshakes is limited, per source and in all:
+where there is one too many, the oldest ends, since honest ones are over after two round trips.
 """
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ServerEngine
 from dtun.dtls.status import Status
+from dtun.dtls.suites import Suite
 from dtun.protocol.record import HANDSHAKE, HEADER_SIZE, client_random, is_client_hello, split
 
-# A hello of a peer that we could agree with has a few hundred bytes.
+# A ClientHello that the server could accept has a few hundred bytes.
 _HELLO_MAX: Final = 2048
 _IPV6_SITE: Final = 64
 _SUCCEEDED_MAX: Final = 1024
@@ -29,7 +29,7 @@ class Path:
     """Where a datagram came from and where it arrived.
 
     `socket` is the key of the listening socket, `peer` the sender's sockaddr, `local` the address that the
-    sender used for us.
+    sender used for this server.
     """
 
     socket: int
@@ -47,58 +47,87 @@ class Path:
         return str(address)
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """The client has proven its key. `early`: application data that came together with the proof.
+class PreSharedKey(Protocol):
+    """A key that a look-up has found."""
 
-    `note`: what the look-up of the key has left in `HalfOpen.note`.
-    """
+    def secret(self) -> bytes:
+        """1 to 32 bytes."""
+        ...
+
+
+K = TypeVar("K", bound=PreSharedKey)
+
+FindKey = Callable[[Path, str, Suite], K | None]
+"""The key of the identity that was presented on this path, or None if it is unknown or may not use this suite.
+
+From outside, None looks the same as a wrong key.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Generic[K]):
+    """The client has proven `key`. `early`: application data that came together with the proof."""
 
     path: Path
     association: Association
+    key: K
     early: tuple[bytes, ...] = ()
-    note: object = None
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A half-open handshake ended without success. `identity`: what was presented, unproven, if anything."""
+class Failed(Generic[K]):
+    """A half-open handshake ended without success.
+
+    `identity` is what the client presented, unproven, `key` the one that was tried with it; None if there was none.
+    """
 
     path: Path
     identity: str | None
     reason: str
-    note: object = None
+    key: K | None = None
 
 
 @dataclass(slots=True)
-class HalfOpen:
-    """A handshake under way. `note` belongs to the look-up of keys, which may leave something there for the events."""
+class _KeySearch(Generic[K]):
+    """The look-up of one handshake's key. Apart from the handshake, because the buffer inside of that refers to it."""
+
+    path: Path
+    find: FindKey[K]
+    found: K | None = None
+
+    def secret(self, identity: str, suite: Suite) -> bytes | None:
+        self.found = self.find(self.path, identity, suite)
+        return None if self.found is None else self.found.secret()
+
+
+@dataclass(frozen=True, slots=True)
+class _HalfOpen(Generic[K]):
+    """A handshake under way."""
 
     path: Path
     source: str
     random: bytes
     association: Association
     expires: float
-    note: object = None
+    search: _KeySearch[K]
 
 
-class Listener:
-    """Everything that happens between a stranger's first datagram and a `Verified` event.
+class Listener(Generic[K]):
+    """Everything that happens between a client's first datagram and a `Verified` event.
 
-    After `Verified` the path is forgotten and the caller routes it. The server's last flight is in
+    After `Verified` the path is forgotten, and the caller delivers its datagrams. The server's last flight is in
     `take_outgoing()` here; if it gets lost, the association resends it, in its own `take_outgoing()`, when
     the client asks again.
 
     A path may have a running session and a new handshake at once (a client that restarted on its old port).
     So on a path with a session, a caller hands over ClientHellos, and while `path in listener` everything but
     application data.
-
-    `serving` is the handshake that goes on right now: whose key the engine asks for, in its look-up.
     """
 
     def __init__(
         self,
         engine: ServerEngine,
+        find_key: FindKey[K],
         *,
         max_half_open: int = 512,
         max_per_source: int = 64,
@@ -106,22 +135,22 @@ class Listener:
     ) -> None:
         """`timeout`: seconds from a valid cookie to the proof of the key."""
         self._engine = engine
+        self._find_key = find_key
         self._max_half_open = max_half_open
         self._max_per_source = max_per_source
         self._timeout = timeout
         self._spare = engine.new_buffer()
-        self._half_open: dict[Path, HalfOpen] = {}  # the oldest first
+        self._half_open: dict[Path, _HalfOpen[K]] = {}  # the oldest first
         self._per_source: Counter[str] = Counter()
-        # Client randoms of the latest handshakes that succeeded, the oldest first. A late copy of such a hello would
-        # open a handshake that nobody wants, and that could swallow what the client sends to its session.
+        # Client randoms of the latest handshakes that succeeded, the oldest first. A late copy of such a ClientHello
+        # would open a useless handshake, which could swallow what the client sends to its session.
         self._succeeded: dict[bytes, None] = {}
         self._outgoing: list[tuple[bytes, Path]] = []
-        self._events: list[Verified | Failed] = []
+        self._events: list[Verified[K] | Failed[K]] = []
         self.drops: Counter[str] = Counter()
-        self.serving: HalfOpen | None = None
 
     def use(self, engine: ServerEngine) -> None:
-        """Shake hands with this engine from now on. It does not know cookies of the one before, and asks again."""
+        """Use this engine for new handshakes. It asks for cookies of its own."""
         self._engine = engine
         self._spare = engine.new_buffer()
 
@@ -134,7 +163,7 @@ class Listener:
         return len(self._half_open)
 
     def receive(self, datagram: bytes, path: Path, now: float) -> bool:
-        """Take a datagram. False if it is no handshake record, and no handshake is under way on this path."""
+        """Take a datagram. False if it is not a handshake record, and no handshake is under way on this path."""
         half_open = self._half_open.get(path)
         if is_client_hello(datagram) and (half_open is None or half_open.random != client_random(datagram)):
             if client_random(datagram) in self._succeeded:
@@ -143,9 +172,8 @@ class Listener:
                 self._hello(datagram, path, now)
             return True
         if half_open is not None:
-            with self._serve(half_open):
-                early = half_open.association.receive(datagram, now)
-            self._follow(half_open, tuple(early))
+            early = half_open.association.receive(datagram, now)
+            self._update(half_open, tuple(early))
             return True
         if datagram[:1] != bytes([HANDSHAKE]):
             return False
@@ -160,12 +188,11 @@ class Listener:
                 continue
             timer = half_open.association.next_timer()
             if timer is not None and now >= timer:
-                with self._serve(half_open):
-                    half_open.association.poll(now)
-                self._follow(half_open)
+                half_open.association.poll(now)
+                self._update(half_open)
 
     def next_timer(self) -> float | None:
-        """When to call `poll`, in the time of `now`; None when nobody is shaking hands."""
+        """When to call `poll`, in the time of `now`; None without handshakes."""
         timers = (
             min(half_open.expires, half_open.association.next_timer() or half_open.expires)
             for half_open in self._half_open.values()
@@ -177,21 +204,13 @@ class Listener:
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
-    def take_events(self) -> list[Verified | Failed]:
+    def take_events(self) -> list[Verified[K] | Failed[K]]:
         """What has happened since the last call, in order."""
         events, self._events = self._events, []
         return events
 
-    @contextmanager
-    def _serve(self, half_open: HalfOpen) -> Iterator[None]:
-        self.serving = half_open
-        try:
-            yield
-        finally:
-            self.serving = None
-
     def _hello(self, datagram: bytes, path: Path, now: float) -> None:
-        """Answer a new ClientHello: with a cookie, or, if it brings a good one, with a handshake."""
+        """Answer a new ClientHello: with a cookie, or, if it has a valid one, with a handshake."""
         record = datagram[: HEADER_SIZE + int.from_bytes(datagram[11:13])]
         if len(record) > _HELLO_MAX:
             self.drops["malformed"] += 1
@@ -202,26 +221,23 @@ class Listener:
         status = spare.handshake()
         if status is Status.WAITING and spare.chosen_suite() is not None:
             self._spare = self._engine.new_buffer()
-            self._admit(
-                HalfOpen(
-                    path,
-                    path.source,
-                    client_random(record),
-                    Association(spare, identity=None, server=True),
-                    now + self._timeout,
-                )
-            )
+            search = _KeySearch(path, self._find_key)
+            spare.use_keys(search.secret)
+            association = Association(spare, identity=None, server=True)
+            expires = now + self._timeout
+            half_open = _HalfOpen(path, path.source, client_random(record), association, expires, search)
+            self._admit(half_open)
             return
         reply = b"".join(spare.take_records())
         if status is not Status.COOKIE_SENT:
-            # An alert at most, and a connection that nobody knows the state of.
+            # An alert at most, and a connection in an unknown state.
             self._spare = self._engine.new_buffer()
             self.drops["refused"] += 1
         if reply and len(reply) <= len(datagram):
             self._outgoing.append((reply, path))
 
-    def _admit(self, newcomer: HalfOpen) -> None:
-        """Keep a handshake whose cookie was good, in place of an older one where there is one too many."""
+    def _admit(self, newcomer: _HalfOpen[K]) -> None:
+        """Keep a handshake whose cookie was valid, in place of an older one where there is one too many."""
         previous = self._half_open.get(newcomer.path)
         if previous is not None:
             self._end(previous, "the client started anew")
@@ -237,27 +253,29 @@ class Listener:
         self._half_open[newcomer.path] = newcomer
         self._per_source[newcomer.source] += 1
         # Sends the ServerHello, which is waiting in its output.
-        self._follow(newcomer)
+        self._update(newcomer)
 
-    def _follow(self, half_open: HalfOpen, early: tuple[bytes, ...] = ()) -> None:
-        """Pass on what a handshake has to send, and see whether it is over."""
-        association, path = half_open.association, half_open.path
+    def _update(self, half_open: _HalfOpen[K], early: tuple[bytes, ...] = ()) -> None:
+        """Take over what a handshake has to send, and check whether it is over."""
+        association, path, key = half_open.association, half_open.path, half_open.search.found
         self._outgoing += [(datagram, path) for datagram in association.take_outgoing()]
         match association.state:
-            case AssociationState.ESTABLISHED:
+            case AssociationState.ESTABLISHED if key is not None:
                 self._forget(half_open)
                 self._succeeded[half_open.random] = None
                 if len(self._succeeded) > _SUCCEEDED_MAX:
                     del self._succeeded[next(iter(self._succeeded))]
-                self._events.append(Verified(path, association, early, half_open.note))
+                self._events.append(Verified(path, association, key, early))
             case AssociationState.FAILED | AssociationState.CLOSED:
                 self._end(half_open, association.failure or "the client closed the connection")
 
-    def _end(self, half_open: HalfOpen, reason: str) -> None:
+    def _end(self, half_open: _HalfOpen[K], reason: str) -> None:
         self._forget(half_open)
-        self._events.append(Failed(half_open.path, half_open.association.identity, reason, half_open.note))
+        self._events.append(
+            Failed(half_open.path, half_open.association.identity, reason, half_open.search.found)
+        )
 
-    def _forget(self, half_open: HalfOpen) -> None:
+    def _forget(self, half_open: _HalfOpen[K]) -> None:
         del self._half_open[half_open.path]
         self._per_source[half_open.source] -= 1
         if not self._per_source[half_open.source]:

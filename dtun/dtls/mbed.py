@@ -81,6 +81,20 @@ class MbedBuffer:
         self.identity: str | None = None
         self.known = False  # the server has a key for the identity
         self.failure = Failure.NONE
+        self._find_key: KeyLookup | None = None
+
+    def use_keys(self, find_key: KeyLookup) -> None:
+        """Look up the client's key there, in `handshake`; without it, a server accepts no key."""
+        self._find_key = find_key
+
+    def find_key(self, identity: str) -> bytes | None:
+        """The key of the client, which has given this identity. For KeyStore."""
+        if self._find_key is None or self._chosen is None:
+            return None
+        self.identity = identity
+        key = self._find_key(identity, self._chosen)
+        self.known = key is not None and is_key(key)
+        return key if self.known else None
 
     def expect_cookie_for(self, path: bytes) -> None:
         """Bind the cookies of a server to the client's path. To be set before every ClientHello."""
@@ -226,15 +240,14 @@ _PLAINTEXT: Final = bytearray(MAX_PLAINTEXT)
 
 
 class KeyStore(Mapping[str, bytes]):
-    """The server's keys, in the shape that python-mbedtls wants; remembers who asked.
+    """The server's keys, in the shape that python-mbedtls wants: it asks the connection whose handshake is running.
 
     An unknown identity gets a random key, so that from outside it looks, and costs, the same as a wrong key.
     (Bytes that are not UTF-8 never get here: Mbed TLS refuses them with an alert. That tells a stranger
     nothing about identities that exist.) Not for use by several threads.
     """
 
-    def __init__(self, lookup: KeyLookup) -> None:
-        self._lookup = lookup
+    def __init__(self) -> None:
         self._client: MbedBuffer | None = None
         self._error: Exception | None = None
 
@@ -252,21 +265,13 @@ class KeyStore(Mapping[str, bytes]):
             raise self._error
 
     def __getitem__(self, identity: str) -> bytes:
-        stranger = os.urandom(KEY_MAX)
-        client = self._client
-        suite = client.chosen_suite() if client else None
-        if client is None or suite is None or not is_identity(identity):
-            return stranger
-        client.identity = identity
-        try:
-            key = self._lookup(identity, suite)
-        except Exception as error:  # noqa: BLE001 - C code would swallow it; raised again by __exit__
-            self._error = error
-            return stranger
-        if key is None or not is_key(key):
-            return stranger
-        client.known = True
-        return key
+        stranger, key = os.urandom(KEY_MAX), None
+        if self._client is not None and is_identity(identity):
+            try:
+                key = self._client.find_key(identity)
+            except Exception as error:  # noqa: BLE001 - C code would swallow it; raised again by __exit__
+                self._error = error
+        return stranger if key is None else key
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -289,11 +294,9 @@ def client_factory(
     return lambda: MbedBuffer(context.wrap_buffers(None))
 
 
-def server_factory(
-    lookup: KeyLookup, suites: Sequence[Suite], *, retransmit: tuple[float, float]
-) -> Callable[[], MbedBuffer]:
+def server_factory(suites: Sequence[Suite], *, retransmit: tuple[float, float]) -> Callable[[], MbedBuffer]:
     """What makes a server's connections; a cookie of one is good for all."""
-    store = KeyStore(lookup)
+    store = KeyStore()
     context = tls.ServerContext(
         tls.DTLSConfiguration(
             pre_shared_key_store=store,

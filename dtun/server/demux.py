@@ -13,7 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from dtun.config import Endpoint
+from dtun.config import Endpoint, Key
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.handover.fdstore import FdStore, listener_name
 from dtun.pacing import RateLimiter
@@ -41,10 +41,10 @@ class Demux:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener[Key],
         *,
-        welcome: Callable[[Verified, socket.socket], Link],
-        failed: Callable[[Failed], None],
+        welcome: Callable[[Verified[Key], socket.socket], Link],
+        failed: Callable[[Failed[Key]], None],
         loop: asyncio.AbstractEventLoop,
         fdstore: FdStore,
     ) -> None:
@@ -176,7 +176,7 @@ class Demux:
         self._listener.poll(self._loop.time())
         self._flush()
 
-    def _verified(self, event: Verified) -> None:
+    def _verified(self, event: Verified[Key]) -> None:
         path = event.path
         before = self._links.get(path)
         if before is not None:

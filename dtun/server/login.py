@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from ipaddress import ip_network
 
-from dtun.config import ClientEntry, Key, Pushed
+from dtun.config import Key, Pushed
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.errors import DtunError
 from dtun.handover.saved_session import SavedSession
@@ -22,6 +22,7 @@ from dtun.server.grants import grant
 from dtun.server.identities import Identities
 from dtun.server.identity import ActiveSession, Identity
 from dtun.server.leases import PoolFullError
+from dtun.server.psk import usable_keys
 from dtun.session.link import Link
 from dtun.session.log import SessionLog
 from dtun.session.session import Closed
@@ -84,7 +85,7 @@ class Logins:
                 if key is None:  # ended meanwhile
                     return
                 entry = self._identities.config.entry(name)
-                if entry is None or not is_allowed(link, key, entry):
+                if entry is None or key not in usable_keys(entry, association.suite):
                     link.close("refused", "the server's configuration has changed meanwhile")
                     return
                 known = name in self._identities.by_name
@@ -237,12 +238,6 @@ class Logins:
     def _log_refusal(self, level: int, link: Link, text: str, reason: str = "refused") -> None:
         name = link.session.association.identity
         self._log.log(level, "%s: %s", name, text, client=name, reason=reason, peer=link.endpoint)
-
-
-def is_allowed(link: Link, key: Key, entry: ClientEntry) -> bool:
-    """Whether a session was made with a key, and in a way, that this entry allows now."""
-    legacy = link.session.association.suite is LEGACY_SUITE
-    return key in keys_of(entry) and entry.go == legacy
 
 
 def _fingerprint(key: Key) -> str:

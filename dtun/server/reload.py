@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping
 
 from dtun.config import ANY_ID, Endpoint, ServerConfig
-from dtun.dtls.suites import LEGACY_SUITE
 from dtun.errors import DtunError
 from dtun.network.state import Network
 from dtun.protocol.messages import Hello, Renew
@@ -17,7 +16,8 @@ from dtun.server.demux import Demux
 from dtun.server.identities import Identities
 from dtun.server.identity import Identity
 from dtun.server.leases import PoolFullError
-from dtun.server.login import Logins, is_allowed
+from dtun.server.login import Logins
+from dtun.server.psk import usable_keys
 from dtun.session import udp
 from dtun.session.link import Link
 
@@ -132,9 +132,10 @@ class ServerReload:
             if active is None:
                 continue
             link = active.link
-            if entry.go != (link.session.association.suite is LEGACY_SUITE):
+            usable = usable_keys(entry, link.session.association.suite)
+            if not usable:
                 link.close("other", "its entry is for another kind of dtun now")
-            elif not is_allowed(link, active.key, entry):
+            elif active.key not in usable:
                 renewing.add(link)
                 self._end_later(link, self._has_valid_key, "its key is not valid any more")
             elif active.pushed != identities.config.pushed(entry):
@@ -234,7 +235,7 @@ class ServerReload:
         identity = self._identities.served_by(link)
         if identity is None or identity.active is None:
             return True  # not in service any more: it ends anyway
-        return is_allowed(link, identity.active.key, identity.entry)
+        return identity.active.key in usable_keys(identity.entry, link.session.association.suite)
 
     def _pool_is_full(self, name: str) -> str:
         return f"client {name}: the address pool {self._identities.config.pool} is full"

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 
-from dtun.config import ANY_ID, Config, ServerConfig
+from dtun.config import ANY_ID, Config, Key, ServerConfig
 from dtun.dtls.listener import Verified
 from dtun.errors import ConfigError, DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore, sessions
@@ -22,7 +22,7 @@ from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError
 from dtun.server.listeners import Listeners
 from dtun.server.login import Logins
-from dtun.server.psk import Handshakes
+from dtun.server.psk import Authenticator
 from dtun.server.reload import ServerReload
 from dtun.session.dialect import Count, Dialect, NativeDialect
 from dtun.session.go import GoServerDialect
@@ -69,11 +69,11 @@ class Server:
         self._reloading = asyncio.Lock()
         self._host_timer: asyncio.TimerHandle | None = None
         self._stall = StallDetector()
-        self._handshakes = Handshakes(self.identities, loop)
+        self._authenticator = Authenticator(self.identities, loop)
         self._demux = Demux(
-            self._handshakes.listener,
+            self._authenticator.listener,
             welcome=self._new_link,
-            failed=self._handshakes.failed,
+            failed=self._authenticator.failed,
             loop=loop,
             fdstore=self._fdstore,
         )
@@ -182,7 +182,7 @@ class Server:
             if dry_run or not steps:
                 return lines
             lines += await self._server_reload.apply(usable(old, config.server))
-            self._handshakes.use_configured_suites()
+            self._authenticator.reconfigure()
             return lines
 
     def kick(self, name: str) -> str:
@@ -225,12 +225,11 @@ class Server:
 
     # Sessions
 
-    def _new_link(self, verified: Verified, sock: socket.socket) -> Link:
+    def _new_link(self, verified: Verified[Key], sock: socket.socket) -> Link:
         now = self._loop.time()
         link = self._link(sock, Session(verified.association, self._dialect, now, handshake_deadline=now))
-        key = self._handshakes.succeeded(verified)
-        if key is not None:
-            self._logins.add(link, key)
+        self._authenticator.succeeded(verified)
+        self._logins.add(link, verified.key)
         return link
 
     def _link(self, sock: socket.socket, session: Session) -> Link:

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from dtun import tuning
+from dtun.config import Key
 from dtun.dataplane.counters import Counters
 from dtun.dataplane.offload import OffloadDevice
 from dtun.dataplane.sources import SourceFilter
@@ -205,8 +206,8 @@ def test_plaintext_records() -> None:
             assert not (record.is_hello_request(data) and record.is_client_hello(data))
 
 
-def key_of(identity: str, _: Suite) -> bytes | None:
-    return KEY if identity == "demo" else None
+def key_of(_path: Path, identity: str, _suite: Suite) -> Key | None:
+    return Key(KEY) if identity == "demo" else None
 
 
 def new_client() -> Association:
@@ -214,8 +215,8 @@ def new_client() -> Association:
 
 
 def shake_hands(
-    listener: Listener, path: Path = PATH
-) -> tuple[Association, Verified, list[bytes], list[bytes]]:
+    listener: Listener[Key], path: Path = PATH
+) -> tuple[Association, Verified[Key], list[bytes], list[bytes]]:
     """A handshake that succeeds, with all datagrams from the client and from the server."""
     client = new_client()
     sent: list[bytes] = []
@@ -236,12 +237,12 @@ def shake_hands(
 
 
 def handshake() -> tuple[Association, Association, list[bytes], list[bytes]]:
-    client, verified, sent, received = shake_hands(Listener(ServerEngine(key_of, ALL_SUITES)))
+    client, verified, sent, received = shake_hands(Listener(ServerEngine(ALL_SUITES), key_of))
     return client, verified.association, sent, received
 
 
 def test_the_listener() -> None:
-    listener = Listener(ServerEngine(key_of, ALL_SUITES), max_half_open=20)
+    listener = Listener(ServerEngine(ALL_SUITES), key_of, max_half_open=20)
     _, _, corpus, _ = shake_hands(listener)
     paths = [Path(1, ("192.0.2.9", port), "198.51.100.1") for port in range(1000, 1040)]
     fuzzer = Fuzzer(corpus)
@@ -260,7 +261,7 @@ def test_the_listener() -> None:
     shake_hands(listener, Path(1, ("192.0.2.77", 7), "198.51.100.1"))
 
 
-def start_handshake(listener: Listener, path: Path, now: float) -> None:
+def start_handshake(listener: Listener[Key], path: Path, now: float) -> None:
     client = new_client()
     for _ in range(2):
         for datagram in client.take_outgoing():
@@ -272,7 +273,7 @@ def start_handshake(listener: Listener, path: Path, now: float) -> None:
 
 @pytest.mark.parametrize("how_far", [0, 1], ids=["hello", "key exchange"])
 def test_a_client_that_shakes_hands(how_far: int) -> None:
-    listener = Listener(ServerEngine(key_of, ALL_SUITES))
+    listener = Listener(ServerEngine(ALL_SUITES), key_of)
     _, _, _, corpus = shake_hands(listener)
     fuzzer = Fuzzer(corpus)
     client = new_client()
@@ -287,7 +288,7 @@ def test_a_client_that_shakes_hands(how_far: int) -> None:
             assert client.state is not AssociationState.ESTABLISHED, "nobody has proven a key to it"
 
 
-def answer(listener: Listener, client: Association) -> None:
+def answer(listener: Listener[Key], client: Association) -> None:
     for datagram in client.take_outgoing():
         listener.receive(datagram, PATH, 0.0)
     for reply, _ in listener.take_outgoing():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dtun.config import Key
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Listener, Path, Verified
@@ -132,7 +133,9 @@ def receive(udp: socket.socket, association: Association) -> list[bytes]:
 def test_openssl_s_client_talks_with_our_server(
     cipher: str, suite: Suite, run_openssl: Run, udp: socket.socket
 ) -> None:
-    listener = Listener(ServerEngine(lambda identity, _: KEY if identity == "site" else None, (suite,)))
+    listener = Listener(
+        ServerEngine((suite,)), lambda _path, identity, _suite: Key(KEY) if identity == "site" else None
+    )
     address = f"127.0.0.1:{udp.getsockname()[1]}"
     client = run_openssl("s_client", "-connect", address, "-psk_identity", "site", cipher=cipher)
     assert client.stdin is not None

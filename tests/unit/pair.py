@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from dtun.config import Key
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.dtls.suites import DEFAULT_SUITES, LEGACY_SUITE, Suite
@@ -64,11 +65,13 @@ class World:
         self.welcomes = True
         used = (LEGACY_SUITE,) if go else suites
         self._client_engine = ClientEngine("demo", KEY, used, native=not go, retransmit=retransmit)
-        engine = ServerEngine(lambda *_: server_key, used, retransmit=retransmit)
-        self.listener = Listener(engine, max_half_open=10_000, max_per_source=10_000)
+        engine = ServerEngine(used, retransmit=retransmit)
+        self.listener = Listener(
+            engine, lambda *_: Key(server_key), max_half_open=10_000, max_per_source=10_000
+        )
         self.clients: dict[Path, End] = {}
         self.servers: dict[Path, End] = {}
-        self.failed: list[Failed] = []
+        self.failed: list[Failed[Key]] = []
 
     def connect(self, *, deadline: float = 5.0) -> Path:
         """Start a client; returns its path."""
@@ -163,7 +166,7 @@ class World:
                     self.network.send((to_server, path), datagram, self.now)
         return moved
 
-    def _verified(self, event: Verified) -> None:
+    def _verified(self, event: Verified[Key]) -> None:
         session = Session(event.association, self._server_dialect, self.now, handshake_deadline=self.now)
         self.servers[event.path] = End(session)
         for plaintext in event.early:

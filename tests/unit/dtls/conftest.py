@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from dtun.config import Key
 from dtun.dtls.association import Association
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Listener, Path
@@ -13,8 +14,8 @@ from tests.unit.dtls.wire import KEY, PATH, Wire
 Connect = Callable[..., tuple[Association, Association]]
 
 
-def _key_of(identity: str, _suite: Suite) -> bytes | None:
-    return KEY if identity == "demo" else None
+def _key_of(_path: Path, identity: str, _suite: Suite) -> Key | None:
+    return Key(KEY) if identity == "demo" else None
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def make_wire() -> Callable[..., Wire]:
     """Makes a server that knows "demo"."""
 
     def make(suites: Sequence[Suite] = DEFAULT_SUITES, **limits: float) -> Wire:
-        return Wire(Listener(ServerEngine(_key_of, suites), **limits))  # type: ignore[arg-type]
+        return Wire(Listener(ServerEngine(suites), _key_of, **limits))  # type: ignore[arg-type]
 
     return make
 

@@ -26,6 +26,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dtun import tuning
+from dtun.config import Key
 from dtun.dtls import export
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.export import SessionKeys
@@ -47,7 +48,7 @@ both_ends = pytest.mark.parametrize("server", [False, True], ids=["at the client
 @cache
 def ends(suite: Suite) -> tuple[tuple[MbedBuffer, dict[str, Any]], tuple[MbedBuffer, dict[str, Any]]]:
     """The client's and the server's end of a session in Mbed TLS, to make copies of, each with its state."""
-    wire = Wire(Listener(ServerEngine(lambda *_: KEY, (suite,))))
+    wire = Wire(Listener(ServerEngine((suite,)), lambda *_: Key(KEY)))
     client = ClientEngine("demo", KEY, (suite,), native=True).associate(0.0)
     with mock.patch.object(tuning, "RECORD_OFFLOAD", False):
         wire.exchange(client)

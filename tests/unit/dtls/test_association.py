@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from dtun.config import Key
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
-from dtun.dtls.listener import Failed, Listener, Path
+from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.dtls.status import IDENTITY_MAX, KEY_MAX
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.errors import ConfigError
@@ -94,11 +95,11 @@ def test_no_common_suite_is_said_so(wire: Any, make_client: MakeClient) -> None:
 def test_the_lookup_knows_the_suite_and_may_refuse_it(make_client: MakeClient, path: Path) -> None:
     asked = []
 
-    def lookup(identity: str, suite: Suite) -> bytes | None:
-        asked.append((identity, suite))
-        return None if suite is LEGACY_SUITE else bytes(range(32))
+    def lookup(on: Path, identity: str, suite: Suite) -> Key | None:
+        asked.append((on, identity, suite))
+        return None if suite is LEGACY_SUITE else Key(bytes(range(32)))
 
-    listener = Listener(ServerEngine(lookup, (*DEFAULT_SUITES, LEGACY_SUITE)))
+    listener = Listener(ServerEngine((*DEFAULT_SUITES, LEGACY_SUITE)), lookup)
     for suite in (DEFAULT_SUITES[0], LEGACY_SUITE):
         client = make_client(suites=(suite,))
         for _ in range(4):
@@ -108,14 +109,25 @@ def test_the_lookup_knows_the_suite_and_may_refuse_it(make_client: MakeClient, p
                 client.receive(reply, 0.0)
         refused = suite is LEGACY_SUITE
         assert client.state is (AssociationState.FAILED if refused else AssociationState.ESTABLISHED)
-    assert asked == [("demo", DEFAULT_SUITES[0]), ("demo", LEGACY_SUITE)]
+    assert asked == [(path, "demo", DEFAULT_SUITES[0]), (path, "demo", LEGACY_SUITE)]
+    verified, failed = listener.take_events()
+    assert isinstance(verified, Verified)
+    assert verified.key == Key(bytes(range(32)))
+    assert isinstance(failed, Failed)
+    assert failed.key is None
+
+
+def test_a_failed_handshake_tells_which_key_was_tried(wire: Any, make_client: MakeClient) -> None:
+    wire.exchange(make_client(key=b"another"))
+    (failed,) = wire.events
+    assert (failed.reason, failed.key) == ("wrong key", Key(bytes(range(32))))
 
 
 def test_a_broken_lookup_is_not_taken_for_an_unknown_id(make_client: MakeClient, path: Path) -> None:
-    def lookup(_identity: str, _suite: Suite) -> bytes | None:
+    def lookup(_path: Path, _identity: str, _suite: Suite) -> Key | None:
         raise LookupError("the database is away")
 
-    listener, client = Listener(ServerEngine(lookup)), make_client()
+    listener, client = Listener(ServerEngine(), lookup), make_client()
 
     def talk() -> None:
         for _ in range(4):

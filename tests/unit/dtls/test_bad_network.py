@@ -8,6 +8,7 @@ from itertools import count
 
 import pytest
 
+from dtun.config import Key
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Listener, Path, Verified
@@ -47,9 +48,9 @@ class World:
 
     def __init__(self) -> None:
         retransmit = (0.05, 20.0)  # on Mbed TLS's own clock: the real one, hence the real one here
-        server = ServerEngine(lambda _id, _suite: KEY, retransmit=retransmit)
+        server = ServerEngine(retransmit=retransmit)
         self.network = Network(random.Random(20), loss=0.1)
-        self.listener = Listener(server, max_per_source=2 * SIDE_BY_SIDE, timeout=30.0)
+        self.listener = Listener(server, lambda *_: Key(KEY), max_per_source=2 * SIDE_BY_SIDE, timeout=30.0)
         self.engine = ClientEngine("demo", KEY, native=True, retransmit=retransmit)
         self.clients: dict[Path, Association] = {}
         self.servers: dict[Path, Association] = {}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from dtun.config import Key
 from dtun.dtls import export
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
@@ -29,7 +30,7 @@ def state_of(association: Association) -> bytes:
 @pytest.fixture(scope="module")
 def state() -> bytes:
     """The state of a server after the client's first record."""
-    wire = Wire(Listener(ServerEngine(lambda _id, _suite: KEY)))
+    wire = Wire(Listener(ServerEngine(), lambda *_: Key(KEY)))
     client = ClientEngine("demo", KEY, native=True).associate(0.0)
     wire.exchange(client)
     server = wire.server_end()

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from dtun.config import Key
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.protocol.record import is_client_hello
@@ -15,7 +16,7 @@ def host(number: int, port: int = 5000) -> Path:
     return Path(1, (f"203.0.113.{number}", port), "198.51.100.1")
 
 
-def hello_with_cookie(listener: Listener, client: Association, path: Path) -> bytes:
+def hello_with_cookie(listener: Listener[Key], client: Association, path: Path) -> bytes:
     """Fetch a cookie; returns the ClientHello that brings it back."""
     (hello,) = client.take_outgoing()
     assert listener.receive(hello, path, 0.0)
@@ -27,7 +28,7 @@ def hello_with_cookie(listener: Listener, client: Association, path: Path) -> by
     return hello
 
 
-def start(listener: Listener, client: Association, path: Path) -> None:
+def start(listener: Listener[Key], client: Association, path: Path) -> None:
     """Leave a handshake half open."""
     listener.receive(hello_with_cookie(listener, client, path), path, 0.0)
 

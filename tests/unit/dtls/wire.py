@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from dtun.config import Key
 from dtun.dtls.association import Association
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 
@@ -13,9 +14,9 @@ PATH = Path(1, ("192.0.2.1", 40000), "198.51.100.1")
 class Wire:
     """A server's listener, and what was seen to pass between it and its clients."""
 
-    listener: Listener
+    listener: Listener[Key]
     replies: list[bytes] = field(default_factory=list)
-    events: list[Verified | Failed] = field(default_factory=list)
+    events: list[Verified[Key] | Failed[Key]] = field(default_factory=list)
 
     def exchange(self, client: Association, path: Path = PATH) -> None:
         """Carry datagrams to and fro over a perfect network until both ends are silent."""
