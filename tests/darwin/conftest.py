@@ -1,4 +1,4 @@
-"""A Mac for each test, which is none: everything here runs on any system."""
+"""A simulated Mac for each test."""
 
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,14 +17,14 @@ from dtun.platform.darwin.kernel import DarwinKernel
 
 @pytest.fixture
 def mac() -> Iterator[FakeKernel]:
-    """The kernel of a Mac, below dtun."""
+    """The simulated kernel."""
     with FakeKernel().installed() as kernel:
         yield kernel
 
 
 @pytest_asyncio.fixture
 async def kernel(mac: FakeKernel, tmp_path: Path) -> AsyncIterator[DarwinKernel]:
-    """The side of dtun, open."""
+    """Dtun's side of it, open."""
     made = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await made.open()
     yield made

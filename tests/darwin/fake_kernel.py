@@ -1,7 +1,7 @@
-"""A Darwin kernel that is none: utun, ioctls, routing sockets and sysctl, at the level of bytes.
+"""A simulated Darwin kernel: utun, ioctls, routing sockets and sysctl, at the level of bytes.
 
-It keeps interfaces, addresses and routes, refuses what xnu refuses, and has real packets go in and out of its utun
-devices. `installed()` puts it in the place of the real one, below everything that dtun has written.
+It keeps interfaces, addresses and routes, refuses what xnu refuses, and carries real packets through its utun devices.
+`installed()` replaces the functions that dtun.platform.darwin.syscalls imports.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ RTF_CLONED, RTF_SCOPED = 0x20000, 0x1000000
 ADD, DELETE, CHANGE = 1, 2, 3
 CONTROL_ID = 7
 CONFIGD = 99
-"""The process that follows the host's networks."""
+"""The process id of configd(8), which configures the host's networks."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Interface:
 
 @dataclass
 class Entry:
-    """A route. `via` is an address, or None for the interface itself; `source` is its interface address."""
+    """A route. `via` is the gateway, None for a route to the interface; `source` is an address of the interface."""
 
     destination: Network
     index: int
@@ -56,12 +56,13 @@ class Entry:
 
 
 class FakeSocket:
-    """What `socket.socket` gives on this system; the descriptor is real."""
+    """A socket of this system, of the process `kernel.process` at its creation. The descriptor is real."""
 
     def __init__(self, kernel: "FakeKernel", family: int, kind: int) -> None:
         self.family = family
         self.kernel = kernel
-        self.hears_itself = True
+        self.process = kernel.process
+        self.uses_loopback = True
         self.interface: Interface | None = None
         self.options: dict[tuple[int, int], Any] = {}
         del kind
@@ -84,13 +85,13 @@ class FakeSocket:
 
     def setsockopt(self, level: int, option: int, value: Any) -> None:
         if level == 0xFFFF and option in (0x1001, 0x1002):
-            # All or nothing, as sbreserve() has it.
+            # All or nothing, like sbreserve().
             require(value <= self.kernel.largest_buffer, 55)
         if (level, option) == (2, 16):
             require(self.interface is not None and len(value) == 4)
         self.options[level, option] = value
         if (level, option) == (0xFFFF, 0x40):
-            self.hears_itself = bool(value)
+            self.uses_loopback = bool(value)
 
     def send(self, data: bytes) -> int:
         return self.kernel.route_request(self, data)
@@ -106,10 +107,15 @@ class FakeSocket:
 
 
 class FakeKernel:
-    """A Mac with Wi-Fi: en0 is 192.168.1.10/24 behind 192.168.1.1, with IPv6; en1 has nothing in it."""
+    """A Mac with Wi-Fi: en0 is 192.168.1.10/24 behind 192.168.1.1, with IPv6; en1 is not connected.
+
+    `process` owns sockets that are opened from now on; `drops_messages`: routing sockets get nothing.
+    """
 
     def __init__(self) -> None:
         self.root = True
+        self.process = os.getpid()
+        self.drops_messages = False
         self.interfaces: dict[int, Interface] = {}
         self.routes: list[Entry] = []
         self.sockets: list[FakeSocket] = []
@@ -125,10 +131,10 @@ class FakeKernel:
         self.plug("en0", "192.168.1.10/24", "fe80::10/64", "2001:db8:1::10/64")
         self.default("en0", "192.168.1.1", "fe80::1")
 
-    # What tests do to the host
+    # Changes to the host, for tests
 
     def plug(self, name: str, *members: str) -> None:
-        """Give an interface addresses, and the routes to their networks."""
+        """Add addresses to an interface, with the routes to their networks."""
         interface = self.interface(name)
         for text in members:
             member = ip_interface(text)
@@ -139,7 +145,7 @@ class FakeKernel:
             self._tell_address(0xC, interface, member, None)
 
     def unplug(self, name: str) -> None:
-        """No cable any more: addresses and routes go, as configd has it."""
+        """Unplug the cable: configd removes addresses and routes."""
         interface = self.interface(name)
         interface.pairs.clear()
         for entry in [entry for entry in self.routes if entry.index == interface.index]:
@@ -147,7 +153,7 @@ class FakeKernel:
             self._tell(DELETE, entry, CONFIGD)
 
     def default(self, name: str, *gateways: str) -> None:
-        """The way out is through here now."""
+        """Change the default routes to these gateways."""
         index = self.interface(name).index
         for text in gateways:
             gateway = ip_address(text)
@@ -176,12 +182,17 @@ class FakeKernel:
         self.routes.remove(entry)
         self._tell(DELETE, entry, CONFIGD)
 
+    def add_utun(self, name: str) -> None:
+        """Another program's tunnel."""
+        index = max(self.interfaces) + 1
+        self.interfaces[index] = Interface(name, index, UP | POINTOPOINT | RUNNING)
+
     def kill_owner(self) -> None:
-        """The process is gone: its descriptors are closed, and nothing else is done."""
+        """Kill the process: the kernel closes its descriptors."""
         for sock in list(self.sockets):
             sock.close()
 
-    # What tests look at
+    # State of the host, for tests
 
     def interface(self, name: str) -> Interface:
         return next(one for one in self.interfaces.values() if one.name == name)
@@ -193,7 +204,7 @@ class FakeKernel:
         )
 
     def way(self, address: str) -> str:
-        """Where a packet goes: "en0 192.168.1.1", "utun0", "refused", or "nowhere"."""
+        """Where a packet to `address` goes: "en0 192.168.1.1", "utun0", "refused", or "nowhere"."""
         target = ip_address(address)
         fits = [
             one
@@ -213,7 +224,7 @@ class FakeKernel:
         return {(str(local.ip), str(peer)) for local, peer in self.interface(name).pairs}
 
     def wire(self, name: str) -> socket.socket:
-        """The host's side of a utun device: the packets of the system, with their four bytes in front."""
+        """The host's side of a utun device: its packets, with their four bytes in front."""
         return next(sock.inside for sock in self.sockets if sock.interface and sock.interface.name == name)
 
     # Kernel controls
@@ -240,10 +251,10 @@ class FakeKernel:
             self._tell_address(0xD, gone, local, peer)
         del self.interfaces[gone.index]
 
-    # The calls of ioctl, by number
+    # Interface ioctls
 
     def ioctl(self, descriptor: int, number: int, argument: bytes) -> bytes:
-        assert len(argument) == number >> 16 & 0x1FFF, "the number tells the size of the argument"
+        assert len(argument) == number >> 16 & 0x1FFF, "the number contains the size of the argument"
         sock = next(one for one in self.sockets if one.fileno() == descriptor)
         if number == 0xC0644E03:
             require(argument[4:].rstrip(b"\0") == b"com.apple.net.utun_control", 2)
@@ -263,16 +274,16 @@ class FakeKernel:
                 interface.mtu = mtu
             case 0x8040691A | 0x8080691A:
                 require(sock.family == (2 if number == 0x8040691A else 30), 102)
-                self._add_pair(interface, argument)
+                self._add_pair(interface, argument, sock.process)
             case 0x80206919 | 0x81206919:
                 require(sock.family == (2 if number == 0x80206919 else 30), 102)
                 size = 16 if sock.family == 2 else 28
-                self._remove_pair(interface, wire.address_of(argument[16 : 16 + size]))
+                self._remove_pair(interface, wire.address_of(argument[16 : 16 + size]), sock.process)
             case _:
                 raise KernelError(102)
         return argument
 
-    def _add_pair(self, interface: Interface, argument: bytes) -> None:
+    def _add_pair(self, interface: Interface, argument: bytes, process: int) -> None:
         if len(argument) == 64:
             local, peer = (wire.address_of(argument[at : at + 16]) for at in (16, 32))
             require(int(peer) != 0, 39)
@@ -284,27 +295,27 @@ class FakeKernel:
             require(flags == 0x20 and lifetime == preferred == 0xFFFFFFFF and interface.mtu >= 1280)
         old = [pair for pair in interface.pairs if pair[0].ip == local]
         for _, old_peer in old:
-            self._remove_host_route(interface, old_peer)
+            self._remove_host_route(interface, old_peer, process)
         interface.pairs = [pair for pair in interface.pairs if pair not in old]
         interface.pairs.append((ip_interface(local), peer))
         if self.entry(str(peer)) is None:
             self.routes.append(Entry(ip_network(peer), interface.index, None, RTF_UP | RTF_HOST, local))
-            self._tell(ADD, self.routes[-1], os.getpid())
+            self._tell(ADD, self.routes[-1], process)
         self._tell_address(0xC, interface, ip_interface(local), peer)
 
-    def _remove_pair(self, interface: Interface, local: Address) -> None:
+    def _remove_pair(self, interface: Interface, local: Address, process: int) -> None:
         gone = [pair for pair in interface.pairs if pair[0].ip == local]
         require(bool(gone), 49)
         interface.pairs = [pair for pair in interface.pairs if pair not in gone]
         for _, peer in gone:
-            self._remove_host_route(interface, peer)
+            self._remove_host_route(interface, peer, process)
             self._tell_address(0xD, interface, ip_interface(local), peer)
 
-    def _remove_host_route(self, interface: Interface, peer: Address | None) -> None:
+    def _remove_host_route(self, interface: Interface, peer: Address | None, process: int) -> None:
         entry = self.entry(str(peer)) if peer else None
         if entry is not None and entry.index == interface.index:
             self.routes.remove(entry)
-            self._tell(DELETE, entry, os.getpid())
+            self._tell(DELETE, entry, process)
 
     # Routing sockets
 
@@ -320,7 +331,7 @@ class FakeKernel:
         number = failure.errno or 0 if failure else 0
         echo = bytearray(data)
         struct.pack_into("=i", echo, 8, struct.unpack_from("=i", data, 8)[0] | (0 if failure else 0x40))
-        struct.pack_into("=i", echo, 16, os.getpid())
+        struct.pack_into("=i", echo, 16, sender.process)
         struct.pack_into("=i", echo, 24, number)
         self._broadcast(bytes(echo), sender)
         if failure:
@@ -432,11 +443,11 @@ class FakeKernel:
 
     def _broadcast(self, data: bytes, sender: FakeSocket | None = None) -> None:
         for sock in self.sockets:
-            if sock.family == 17 and (sock is not sender or sock.hears_itself):
-                with contextlib.suppress(BlockingIOError):  # its buffer is full, and nobody says so
+            if sock.family == 17 and not self.drops_messages and (sock is not sender or sock.uses_loopback):
+                with contextlib.suppress(BlockingIOError):  # a full buffer is not reported
                     sock.inside.send(data)
 
-    # In the place of the real one
+    # Functions of Python's modules
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> FakeSocket:
         require(family in (2, 30, 17, 32), 47)
@@ -460,12 +471,13 @@ class FakeKernel:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["FakeKernel"]:
-        """This is the kernel below dtun.platform.darwin.syscalls now, the one place where dtun calls Darwin."""
+        """Use this kernel for all calls of dtun.platform.darwin.syscalls."""
         library = FakeLibrary(self)
         below = {
             "socket": SimpleNamespace(
                 socket=self.socket, if_nametoindex=self.if_nametoindex, if_indextoname=self.if_indextoname
             ),
+            "os": SimpleNamespace(getpid=lambda: self.process, strerror=os.strerror),
             "fcntl": SimpleNamespace(ioctl=self.ioctl),
             "time": SimpleNamespace(clock_gettime=self.clock_gettime),
             "ctypes": SimpleNamespace(**{**vars(ctypes), "CDLL": lambda *_, **__: library}),
@@ -482,7 +494,7 @@ class FakeKernel:
 
 
 class FakeLibrary:
-    """The two functions of libc, called as ctypes calls them."""
+    """Two functions of libc, as ctypes calls them."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel

@@ -1,4 +1,4 @@
-"""Darwin's structures from the kernel's side of the wall: from the headers, apart from what dtun has."""
+"""Darwin's structures from the kernel's side, written from its headers and independent of dtun's code."""
 
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -10,7 +10,7 @@ ORDER = (1, 2, 4, 8, 0x10, 0x20, 0x40, 0x80)
 
 
 class KernelError(OSError):
-    """What the kernel answers."""
+    """An error of the kernel."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, f"Darwin says {number}")
@@ -28,7 +28,7 @@ def link(index: int, name: str = "") -> bytes:
 
 
 def address_of(data: bytes) -> Address:
-    """The address in a sockaddr that must be whole."""
+    """The address in an untrimmed sockaddr."""
     if data[1] == INET:
         require(len(data) == 16 == data[0])
         return ip_address(data[4:8])
@@ -37,13 +37,13 @@ def address_of(data: bytes) -> Address:
 
 
 def require(condition: bool, number: int = 22) -> None:
-    """EINVAL, or another error, unless this is so."""
+    """Raise EINVAL, or another error, unless the condition holds."""
     if not condition:
         raise KernelError(number)
 
 
 def trimmed_mask(version: int, length: int) -> bytes:
-    """As the radix tree keeps it: without the zeros at its end, and with ones where family and port would be."""
+    """As the radix tree keeps it: without trailing zeros, and with ones in place of family and port."""
     start, width = (4, 4) if version == 4 else (8, 16)
     bits = ((1 << length) - 1) << (width * 8 - length)
     mask = bits.to_bytes(width, "big").rstrip(b"\0")
@@ -57,7 +57,7 @@ def padded(data: bytes) -> bytes:
 
 
 def message(kind: int, index: int, flags: int, addresses: dict[int, bytes], *, pid: int = 0) -> bytes:
-    """A rt_msghdr with what is behind it."""
+    """An rt_msghdr with its addresses."""
     body = b"".join(padded(addresses[bit]) for bit in ORDER if bit in addresses)
     head = struct.pack(
         "=HBBHHiiiiiiI", 92 + len(body), 5, kind, index, 0, flags, sum(addresses), pid, 0, 0, 0, 0
@@ -66,7 +66,7 @@ def message(kind: int, index: int, flags: int, addresses: dict[int, bytes], *, p
 
 
 def parse_request(data: bytes) -> tuple[int, int, dict[int, bytes]]:
-    """Type, flags and addresses of a request; a sockaddr of length 0 is the end of them, whatever follows."""
+    """Type, flags and addresses of a request. Parsing stops at a sockaddr of length 0."""
     require(len(data) >= 92)
     length, version, kind, _, _, flags, bits = struct.unpack_from("=HBBHHii", data)
     require(length == len(data))
@@ -84,7 +84,7 @@ def parse_request(data: bytes) -> tuple[int, int, dict[int, bytes]]:
 
 
 def interface_message(index: int, name: str, flags: int, mtu: int) -> bytes:
-    """An if_msghdr, whose if_data has the MTU at its byte 8."""
+    """An if_msghdr; byte 8 of its if_data is the MTU."""
     address = padded(link(index, name))
     head = struct.pack("=HBBiiHxx", 112 + len(address), 5, 0xE, 0x10, flags, index)
     return head + bytes(8) + struct.pack("=I", mtu) + bytes(84) + address

@@ -1,18 +1,18 @@
-"""Makes this Python look like one on a Mac, with a fake kernel below, and runs dtun in it.
+"""Makes this Python look like one on a Mac with a fake kernel, and runs dtun in it.
 
     python tests/darwin/simulated.py client -c dtun.yaml
 
-What Linux alone has is not there: modules, constants of the socket module. UDP goes through this system's own sockets.
-The host behind the utun device answers pings, and does what standard input says, one line for each answer:
+Modules and constants that only Linux has are removed. UDP uses this system's own sockets. The host behind the utun
+device answers pings and obeys standard input, with one line for each command:
 
     way ADDRESS      ->   where a packet to it goes
     ping ADDRESS     ->   reply from ADDRESS
-    heard            ->   the datagrams (UDP) that have come: their sizes, and whether their checksums are right
+    received         ->   the sizes of the UDP datagrams received, with "!" after one with a wrong checksum
     sleep SECONDS    ->   asleep
-    move             ->   moved: the Wi-Fi is another one now, on en1
+    move             ->   moved: the Wi-Fi is another network now, on en1
 """
 
-import asyncio  # noqa: F401 - before this looks like a Mac: what the system is really like is its business
+import asyncio  # noqa: F401 - before `become_a_mac`: these modules need the real system
 import concurrent.futures.thread  # noqa: F401
 import contextlib
 import importlib.abc
@@ -53,7 +53,7 @@ MODULES = ("pyroute2", "dbus_fast", "jeepney")
 
 
 class NotOnAMac(importlib.abc.MetaPathFinder):
-    """Finds what a Mac does not have, in order to refuse it."""
+    """Refuses to import what a Mac does not have."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -65,9 +65,9 @@ class NotOnAMac(importlib.abc.MetaPathFinder):
 
 
 def become_a_mac() -> None:
-    """From here on, until the process ends."""
+    """Until the process ends."""
     sys.platform = "darwin"
-    # What asyncio waits with is kqueue there. Here it is poll, and nobody can rely on epoll.
+    # asyncio uses kqueue there. Here it is poll, so that nothing can rely on epoll.
     selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc, assignment]
     for module, names in ((socket, SOCKET_CONSTANTS), (os, OS_FUNCTIONS), (select, SELECT_FUNCTIONS)):
         for name in names:
@@ -77,15 +77,15 @@ def become_a_mac() -> None:
 
 
 class Host:
-    """The system behind the utun device, in a thread of its own."""
+    """The system behind the utun device, in its own thread."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._heard: list[str] = []
+        self._received: list[str] = []
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
-        # Until the device, or standard input, is closed under it.
+        # Until the device or standard input is closed.
         with contextlib.suppress(OSError, ValueError):
             self._serve()
 
@@ -107,8 +107,8 @@ class Host:
                 say(self._kernel.way(argument))
             case "ping":
                 self._ping(argument)
-            case "heard":
-                say(" ".join(self._heard))
+            case "received":
+                say(" ".join(self._received))
             case "sleep":
                 self._kernel.asleep += float(argument)
                 say("asleep")
@@ -143,11 +143,11 @@ class Host:
         elif packet[9] == 17:
             pseudo = source + target + struct.pack("!HH", 17, len(packet) - 20)
             right = checksum(pseudo + packet[20:]) == b"\0\0"
-            self._heard.append(f"{len(packet) - 28}{'' if right else '!'}")
+            self._received.append(f"{len(packet) - 28}{'' if right else '!'}")
 
 
 def checksum(data: bytes) -> bytes:
-    """RFC 1071."""
+    """The internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

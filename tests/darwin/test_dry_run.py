@@ -1,4 +1,4 @@
-"""`dtun plan`, `explain` and `down` on a Mac: nothing is changed, and what is said is what a start does."""
+"""`dtun plan`, `explain` and `down` on a Mac: nothing is changed, and the plan is what a start does."""
 
 import asyncio
 import subprocess
@@ -18,7 +18,7 @@ from dtun.config import ClientConfig, Config, Hook, load
 from dtun.network.difference import describe
 from dtun.network.explain import ActualRoute
 from dtun.network.state import NetworkState
-from dtun.platform.darwin import constants, settings
+from dtun.platform.darwin import constants, sysctl
 from dtun.platform.darwin.dry_run import DarwinReadOnlyKernel
 from dtun.platform.darwin.kernel import DarwinKernel
 from dtun.platform.darwin.resolver import NOT_EVERY_NAME
@@ -26,10 +26,10 @@ from dtun.platform.darwin.resolver import NOT_EVERY_NAME
 SIMULATED = Path(__file__).parent / "simulated.py"
 SERVER = "203.0.113.5"
 
-NO_FILTER = "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
-NO_CLAMP = "dtun filters nothing on macOS; put 'scrub all max-mss 1360' into /etc/pf.conf"
+NO_FILTER = "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"
+NO_CLAMP = "dtun has no packet filter on macOS; add 'scrub all max-mss 1360' to /etc/pf.conf"
 NO_NAT = (
-    "dtun does no NAT on macOS; put 'nat on INTERFACE from NETWORK to any -> (INTERFACE)' into /etc/pf.conf"
+    "dtun does not do NAT on macOS; add 'nat on INTERFACE from NETWORK to any -> (INTERFACE)' to /etc/pf.conf"
 )
 
 
@@ -57,7 +57,7 @@ def client(directory: Path, **section: object) -> ClientConfig:
 
 
 def simulated(*arguments: str) -> tuple[int, list[str], str]:
-    """Exit code, lines and complaints of the command on a Mac that is fresh from the shop."""
+    """Exit code, lines and standard error of the command on a fresh simulated Mac."""
     command = [sys.executable, "-W", "error", str(SIMULATED), *arguments]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
@@ -68,13 +68,13 @@ def simulated(*arguments: str) -> tuple[int, list[str], str]:
     return done.returncode, lines, done.stderr
 
 
-def kinds_of(state: NetworkState) -> set[str]:
-    """What it says of routes and of settings."""
+def described(state: NetworkState) -> set[str]:
+    """Its routes and settings, described."""
     return {describe(route) for route in state.routes} | {describe(one) for one in state.sysctls}
 
 
 def in_kernel(mac: FakeKernel) -> set[str]:
-    """Our routes there, and the settings that are switched on, in the same words."""
+    """Our routes in the kernel, and the enabled settings, described in the same way."""
     found = set()
     for entry in mac.routes:
         if entry.flags & constants.RTF_OURS:
@@ -83,7 +83,7 @@ def in_kernel(mac: FakeKernel) -> set[str]:
             if not entry.flags & constants.RTF_REJECT:
                 how = f"{entry.destination}{via} dev {mac.interfaces[entry.index].name}"
             found.add(f"route {how}")
-    return found | {f"sysctl {ours}=1" for ours, theirs in settings.NAMES.items() if mac.settings[theirs]}
+    return found | {f"sysctl {ours}=1" for ours, theirs in sysctl.NAMES.items() if mac.settings[theirs]}
 
 
 async def nothing(hook: Hook, variables: Mapping[str, str], what: str) -> bool:
@@ -114,17 +114,17 @@ async def test_a_start_does_what_the_plan_says(
     found = await dry_run.of_client(config, DarwinReadOnlyKernel(), dry_run.ASSUMED)
 
     assert mac.requests == []
-    assert mac.routes == before, "plan itself has changed something"
+    assert mac.routes == before, "the plan changed something"
 
     end = Tunnel(config, kernel, nothing, asyncio.get_running_loop())
     await end.open()
     await end.make_way((SERVER, 443))
-    assert in_kernel(mac) == kinds_of(found.before)
+    assert in_kernel(mac) == described(found.before)
     await end.configure(dry_run.ASSUMED, dry_run.ASSUMED_MTU)
-    assert in_kernel(mac) == kinds_of(found.after)
+    assert in_kernel(mac) == described(found.after)
     assert {link.name for link in found.after.devices} == {"utun0"}
 
-    # Once it runs, there is nothing left to do; if somebody takes something, just that.
+    # While it runs, nothing is left to do; after a removal, only that.
     running = DarwinReadOnlyKernel({"dtun0": end.device})
     again = await dry_run.of_client(config, running, dry_run.ASSUMED)
     assert await running.existing(again.after, "dtun0") == again.after
@@ -136,29 +136,27 @@ async def test_a_start_does_what_the_plan_says(
     await end.close()
 
 
-async def test_a_plan_takes_the_next_number(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
-    of_another_vpn = kernel.create_tun("utun0")
+async def test_a_plan_uses_the_next_free_device(mac: FakeKernel, tmp_path: Path) -> None:
+    mac.add_utun("utun0")
     found = await dry_run.of_client(client(tmp_path, routes=["10.9.0.0/16"]), DarwinReadOnlyKernel())
     assert {route.device for route in found.after.routes} == {"utun1"}
     named = await dry_run.of_client(client(tmp_path, tun="utun7"), DarwinReadOnlyKernel())
     assert {link.name for link in named.after.devices} == {"utun7"}
-    of_another_vpn.close()
     assert "utun7" not in {one.name for one in mac.interfaces.values()}
 
 
-async def test_others_tunnels_are_seen(mac: FakeKernel, kernel: DarwinKernel) -> None:
-    theirs, ours = kernel.create_tun("utun3"), kernel.create_tun("utun4")
+async def test_tunnels_of_other_programs_are_found(mac: FakeKernel) -> None:
+    mac.add_utun("utun3")
+    mac.add_utun("utun4")
     mac.add("172.20.0.0/16", "utun3")
     mac.add("fe80::/64", "utun3")
     mac.add("224.0.0.0/4", "utun3")
     mac.add("10.9.0.0/16", "utun4", flags=constants.RTF_OURS)
     found = await DarwinReadOnlyKernel().foreign_tunnels()
     assert [(one.device, str(one.network)) for one in found] == [("utun3", "172.20.0.0/16")]
-    theirs.close()
-    ours.close()
 
 
-async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
+async def test_the_actual_route(mac: FakeKernel) -> None:
     read_only_kernel = DarwinReadOnlyKernel()
     mac.add("10.9.0.0/16", "en1", flags=constants.RTF_OURS | constants.RTF_REJECT)
     blocked = await read_only_kernel.actual_route(ip_address("10.9.0.1"))
@@ -173,10 +171,10 @@ async def test_the_way_of_a_packet(mac: FakeKernel) -> None:
     assert await read_only_kernel.actual_route(ip_address("1.1.1.1")) == ActualRoute(None)
 
 
-def test_the_plan_of_a_client_in_words(tmp_path: Path) -> None:
+def test_the_output_of_plan_for_a_client(tmp_path: Path) -> None:
     path = written(tmp_path, routes="everything", on_disconnect="block", dns=["10.86.0.1"])
-    code, lines, complaints = simulated("plan", "-c", str(path))
-    assert (code, complaints) == (0, "")
+    code, lines, stderr = simulated("plan", "-c", str(path))
+    assert (code, stderr) == (0, "")
     assert lines == [
         "At the start:",
         "  add route 203.0.113.5/32 via 192.168.1.1 dev en0",
@@ -201,11 +199,11 @@ def test_the_plan_of_a_client_in_words(tmp_path: Path) -> None:
     ]
 
 
-def test_what_macos_cannot_do_is_in_the_plan(tmp_path: Path) -> None:
-    code, lines, complaints = simulated(
+def test_what_macos_does_not_support_is_in_the_plan(tmp_path: Path) -> None:
+    code, lines, stderr = simulated(
         "plan", "-c", str(written(tmp_path, routes="everything", routing="policy"))
     )
-    assert (code, complaints) == (0, "")
+    assert (code, stderr) == (0, "")
     policy = "policy routing is not available on macOS; use `routing: main`"
     assert sum(policy in line for line in lines if line.startswith("note: r")) == 2, (
         "one for rules, one for routes"
@@ -221,7 +219,7 @@ def test_a_network_that_is_here_already(tmp_path: Path) -> None:
     )
 
 
-def test_the_plan_of_a_server_in_words(tmp_path: Path) -> None:
+def test_the_output_of_plan_for_a_server(tmp_path: Path) -> None:
     key = written(tmp_path).with_name("mac.key")
     section = {
         "clients": {"home": {"key_file": str(key), "subnets": ["10.0.0.0/16"]}},
@@ -231,8 +229,8 @@ def test_the_plan_of_a_server_in_words(tmp_path: Path) -> None:
     }
     path = tmp_path / "server.yaml"
     path.write_text(yaml.safe_dump({"server": section}))
-    code, lines, complaints = simulated("plan", "-c", str(path))
-    assert (code, complaints) == (0, "")
+    code, lines, stderr = simulated("plan", "-c", str(path))
+    assert (code, stderr) == (0, "")
     assert lines == [
         "At the start:",
         "  add sysctl net.ipv4.ip_forward=1",
@@ -245,7 +243,7 @@ def test_the_plan_of_a_server_in_words(tmp_path: Path) -> None:
     ]
 
 
-def test_explained(tmp_path: Path) -> None:
+def test_the_output_of_explain(tmp_path: Path) -> None:
     path = str(written(tmp_path, routes=["10.9.0.0/16"]))
     code, lines, _ = simulated("explain", "-c", path, "1.1.1.1")
     assert code == 0
@@ -277,9 +275,8 @@ async def before():
     pin = Route(ip_network("203.0.113.5/32"), "en0", ip_address("192.168.1.1"))
     block = Route(ip_network("10.9.0.0/16"), kind="unreachable")
     await dtun.apply(NetworkState(routes=frozenset({pin, block})))
+    await dtun.detach()
     mac.kill_owner()
-    # As with a process that is gone, the lock is on nothing any more.
-    (Path(sys.argv[1]) / "dtun0.lock").unlink()
 
 with FakeKernel().installed() as mac:
     asyncio.run(before())

@@ -1,4 +1,4 @@
-"""The fake kernel refuses what xnu refuses: else the stories that it is in would show little."""
+"""The fake kernel refuses what xnu refuses."""
 
 import struct
 from ipaddress import ip_address, ip_network
@@ -8,7 +8,7 @@ from fake_kernel import FakeKernel
 from fake_wire import KernelError
 
 from dtun.network.state import PointToPoint, Route
-from dtun.platform.darwin import ifreq, routes, rtmsg, sockaddr
+from dtun.platform.darwin import ioctl, rtmsg, sockaddr
 from dtun.platform.darwin.constants import RTA_DST, RTA_GATEWAY, RTA_NETMASK, RTM_ADD, RTM_DELETE, SIOCAIFADDR
 
 EN0, EN1 = 4, 5
@@ -31,16 +31,18 @@ def refusal(mac: FakeKernel, request: bytes) -> tuple[int | None, int]:
 
 
 def test_routes(mac: FakeKernel) -> None:
-    add = routes.request(RTM_ADD, INSIDE, EN0, 1)
-    assert refusal(mac, routes.request(RTM_DELETE, INSIDE, EN0, 1)) == (3, 3), "there is none"
-    assert refusal(mac, routes.request(RTM_ADD, INSIDE, EN1, 1)) == (51, 51), "the interface has no address"
+    add = rtmsg.route_request(RTM_ADD, INSIDE, EN0, 1)
+    assert refusal(mac, rtmsg.route_request(RTM_DELETE, INSIDE, EN0, 1)) == (3, 3), "there is none"
+    assert refusal(mac, rtmsg.route_request(RTM_ADD, INSIDE, EN1, 1)) == (51, 51), (
+        "the interface has no address"
+    )
     assert refusal(mac, add) == (None, 0)
     assert refusal(mac, add) == (17, 17), "it is there"
     mac.root = False
     assert refusal(mac, add) == (1, 1), "not root"
 
 
-def test_nothing_is_read_behind_an_address_of_no_length(mac: FakeKernel) -> None:
+def test_parsing_stops_at_an_address_of_length_zero(mac: FakeKernel) -> None:
     addresses = {
         RTA_DST: sockaddr.inet(ip_address("10.9.0.0")),
         RTA_GATEWAY: sockaddr.link(EN0),
@@ -58,7 +60,7 @@ def test_addresses(mac: FakeKernel, pair: PointToPoint, root: bool, number: int 
     sock = mac.socket(2, 2)
     mac.root = root
     try:
-        mac.ioctl(sock.fileno(), SIOCAIFADDR, ifreq.add_address(pair))
+        mac.ioctl(sock.fileno(), SIOCAIFADDR, ioctl.add_address_request(pair))
         found = None
     except KernelError as error:
         found = error.errno

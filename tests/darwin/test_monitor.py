@@ -1,4 +1,4 @@
-"""Which messages of a routing socket are a reason to look at the host's network again."""
+"""Which messages of a routing socket may mean a change of the host's network."""
 
 import os
 from ipaddress import ip_address
@@ -6,14 +6,14 @@ from ipaddress import ip_address
 import fake_wire as wire
 import pytest
 
-from dtun.platform.darwin.monitor import is_news
+from dtun.platform.darwin.monitor import matters
 
 ADD, DELETE, CHANGE, GET, MISS, NEWADDR, DELADDR, IFINFO = 1, 2, 3, 4, 7, 0xC, 0xD, 0xE
-SOMEBODY, US = 99, os.getpid()
+OTHER, US = 99, os.getpid()
 
 
 def route(
-    kind: int, destination: str = "0.0.0.0", flags: int = 0x843, pid: int = SOMEBODY, error: int = 0
+    kind: int, destination: str = "0.0.0.0", flags: int = 0x843, pid: int = OTHER, error: int = 0
 ) -> bytes:
     addresses = {1: wire.sockaddr(ip_address(destination)), 2: wire.link(4)}
     message = bytearray(wire.message(kind, 4, flags, addresses, pid=pid))
@@ -26,24 +26,24 @@ def address(kind: int, text: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [ADD, DELETE, CHANGE])
-def test_others_change_routes(kind: int) -> None:
-    assert is_news(route(kind), US)
-    assert is_news(route(kind, "2001:db8::"), US)
-    assert is_news(route(kind, pid=0), US), "the kernel itself"
+def test_route_changes_of_other_processes_matter(kind: int) -> None:
+    assert matters(route(kind), US)
+    assert matters(route(kind, "2001:db8::"), US)
+    assert matters(route(kind, pid=0), US), "the kernel itself"
 
 
-def test_addresses_come_and_go() -> None:
-    assert is_news(address(NEWADDR, "192.168.1.10"), US)
-    assert is_news(address(DELADDR, "2001:db8::1"), US)
-    assert is_news(wire.interface_message(4, "en0", 0x8863, 1500), US)
+def test_address_changes_matter() -> None:
+    assert matters(address(NEWADDR, "192.168.1.10"), US)
+    assert matters(address(DELADDR, "2001:db8::1"), US)
+    assert matters(wire.interface_message(4, "en0", 0x8863, 1500), US)
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param(route(ADD, pid=US), id="what we did"),
-        pytest.param(route(ADD, error=17), id="what somebody tried"),
-        pytest.param(route(GET), id="what somebody asked"),
+        pytest.param(route(ADD, pid=US), id="our own change"),
+        pytest.param(route(ADD, error=17), id="a failed request"),
+        pytest.param(route(GET), id="a query"),
         pytest.param(route(MISS), id="a packet without a route"),
         pytest.param(route(ADD, "fe80::"), id="link-local"),
         pytest.param(route(DELETE, "224.0.0.0"), id="multicast"),
@@ -54,6 +54,6 @@ def test_addresses_come_and_go() -> None:
         pytest.param(b"\xff" * 100, id="garbage"),
     ],
 )
-def test_what_is_no_news(message: bytes) -> None:
-    assert not is_news(message, US)
-    assert is_news(route(MISS) + route(ADD), US), "but what follows may be"
+def test_what_does_not_matter(message: bytes) -> None:
+    assert not matters(message, US)
+    assert matters(route(MISS) + route(ADD), US), "but what follows may be"

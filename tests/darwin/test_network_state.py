@@ -1,4 +1,4 @@
-"""dtun keeps a Mac's network as it should be: every story is played against the fake kernel, byte by byte."""
+"""DarwinKernel on the fake kernel, byte by byte."""
 
 import asyncio
 import logging
@@ -53,14 +53,14 @@ def routes(*wanted: Route) -> NetworkState:
 
 
 async def eventually(condition: Callable[[], object], what: str) -> None:
-    """As `wait_for`, for what happens in this very event loop."""
+    """Wait for a condition, up to 10 seconds."""
     deadline = asyncio.get_running_loop().time() + 10
     while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"waited in vain for {what}"
+        assert asyncio.get_running_loop().time() < deadline, f"timed out waiting for {what}"
         await asyncio.sleep(0.01)
 
 
-def _nothing_is_left(mac: FakeKernel) -> None:
+def _assert_clean(mac: FakeKernel) -> None:
     assert not [entry for entry in mac.routes if entry.flags & 0x40000]
     assert not [one for one in mac.interfaces.values() if one.name.startswith("utun")]
 
@@ -76,11 +76,11 @@ async def test_a_network_behind_the_server(mac: FakeKernel, kernel: DarwinKernel
     assert mac.interface("utun0").mtu == 1400
     assert mac.pairs("utun0") == {("10.86.0.2", "10.86.0.1"), ("fd00:86::2", "fd00:86::1")}
     assert mac.way("10.9.1.1") == mac.way("203.0.113.6") == mac.way("10.86.0.1") == "utun0"
-    # The server is inside of what goes through the tunnel, and is reached outside of it.
+    # The server's address is inside a network of the tunnel; its packets stay outside.
     assert mac.way("203.0.113.5") == mac.way("198.51.100.1") == OUTSIDE
     await kernel.close()
     tun.close()
-    _nothing_is_left(mac)
+    _assert_clean(mac)
 
 
 async def test_everything_goes_through_the_tunnel(mac: FakeKernel, kernel: DarwinKernel) -> None:
@@ -91,7 +91,7 @@ async def test_everything_goes_through_the_tunnel(mac: FakeKernel, kernel: Darwi
     assert mac.way("1.1.1.1") == mac.way("192.0.2.1") == "utun0"
     assert mac.way("203.0.113.5") == mac.way("198.51.100.9") == OUTSIDE
     assert mac.way("192.168.1.7") == "en0"
-    # The tunnel has no IPv6, so that it would go past it.
+    # The tunnel has no IPv6: it must not leave outside the tunnel.
     assert mac.way("2606:4700::1") == "refused"
     default = mac.entry("0.0.0.0/0")
     assert default is not None
@@ -103,7 +103,7 @@ async def test_the_kill_switch_outlives_the_process(
     mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path
 ) -> None:
     routing = Routing("utun0", ALL, block=True)
-    # Before the first session, already.
+    # Before the first session.
     assert [change for change, _ in await _refused(kernel, plan_client(routing, None, HOME))] == ["filter"]
     assert mac.way("1.1.1.1") == mac.way("2606:4700::1") == "refused"
     tun = kernel.create_tun("dtun0")
@@ -111,10 +111,10 @@ async def test_the_kill_switch_outlives_the_process(
     assert mac.way("1.1.1.1") == mac.way("129.0.0.1") == mac.way("2606:4700::1") == "utun0"
     assert mac.way("203.0.113.5") == OUTSIDE
 
-    _kill(mac, kernel)
+    await _kill(mac, kernel)
     assert mac.way("1.1.1.1") == mac.way("129.0.0.1") == mac.way("2606:4700::1") == "refused"
 
-    # The successor takes it over, and there is no gap at all: not one route that refuses is touched.
+    # The successor takes the kill switch over without changing a single route.
     mac.requests.clear()
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
@@ -123,7 +123,7 @@ async def test_the_kill_switch_outlives_the_process(
     await successor.close()
     assert mac.way("1.1.1.1") == OUTSIDE
     assert mac.way("2606:4700::1") == OUTSIDE6
-    _nothing_is_left(mac)
+    _assert_clean(mac)
     assert tun.fileno() < 0
 
 
@@ -150,20 +150,20 @@ async def test_another_peer_for_the_same_address(mac: FakeKernel, kernel: Darwin
 
 
 async def test_the_gateway_changes(mac: FakeKernel, kernel: DarwinKernel) -> None:
-    heard: list[str] = []
-    kernel.watch(lambda: heard.append("changed"))
-    pin = Route(ip_network(SERVER), "en0", ip_address("192.168.1.1"))
-    await kernel.apply(routes(pin))
+    calls: list[str] = []
+    kernel.watch(lambda: calls.append("changed"))
+    host_route = Route(ip_network(SERVER), "en0", ip_address("192.168.1.1"))
+    await kernel.apply(routes(host_route))
     mac.plug("en1", "10.0.0.5/24")
     mac.default("en1", "10.0.0.1")
-    await eventually(lambda: heard, "the watcher to hear of another network")
-    # Our own pin does not hide the better way.
+    await eventually(lambda: calls, "the watcher to be called")
+    # Our own host route does not hide the better route.
     assert await kernel.next_hop(SERVER) == NextHop(
         "en1", ip_address("10.0.0.1"), ip_address("10.0.0.5"), 1500
     )
     await kernel.apply(routes(Route(ip_network(SERVER), "en1", ip_address("10.0.0.1"))))
     assert mac.way("203.0.113.5") == "en1 10.0.0.1"
-    assert mac.requests[-1][3] == 3, "it was changed in place, without a moment in which it is missing"
+    assert mac.requests[-1][3] == 3, "it was changed in place, without a gap"
 
 
 async def test_a_route_to_a_gateway_becomes_one_to_the_link(mac: FakeKernel, kernel: DarwinKernel) -> None:
@@ -172,7 +172,7 @@ async def test_a_route_to_a_gateway_becomes_one_to_the_link(mac: FakeKernel, ker
     assert mac.way("198.51.100.1") == "en0"
 
 
-async def test_names_of_the_other_site(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
+async def test_name_servers_of_the_other_site(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
     file = tmp_path / "resolver" / "corp.example"
     tun = kernel.create_tun("dtun0")
     dns = Dns(tun.name, (ip_address("10.86.0.1"),), ("~corp.example",))
@@ -182,12 +182,12 @@ async def test_names_of_the_other_site(mac: FakeKernel, kernel: DarwinKernel, tm
     await kernel.apply(one_pair(tun.name))
     assert not file.exists()
     await kernel.apply(wanted)
-    _kill(mac, kernel)
+    await _kill(mac, kernel)
     assert file.exists()
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
-    assert not file.exists(), "the name server was behind a tunnel that is gone"
-    # Also if the device goes first.
+    assert not file.exists(), "the name server was behind a tunnel that no longer exists"
+    # Also if the device is closed first.
     tun = successor.create_tun("dtun0")
     await successor.apply(wanted)
     tun.close()
@@ -207,13 +207,13 @@ async def test_a_server_with_two_clients(mac: FakeKernel, kernel: DarwinKernel) 
     assert (mac.way("10.1.2.3"), mac.way("10.2.2.3")) == ("utun0", "utun1")
     assert (mac.way("10.86.0.2"), mac.way("10.86.0.3")) == ("utun0", "utun1")
     one.close()
-    # What went with the device is not asked for again.
+    # What the kernel removed with the device is not added again.
     assert await kernel.apply(first | second) == []
     assert (mac.way("10.1.2.3"), mac.way("10.2.2.3")) == (OUTSIDE, "utun1")
     two.close()
 
 
-async def test_forwarding_is_switched_on_and_comes_back(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_forwarding_is_enabled_and_restored(mac: FakeKernel, kernel: DarwinKernel) -> None:
     wanted = NetworkState(sysctls=frozenset({Sysctl("net.ipv4.ip_forward", "1")}))
     await kernel.apply(wanted)
     assert mac.settings["net.inet.ip.forwarding"] == 1
@@ -221,11 +221,11 @@ async def test_forwarding_is_switched_on_and_comes_back(mac: FakeKernel, kernel:
     assert mac.settings["net.inet.ip.forwarding"] == 0
 
 
-async def test_forwarding_comes_back_after_a_crash(
+async def test_forwarding_is_restored_after_a_crash(
     mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path
 ) -> None:
     await kernel.apply(NetworkState(sysctls=frozenset({Sysctl("net.ipv4.ip_forward", "1")})))
-    _kill(mac, kernel)
+    await _kill(mac, kernel)
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
     await successor.close()
@@ -246,22 +246,24 @@ async def test_forwarding_stays_for_the_other_instance(
     assert mac.settings["net.inet.ip.forwarding"] == 0
 
 
-# What others do
+# Changes by other programs
 
 
-async def test_what_others_take_comes_back(
+async def test_a_route_that_another_program_removes_is_restored(
     mac: FakeKernel, kernel: DarwinKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     tun = kernel.create_tun("dtun0")
     await kernel.apply(one_pair(tun.name) | routes(Route(ip_network("10.9.0.0/16"), tun.name)))
     with caplog.at_level(logging.WARNING):
         mac.remove("10.9.0.0/16")
-        await eventually(lambda: mac.way("10.9.1.1") == tun.name, "the route to be back")
+        await eventually(lambda: mac.way("10.9.1.1") == tun.name, "the route to be restored")
     assert "restored after removal by another program: route 10.9.0.0/16 dev utun0" in caplog.text
     tun.close()
 
 
-async def test_a_device_that_others_switch_off(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_device_that_another_program_sets_down_is_restored(
+    mac: FakeKernel, kernel: DarwinKernel
+) -> None:
     tun = kernel.create_tun("dtun0")
     await kernel.apply(one_pair(tun.name))
     mac.interface(tun.name).flags &= ~0x1
@@ -270,55 +272,56 @@ async def test_a_device_that_others_switch_off(mac: FakeKernel, kernel: DarwinKe
     tun.close()
 
 
-async def test_two_that_pin_the_same_server(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
-    pin = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
+async def test_two_instances_with_the_same_host_route(
+    mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path
+) -> None:
+    host_route = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
+    mac.process += 1
     other = DarwinKernel("other", tmp_path / "run", tmp_path / "resolver")
     await other.open()
-    await kernel.apply(pin)
-    await other.apply(pin)
-    assert kernel._monitor is not None
-    kernel._monitor._process = -1  # Else both would be the same process.
+    await kernel.apply(host_route)
+    await other.apply(host_route)
     await other.close()
-    await eventually(lambda: mac.entry("203.0.113.5/32"), "the one that is left to have its pin")
+    await eventually(lambda: mac.entry("203.0.113.5/32"), "the remaining instance to restore its route")
 
 
-async def test_a_cable_that_was_out_for_a_moment(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_cable_that_is_unplugged_for_a_moment(mac: FakeKernel, kernel: DarwinKernel) -> None:
     await kernel.apply(routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1"))))
     mac.unplug("en0")
     assert mac.way("203.0.113.5") == "nowhere"
     mac.plug("en0", "192.168.1.10/24")
     mac.default("en0", "192.168.1.1")
-    await eventually(lambda: mac.entry("203.0.113.5/32"), "the pin to be back")
+    await eventually(lambda: mac.entry("203.0.113.5/32"), "the host route to be restored")
 
 
-async def test_our_own_changes_are_no_news(mac: FakeKernel, kernel: DarwinKernel) -> None:
-    heard: list[str] = []
-    kernel.watch(lambda: heard.append("changed"))
+async def test_our_own_changes_do_not_call_the_watchers(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    calls: list[str] = []
+    kernel.watch(lambda: calls.append("changed"))
     tun = kernel.create_tun("dtun0")
     await kernel.apply(
         one_pair(tun.name) | routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
     )
     mac.default("en0", "192.168.1.254")
-    await eventually(lambda: heard, "real news")
-    assert heard == ["changed"]
+    await eventually(lambda: calls, "the watcher to be called")
+    assert calls == ["changed"]
     tun.close()
 
 
-async def test_an_overflow_is_found_out_later(
+async def test_a_change_after_an_overflow_is_found_by_the_periodic_check(
     mac: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "SAFETY_NET", 0.05)
-    monkeypatch.setattr(FakeKernel, "_broadcast", lambda *_: None)
+    monkeypatch.setattr(monitor, "PERIOD", 0.05)
+    mac.drops_messages = True
     kernel = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await kernel.open()
-    heard: list[str] = []
-    kernel.watch(lambda: heard.append("changed"))
+    calls: list[str] = []
+    kernel.watch(lambda: calls.append("changed"))
     mac.default("en0", "192.168.1.254")
-    await eventually(lambda: heard, "the look that nobody asked for")
+    await eventually(lambda: calls, "the periodic check")
     await kernel.close()
 
 
-async def test_somebody_elses_route_is_left_alone(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_route_of_another_program_is_kept(mac: FakeKernel, kernel: DarwinKernel) -> None:
     mac.add("10.9.0.0/16", "en0", "192.168.1.7")
     tun = kernel.create_tun("dtun0")
     wanted = Route(ip_network("10.9.0.0/16"), tun.name)
@@ -326,15 +329,13 @@ async def test_somebody_elses_route_is_left_alone(mac: FakeKernel, kernel: Darwi
         await kernel.apply(one_pair(tun.name) | routes(wanted))
     ((change, reason),) = refusal.value.refused
     assert change.what == wanted
-    assert reason.startswith(
-        "10.9.0.0/16 is routed through en0 via 192.168.1.7 already, by another program; "
-    )
+    assert reason.startswith("another program has a route to 10.9.0.0/16 through en0 via 192.168.1.7; ")
     await kernel.apply(NetworkState())
     assert mac.way("10.9.1.1") == "en0 192.168.1.7"
     tun.close()
 
 
-async def test_what_took_the_place_of_ours_is_left_alone(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_route_in_place_of_ours_is_kept(mac: FakeKernel, kernel: DarwinKernel) -> None:
     await kernel.apply(routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1"))))
     mac.routes.remove(mac.entry("203.0.113.5/32"))  # type: ignore[arg-type]
     mac.routes.append(_foreign(mac))
@@ -342,7 +343,7 @@ async def test_what_took_the_place_of_ours_is_left_alone(mac: FakeKernel, kernel
     assert mac.way("203.0.113.5") == "en0 192.168.1.7"
 
 
-async def test_an_arp_entry_makes_room(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_an_arp_entry_is_replaced(mac: FakeKernel, kernel: DarwinKernel) -> None:
     mac.add("192.168.1.9/32", "en0", flags=0x20000 | 0x4 | 0x400)
     await kernel.apply(routes(Route(ip_network("192.168.1.9"), "en0")))
     entry = mac.entry("192.168.1.9/32")
@@ -350,10 +351,10 @@ async def test_an_arp_entry_makes_room(mac: FakeKernel, kernel: DarwinKernel) ->
     assert entry.flags & 0x40000
 
 
-# What cannot be
+# Refusals
 
 
-async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
+async def test_what_macos_does_not_support_is_refused_with_a_reason(kernel: DarwinKernel) -> None:
     routing = Routing("utun0", ALL, policy=Policy(7217, 0x6474), block=True)
     thrown = Route(ip_network("192.0.2.0/24"), kind="throw")
     wanted = plan_client(routing, None, HOME) | NetworkState(
@@ -369,15 +370,15 @@ async def test_what_macos_cannot_do_is_said(kernel: DarwinKernel) -> None:
     reasons = {str(change.what).partition("(")[0]: reason for change, reason in refusal.value.refused}
     assert reasons["Rule"] == "policy routing is not available on macOS; use `routing: main`"
     assert reasons["Route"] == reasons["Rule"]
-    assert reasons["Masquerade"].endswith("into /etc/pf.conf")
+    assert reasons["Masquerade"].endswith("to /etc/pf.conf")
     assert "max-mss 1360" in reasons["ClampMss"]
     assert (
         reasons["DropOtherTrafficToServer"]
-        == "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
+        == "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"
     )
     assert reasons["Sysctl"] == "macOS has no such setting"
-    assert "only for the domains that are named" in reasons["Dns"]
-    # What is for programs that insist on a device is told in docs/routing.md, not at each start.
+    assert "only for listed domains" in reasons["Dns"]
+    # Filters for programs that bind to a device are explained in docs/routing.md, not at each start.
     filters = wanted.filters - {DropIPv6OutsideTunnel()}
     everything = wanted.routes | wanted.rules | filters | wanted.sysctls | wanted.dns
     assert {change.what for change, _ in refusal.value.refused} == everything
@@ -388,15 +389,13 @@ async def test_ipv6_needs_a_large_mtu(kernel: DarwinKernel) -> None:
     tun = kernel.create_tun("dtun0")
     with pytest.raises(ChangesRefusedError, match="IPv6 needs an MTU of 1280 or more"):
         await kernel.apply(one_pair(tun.name, "fd00::2", "fd00::1", mtu=1279))
-    with pytest.raises(
-        ChangesRefusedError, match="cannot replace link utun0 mtu 71: the kernel finds it invalid"
-    ):
+    with pytest.raises(ChangesRefusedError, match="cannot replace link utun0 mtu 71: invalid argument"):
         await kernel.apply(one_pair(tun.name, "10.86.0.2", "10.86.0.1", mtu=71))
     tun.close()
 
 
-async def test_a_route_without_a_way_is_refused(kernel: DarwinKernel) -> None:
-    with pytest.raises(ChangesRefusedError, match="there is no way to the gateway"):
+async def test_a_route_without_a_reachable_gateway_is_refused(kernel: DarwinKernel) -> None:
+    with pytest.raises(ChangesRefusedError, match="the gateway is unreachable"):
         await kernel.apply(routes(Route(ip_network(SERVER), "en0", ip_address("172.16.0.1"))))
     with pytest.raises(ChangesRefusedError, match="there is no such device"):
         await kernel.apply(routes(Route(ip_network(SERVER), "en7")))
@@ -406,7 +405,7 @@ async def test_a_route_without_a_way_is_refused(kernel: DarwinKernel) -> None:
     tun.close()
 
 
-async def test_a_piece_that_is_refused_speaks_for_the_whole(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_refused_half_is_reported_as_the_whole_route(mac: FakeKernel, kernel: DarwinKernel) -> None:
     tun = kernel.create_tun("dtun0")
     mac.add("64.0.0.0/2", "en0", "192.168.1.7")
     wanted = Route(ip_network("0.0.0.0/1"), tun.name)
@@ -420,7 +419,7 @@ async def test_a_piece_that_is_refused_speaks_for_the_whole(mac: FakeKernel, ker
 async def test_the_name_of_the_device(kernel: DarwinKernel) -> None:
     seven = kernel.create_tun("utun7")
     assert seven.name == "utun7"
-    with pytest.raises(UnavailableError, match="cannot make the device utun7: it is taken"):
+    with pytest.raises(UnavailableError, match="cannot create the device utun7: it is in use"):
         kernel.create_tun("utun7")
     free = kernel.create_tun("utun-office")
     assert free.name == "utun0"
@@ -432,7 +431,7 @@ async def test_the_name_of_the_device(kernel: DarwinKernel) -> None:
 async def test_only_root_may(mac: FakeKernel, tmp_path: Path) -> None:
     mac.root = False
     kernel = DarwinKernel("demo", tmp_path / "run")
-    with pytest.raises(PermissionDeniedError, match="that takes root"):
+    with pytest.raises(PermissionDeniedError, match="only root may"):
         await kernel.open()
     with pytest.raises(PermissionDeniedError, match="run dtun as root"):
         kernel.create_tun("dtun0")
@@ -447,10 +446,10 @@ async def test_one_process_an_instance(mac: FakeKernel, kernel: DarwinKernel, tm
     await second.close()
 
 
-# What the host is like
+# Looking up the host's network
 
 
-async def test_the_ways_of_the_host(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_next_hops_and_local_networks(mac: FakeKernel, kernel: DarwinKernel) -> None:
     tun = kernel.create_tun("dtun0")
     await kernel.apply(one_pair(tun.name) | routes(Route(ip_network("0.0.0.0/1"), tun.name)))
     mac.add("198.51.100.0/24", "en0", "192.168.1.7")
@@ -462,7 +461,7 @@ async def test_the_ways_of_the_host(mac: FakeKernel, kernel: DarwinKernel) -> No
     default = NextHop("en0", gateway, source, 1500)
     assert await kernel.default_hop(4) == await kernel.next_hop(ip_address("1.1.1.1")) == default
     assert await kernel.next_hop(ip_address("203.0.113.9")) == default
-    assert await kernel.next_hop(ip_address("10.86.0.1")) == default, "the peer, if there were no tunnel"
+    assert await kernel.next_hop(ip_address("10.86.0.1")) == default, "as if there were no tunnel"
     assert await kernel.next_hop(ip_address("203.0.113.70")) is None
     assert await kernel.next_hop(ip_address("192.168.1.20")) == NextHop("en0", None, source, 1500)
     there = await kernel.next_hop(ip_address("198.51.100.1"))
@@ -478,39 +477,39 @@ async def test_the_ways_of_the_host(mac: FakeKernel, kernel: DarwinKernel) -> No
     mac.plug("en1", "10.0.0.5/24")
     there = await kernel.default_hop(4)
     assert there is not None
-    assert there.device == "en1", "which has one of its own, for whoever is bound to it"
+    assert there.device == "en1", "its scoped default route"
     mac.unplug("en1")
     assert await kernel.default_hop(4) is None
     tun.close()
 
 
 async def test_another_vpn_has_the_default_route(mac: FakeKernel, kernel: DarwinKernel) -> None:
-    vpn = kernel.create_tun("utun9")
-    kernel._own.devices.clear()  # Another program's.
+    mac.add_utun("utun9")
     mac.default("utun9", "10.200.0.1")
     assert await kernel.default_hop(4) is None
     mac.add("0.0.0.0/0", "en0", "192.168.1.1", flags=0x1000000)
     own = await kernel.default_hop(4)
     assert own is not None
     assert own.gateway == ip_address("192.168.1.1")
-    vpn.close()
 
 
-async def test_a_successor_finds_everything(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
-    pin = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
-    await kernel.apply(pin)
+async def test_a_successor_takes_everything_over(
+    mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path
+) -> None:
+    host_route = routes(Route(ip_network(SERVER), "en0", ip_address("192.168.1.1")))
+    await kernel.apply(host_route)
     await kernel.detach()
     assert mac.entry("203.0.113.5/32") is not None
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
-    assert await successor.apply(pin) == []
-    with pytest.raises(UnavailableError, match="macOS keeps none from one start to the next"):
+    assert await successor.apply(host_route) == []
+    with pytest.raises(UnavailableError, match="macOS does not keep devices over a restart"):
         successor.create_tun("dtun0", 5)
     await successor.close()
     assert mac.entry("203.0.113.5/32") is None
 
 
-async def test_a_thousand_routes_leave_the_loop_its_turns(mac: FakeKernel, kernel: DarwinKernel) -> None:
+async def test_a_thousand_routes_do_not_block_the_event_loop(mac: FakeKernel, kernel: DarwinKernel) -> None:
     del mac
     turns = 0
 
@@ -532,13 +531,13 @@ async def test_the_computer_sleeps(mac: FakeKernel, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("dtun.platform.darwin.kernel.SLEEP_INTERVAL", 0.02)
     kernel = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await kernel.open()
-    heard: list[object] = []
-    kernel.watch(lambda: heard.append("changed"))
-    kernel.watch(lambda: None, heard.append)
+    calls: list[object] = []
+    kernel.watch(lambda: calls.append("changed"))
+    kernel.watch(lambda: None, calls.append)
     mac.asleep += 3600
-    await eventually(lambda: len(heard) == 2, "the watchers to hear of it")
-    assert heard[0] == "changed"
-    assert heard[1] == pytest.approx(3600, abs=1)
+    await eventually(lambda: len(calls) == 2, "the watchers to be called")
+    assert calls[0] == "changed"
+    assert calls[1] == pytest.approx(3600, abs=1)
     await kernel.close()
 
 
@@ -547,20 +546,14 @@ def _foreign(mac: FakeKernel) -> Entry:
     return mac.routes.pop()
 
 
-def _kill(mac: FakeKernel, kernel: DarwinKernel) -> None:
-    """As kill -9 does it: the kernel closes the descriptors, the lock goes, and nothing else happens."""
-    for watch in (kernel._monitor, kernel._sleep):
-        assert watch is not None
-        watch.close()
-    assert kernel._repairer is not None
-    kernel._repairer._task.cancel()
+async def _kill(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    """Like kill -9: locks are released and descriptors closed, and nothing else is changed."""
+    await kernel.detach()
     mac.kill_owner()
-    kernel._journal.close(keep=True)
-    kernel._open_changer = None
 
 
 async def _refused(kernel: DarwinKernel, state: NetworkState) -> list[tuple[str, str]]:
-    """Apply what is refused in part: the guard of the kill switch takes a packet filter."""
+    """Apply a state of which macOS refuses a part: the kill switch wants a packet filter, too."""
     with pytest.raises(ChangesRefusedError) as refusal:
         await kernel.apply(state)
     return [(str(change).split()[1], reason) for change, reason in refusal.value.refused]

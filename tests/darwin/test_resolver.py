@@ -1,4 +1,4 @@
-"""Name servers for some domains: files that come and go, and nobody else's."""
+"""Name servers for some domains, by files in /etc/resolver."""
 
 from ipaddress import ip_address
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_file_for_each_domain(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_what_is_right_is_not_written_again(directory: Path) -> None:
+def test_an_unchanged_file_is_not_rewritten(directory: Path) -> None:
     resolver = Resolver("dtun0", directory)
     resolver.apply(dns("corp.example"))
     before = (directory / "corp.example").stat().st_ino
@@ -44,7 +44,7 @@ def test_what_is_right_is_not_written_again(directory: Path) -> None:
     assert (directory / "corp.example").stat().st_ino == before
 
 
-def test_others_files_are_left_alone(directory: Path) -> None:
+def test_files_of_other_programs_are_kept(directory: Path) -> None:
     directory.mkdir()
     (directory / "corp.example").write_text("nameserver 192.0.2.1\n")
     (directory / "binary").write_bytes(b"\xff\xfe")
@@ -53,7 +53,7 @@ def test_others_files_are_left_alone(directory: Path) -> None:
     other.apply(dns("lab.example"))
     resolver = Resolver("dtun0", directory)
     with pytest.raises(
-        ResolverError, match=r"corp\.example is somebody else's; remove it, or take corp\.example out"
+        ResolverError, match=r"corp\.example is not a file of dtun; remove it, or remove corp\.example from"
     ):
         resolver.apply(dns("corp.example"))
     resolver.clear()
@@ -67,13 +67,13 @@ def test_others_files_are_left_alone(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("domains", [(), ("~.",), ("corp.example", "~.")])
-def test_every_name_cannot_be_had(directory: Path, domains: tuple[str, ...]) -> None:
-    with pytest.raises(ResolverError, match="only for the domains that are named"):
+def test_every_name_is_refused(directory: Path, domains: tuple[str, ...]) -> None:
+    with pytest.raises(ResolverError, match="only for listed domains"):
         Resolver("dtun0", directory).apply(dns(*domains))
     assert not directory.exists()
 
 
-def test_a_directory_that_cannot_be_is_said(directory: Path) -> None:
+def test_an_unusable_directory_is_reported(directory: Path) -> None:
     directory.parent.joinpath("resolver").write_text("a file")
     with pytest.raises(ResolverError, match=r"cannot write in .*resolver: "):
         Resolver("dtun0", directory).apply(dns("corp.example"))

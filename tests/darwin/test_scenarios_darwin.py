@@ -1,4 +1,4 @@
-"""The scenarios of all systems on a Mac: each in an interpreter that has nothing of Linux."""
+"""The scenarios of all systems on a simulated Mac, each in an interpreter without Linux's modules."""
 
 import pytest
 from scenarios import ALL, Scenario

@@ -1,9 +1,9 @@
-"""A Mac, as far as Linux can be one, and a real dtun on Linux, with a network between them: either may be the server.
+"""A simulated Mac and a real dtun on Linux, with a network between them; either is the server.
 
     mac 192.0.2.2 ---- 192.0.2.1 linux
     utun0 10.86.0.2 ========== 10.86.0.1
 
-The Mac's utun, routes and addresses are the fake kernel's; UDP, the handshake and every packet are real.
+The Mac's utun, routes and addresses are simulated; UDP, the handshake and all packets are real.
 """
 
 import signal
@@ -59,7 +59,7 @@ class Mac:
         return self.log_path.read_text()
 
     def row(self) -> dict[str, object]:
-        """Its status; empty while there is none."""
+        """Its status; empty while it has none."""
         assert self.process.poll() is None, self.log
         try:
             status = ask(self.socket)
@@ -69,7 +69,7 @@ class Mac:
         return dict(row)
 
     def tell(self, command: str) -> str:
-        """Say this to the host behind the device; its answer."""
+        """Send a command to the host behind the device; returns its answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(command + "\n")
@@ -77,7 +77,7 @@ class Mac:
         return self.process.stdout.readline().strip()
 
     def stop(self) -> tuple[int, str]:
-        """End it as launchd does; its exit code and last words."""
+        """Stop it like launchd does; returns its exit code and last output."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
         last = self.process.stdout.read().strip()
@@ -86,7 +86,7 @@ class Mac:
 
 @pytest.fixture
 def hosts(net: Topology) -> tuple[Host, Host]:
-    """Where the Mac is, and the Linux host at the other end of the cable."""
+    """The namespace of the Mac, and a Linux host at the other end of the cable."""
     mac, linux = net.host("mac"), net.host("linux")
     net.cable(mac, "eth0", linux, "eth0", "192.0.2.2/24", "192.0.2.1/24")
     return mac, linux
@@ -122,16 +122,16 @@ def test_a_mac_and_a_linux_server(hosts: tuple[Host, Host], tmp_path: Path) -> N
     assert can_ping(linux, "10.86.0.2", count=20)
     assert client.tell("ping 10.86.0.1") == "reply from 10.86.0.1"
 
-    # What the Mac's kernel was told.
+    # The routes of the Mac.
     assert client.tell("way 1.1.1.1") == client.tell("way 129.1.1.1") == "utun0"
     assert client.tell("way 192.0.2.1") == "en0 192.168.1.1"
     assert client.tell("way 2606:4700::1") == "refused"
 
-    # It takes no super-packets, and Linux sends it none.
+    # It has no offloads, and Linux sends it no super-packets.
     linux.python("-c", SEND_A_TRAIN).wait(10)
-    wait_for(lambda: client.tell("heard") == "1000 1000 1000 1000", "four datagrams, each complete")
+    wait_for(lambda: client.tell("received") == "1000 1000 1000 1000", "four datagrams, each complete")
 
-    # After a sleep there is a new session at once, and after a change of the Wi-Fi the server is reached through that.
+    # After a sleep there is a new session at once; after a change of the Wi-Fi the server is reached through it.
     first = server.tunnel("mac")["endpoint"]
     assert client.tell("sleep 3600") == "asleep"
     wait_for(
@@ -187,14 +187,14 @@ def test_a_mac_as_server(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     row = wait_for(lambda: _connected(server.row()), "the Mac to have a client", 20, lambda: server.log)
     assert row["device"] == "utun0"
 
-    # Both ways, and what is behind the client goes there.
+    # Both ways, and to the subnet behind the client.
     assert can_ping(linux, "10.86.0.1", count=20)
     assert server.tell("ping 10.86.0.2") == "reply from 10.86.0.2"
     assert server.tell("way 10.7.1.1") == "utun0"
     assert server.tell("way 1.1.1.1") == "en0 192.168.1.1"
-    # What the client may send in one piece, the Mac gets one by one.
+    # What the client may send as one super-packet, the Mac gets as single packets.
     linux.python("-c", SEND_A_TRAIN.replace("10.86.0.2", "10.86.0.1")).wait(10)
-    wait_for(lambda: server.tell("heard") == "1000 1000 1000 1000", "four datagrams, each complete")
+    wait_for(lambda: server.tell("received") == "1000 1000 1000 1000", "four datagrams, each complete")
 
     # The client comes back after a kill, to the same address.
     client.kill()

@@ -1,4 +1,4 @@
-"""A fresh interpreter that has nothing of Linux can load dtun, and work."""
+"""dtun works in an interpreter without Linux's modules."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ print(linux)
 
 
 def python(program: str, *arguments: str) -> str:
-    """What this prints, in an interpreter of its own."""
+    """The output of this program in its own interpreter."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PREAMBLE + program, *arguments],
         capture_output=True,
@@ -75,7 +75,7 @@ def test_every_other_module_can_be_loaded() -> None:
 
 
 @pytest.mark.parametrize("module", ["pyroute2", "dtun.platform.linux.kernel"])
-def test_what_is_missing_would_be_noticed(module: str) -> None:
+def test_missing_modules_cannot_be_imported(module: str) -> None:
     program = f"try:\n    import {module}\nexcept ImportError as error:\n    print(error)"
     assert python(program).strip() == f"{module} is not for macOS"
 

@@ -1,11 +1,11 @@
-"""What one dtun process has in the kernel: kept in memory and in the journal, and compared with what is there."""
+"""What this process has in the kernel, in memory and in the journal."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route, Sysctl
-from dtun.platform.darwin import missing
+from dtun.platform.darwin.missing import missing
 from dtun.platform.entries import Entry, SavedSysctl
 from dtun.platform.journal import Journal
 
@@ -13,38 +13,47 @@ _KIND_OF = {NetDevice: "devices", PointToPoint: "addresses", Route: "routes", Sy
 
 
 class Applied:
-    """`devices` are the open ones of this process. `stale`: the kernel may have dropped something of ours."""
+    """Devices of this process, and all that has been applied. Stale: the kernel may have removed some of it."""
 
     def __init__(self, journal: Journal) -> None:
-        self.devices: set[str] = set()
-        self.stale = False
         self._journal = journal
-        self._have: set[Thing] = set()
+        self._devices: set[str] = set()
         self._closed: set[str] = set()
+        self._things: set[Thing] = set()
+        self._stale = False
 
-    def adopt(self, left: Iterable[Entry]) -> None:
-        """What a dead predecessor has left is ours now, as far as it is there still."""
-        for entry in left:
+    @property
+    def devices(self) -> Collection[str]:
+        """The names of this process's open devices."""
+        return self._devices
+
+    def adopt(self, entries: Iterable[Entry]) -> None:
+        """Take over what a killed process left, if it is still there.
+
+        Raises:
+            OSError: the kernel cannot be read.
+            UnavailableError: the journal cannot be written.
+        """
+        for entry in entries:
             if isinstance(entry, Route):
-                self._have.add(entry)
+                self._things.add(entry)
             elif isinstance(entry, SavedSysctl):
-                self._have.add(entry.sysctl)
-        self.forget_lost()
-        self.settle()
+                self._things.add(entry.sysctl)
+        self.forget_missing()
+        self.prune_journal()
 
-    def opened(self, device: str) -> None:
-        """This process has made a device."""
-        self.devices.add(device)
+    def device_opened(self, device: str) -> None:
+        self._devices.add(device)
         self._closed.discard(device)
 
-    def closed(self, device: str) -> None:
-        """It has closed one: addresses and routes went with it."""
-        self.devices.discard(device)
+    def device_closed(self, device: str) -> None:
+        """The kernel removed its addresses and routes with it."""
+        self._devices.discard(device)
         self._closed.add(device)
-        self._have = {thing for thing in self._have if _device(thing) != device}
+        self._things = {thing for thing in self._things if _device(thing) != device}
 
     def without_closed(self, desired: NetworkState) -> NetworkState:
-        """Without what went with a device. A name is only of interest for as long as the caller goes on to name it."""
+        """`desired` without what belongs to closed devices. Closed names are kept while `desired` has them."""
         if not self._closed:
             return desired
         named = {_device(thing) for field in fields(desired) for thing in getattr(desired, field.name)}
@@ -58,64 +67,73 @@ class Applied:
             }
         )
 
-    def changes(self, wanted: NetworkState) -> Sequence[Change]:
-        """What leads from what there is to what is wanted."""
+    def changes_to(self, wanted: NetworkState) -> Sequence[Change]:
+        """The changes from what is applied to `wanted`. Raises OSError if the kernel cannot be read."""
         changes = difference(wanted, self._state())
-        if self.stale or any(change.action != "add" for change in changes):
-            # A removal would hit whatever took the place of something of ours that is gone.
-            self.forget_lost()
+        if self._stale or any(change.action != "add" for change in changes):
+            # A removal would hit another program's route that took the place of ours.
+            self.forget_missing()
             changes = difference(wanted, self._state())
-        return one_pair_a_peer(changes)
+        return remove_same_peer_first(changes)
 
-    def announce(self, wanted: NetworkState) -> None:
-        """Into the journal, before the first of it is made. Raises UnavailableError if that cannot be written."""
-        self._journal.add(route for route in wanted.routes if self._outlives_us(route))
+    def write_ahead(self, wanted: NetworkState) -> None:
+        """Write to the journal, before it is applied, what outlives this process.
 
-    def note(self, change: Change) -> None:
-        """This has been done."""
+        Raises:
+            UnavailableError: the journal cannot be written.
+        """
+        self._journal.add(route for route in wanted.routes if route.device not in self._devices)
+
+    def record(self, change: Change) -> None:
+        """This change has been made."""
         if change.previous is not None:
-            self._have.discard(change.previous)
+            self._things.discard(change.previous)
         if change.action == "remove":
-            self._have.discard(change.what)
+            self._things.discard(change.what)
         else:
-            self._have.add(change.what)
+            self._things.add(change.what)
 
-    def settle(self) -> None:
-        """Let the journal tell exactly what there is. Raises UnavailableError if it cannot be written."""
+    def prune_journal(self) -> None:
+        """Remove routes from the journal that are not applied. Raises UnavailableError if it cannot be written."""
         self._journal.remove(
-            [entry for entry in self._journal.entries if isinstance(entry, Route) and entry not in self._have]
+            [
+                entry
+                for entry in self._journal.entries
+                if isinstance(entry, Route) and entry not in self._things
+            ]
         )
 
     def routes_through(self, devices: Collection[str]) -> list[Route]:
-        """Our routes that have one of these devices and no gateway."""
+        """Our routes through these devices that have no gateway."""
         return [
             thing
-            for thing in self._have
+            for thing in self._things
             if isinstance(thing, Route) and thing.device in devices and thing.gateway is None
         ]
 
-    def lost(self) -> frozenset[Thing]:
-        """What somebody has taken from us. Raises OSError if the kernel does not answer."""
-        return missing.missing(self._have)
+    def mark_stale(self) -> None:
+        """The kernel may have removed something of ours: compare before the next changes."""
+        self._stale = True
 
-    def forget_lost(self) -> None:
-        """Remember only what is there."""
-        self._have -= self.lost()
-        self.stale = False
+    def missing(self) -> frozenset[Thing]:
+        """What is applied and no longer in the kernel. Raises OSError if the kernel cannot be read."""
+        return missing(self._things)
 
-    def _outlives_us(self, route: Route) -> bool:
-        return route.device not in self.devices
+    def forget_missing(self) -> None:
+        """Keep only what is in the kernel. Raises OSError if it cannot be read."""
+        self._things -= self.missing()
+        self._stale = False
 
     def _state(self) -> NetworkState:
         kinds: dict[str, set[Thing]] = {}
-        for thing in self._have:
+        for thing in self._things:
             kinds.setdefault(_KIND_OF.get(type(thing), "dns"), set()).add(thing)
         return NetworkState(**{kind: frozenset(things) for kind, things in kinds.items()})  # type: ignore[arg-type]
 
 
-def one_pair_a_peer(changes: Sequence[Change]) -> Sequence[Change]:
-    """Let a pair go before another with the same peer comes: the kernel's route to the peer belongs to one of them."""
-    coming = {
+def remove_same_peer_first(changes: Sequence[Change]) -> Sequence[Change]:
+    """Remove an address pair before another with the same peer is added: both have the kernel's route to the peer."""
+    added_peers = {
         (change.what.device, change.what.peer)
         for change in changes
         if change.action == "add" and isinstance(change.what, PointToPoint)
@@ -125,7 +143,7 @@ def one_pair_a_peer(changes: Sequence[Change]) -> Sequence[Change]:
         for change in changes
         if change.action == "remove"
         and isinstance(change.what, PointToPoint)
-        and (change.what.device, change.what.peer) in coming
+        and (change.what.device, change.what.peer) in added_peers
     ]
     if not early:
         return changes

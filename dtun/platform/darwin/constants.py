@@ -1,7 +1,6 @@
-"""The numbers of Darwin's kernel that dtun uses.
+"""The constants of Darwin's kernel that dtun uses, to be compared with Apple's headers (xnu, bsd/sys and bsd/net).
 
-All of them are written out here, also those that Python's modules have: the same names stand for other numbers on
-Linux, where the tests run, and so one file is to be compared with Apple's headers (xnu, bsd/sys and bsd/net).
+Those that Python's modules have are here, too: on Linux, where the tests run, they have other values.
 """
 
 from typing import Final
@@ -28,7 +27,7 @@ UTUN_CONTROL_NAME: Final = "com.apple.net.utun_control"
 UTUN_OPT_IFNAME: Final = 2
 UTUN_OPT_MAX_PENDING_PACKETS: Final = 16
 
-# net/if.h, sys/sockio.h, netinet6/in6_var.h: a direction, the size of the argument, a letter and a number.
+# net/if.h, sys/sockio.h, netinet6/in6_var.h: direction, size of the argument, group letter, number.
 CTLIOCGINFO: Final = 0xC0644E03
 SIOCSIFFLAGS: Final = 0x80206910
 SIOCGIFFLAGS: Final = 0xC0206911
@@ -88,13 +87,13 @@ RTF_PROTO3: Final = 0x40000
 RTF_IFSCOPE: Final = 0x1000000
 
 RTF_OURS: Final = RTF_PROTO3
-"""By this flag dtun knows its own routes. The kernel keeps it and makes nothing of it; netstat(1) shows it as "3"."""
+"""The flag of dtun's own routes; netstat(1) shows it as "3"."""
 
 # sys/sysctl.h
 CTL_NET: Final = 4
 NET_RT_DUMP: Final = 1
 NET_RT_IFLIST: Final = 3
 
-# time.h: the one goes on while the computer sleeps, the other does not.
+# time.h: the first goes on while the computer sleeps, the second stands still.
 CLOCK_MONOTONIC_RAW: Final = 4
 CLOCK_UPTIME_RAW: Final = 8

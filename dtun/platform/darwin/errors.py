@@ -1,4 +1,4 @@
-"""Darwin's error numbers, which Linux counts differently from 35 on (sys/errno.h), and what they say to a person."""
+"""Darwin's error numbers (sys/errno.h), which differ from Linux's from 35 on, and their messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,37 +21,37 @@ ENETUNREACH: Final = 51
 ENOBUFS: Final = 55
 
 GONE: Final = frozenset({ENOENT, ESRCH, ENXIO, EADDRNOTAVAIL})
-"""What the kernel says when there is nothing left to remove."""
+"""A removal fails with these when there is nothing to remove."""
 
-NOT_PERMITTED: Final = "may not change the host's network: that takes root; start dtun with launchd or sudo"
+NOT_PERMITTED: Final = "may not change the host's network: only root may; start dtun with launchd or sudo"
 
-_WORDS: Final = {
+_REASONS: Final = {
     EPERM: "operation not permitted",
     ENOENT: "no such file or directory",
     ESRCH: "there is no such route",
     ENXIO: "there is no such device",
     EACCES: "permission denied",
-    EBUSY: "the device is taken",
-    EEXIST: "it exists",
-    EINVAL: "the kernel finds it invalid",
+    EBUSY: "the device is in use",
+    EEXIST: "it exists already",
+    EINVAL: "invalid argument",
     EDESTADDRREQ: "a point-to-point device needs the address of its peer",
     EADDRNOTAVAIL: "there is no such address",
     ENETDOWN: "the device is down",
-    ENETUNREACH: "there is no way to the gateway, or the device has no address of that IP version",
+    ENETUNREACH: "the gateway is unreachable, or the device has no address of that IP version",
     ENOBUFS: "no buffer space available",
 }
 
 
-def words(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """The kernel's reason, without a full stop."""
     number = error.errno or 0
-    return _WORDS.get(number) or (error.strerror or f"error {number}").lower()
+    return _REASONS.get(number) or (error.strerror or f"error {number}").lower()
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
-    """Around questions: an error of the kernel becomes an UnavailableError for a person."""
+def unavailable_if_refused() -> Iterator[None]:
+    """Turn an OSError of a read from the kernel into UnavailableError."""
     try:
         yield
     except OSError as error:
-        raise UnavailableError(f"the kernel does not tell its routes: {words(error)}") from None
+        raise UnavailableError(f"cannot read the kernel's routes: {reason(error)}") from None

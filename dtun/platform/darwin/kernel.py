@@ -3,23 +3,22 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Literal
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import Address, NetworkState, PointToPoint, Route
-from dtun.platform.darwin import errors, lookup, unsupported
+from dtun.network.state import Address, NetworkState
+from dtun.platform.darwin import errors, lookup
 from dtun.platform.darwin.applied import Applied
-from dtun.platform.darwin.flat import flatten
+from dtun.platform.darwin.applier import Applier
 from dtun.platform.darwin.monitor import Monitor
 from dtun.platform.darwin.operations import Operations
 from dtun.platform.darwin.resolver import Resolver, ResolverError
-from dtun.platform.darwin.settings import Settings
 from dtun.platform.darwin.sleep import SleepWatch
-from dtun.platform.darwin.utun import DarwinTun, open_utun
+from dtun.platform.darwin.sysctl import Settings
+from dtun.platform.darwin.tun import DarwinTun, open_tun
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 from dtun.platform.journal import Journal
 from dtun.platform.repair import Repairer, RepairResult
@@ -27,20 +26,17 @@ from dtun.platform.repair import Repairer, RepairResult
 log = logging.getLogger("dtun.platform")
 
 RUNTIME_DIRECTORY = Path("/var/run/dtun")
-"""Emptied at each boot, like /run of Linux."""
+"""Emptied at each boot, like Linux's /run."""
 
 SLEEP_INTERVAL = 2.0
-"""Seconds awake between two looks at the clocks, for whether the computer has slept."""
-
-TURN = 256
-"""Changes in a row, before the data plane has a turn."""
+"""Seconds between two checks for whether the computer has slept."""
 
 
 class DarwinKernel:
     """Implements `dtun.platform.interface.Kernel`.
 
-    What this process has applied is kept in memory, and each desired state compared with it. Before something is
-    replaced or removed, and after the host's network has changed, memory is compared with the kernel.
+    What this process has applied is kept in memory, and each desired state is compared with that. Memory is compared
+    with the kernel before something is replaced or removed, and after the host's network has changed.
     """
 
     def __init__(
@@ -49,13 +45,13 @@ class DarwinKernel:
         self._journal = Journal(instance, runtime_directory or RUNTIME_DIRECTORY)
         self._settings = Settings(self._journal)
         self._resolver = Resolver(instance, resolver_directory)
-        self._own = Applied(self._journal)
+        self._applied = Applied(self._journal)
         self._desired: NetworkState | None = None
         self._watchers: list[Callable[[], None]] = []
         self._wakers: list[Callable[[float], None]] = []
-        self._view: frozenset[Hashable] = frozenset()
+        self._host_routes: frozenset[Hashable] = frozenset()
         self._lock = asyncio.Lock()
-        self._open_changer: Operations | None = None
+        self._operations: Operations | None = None
         self._repairer: Repairer | None = None
         self._monitor: Monitor | None = None
         self._sleep: SleepWatch | None = None
@@ -63,21 +59,21 @@ class DarwinKernel:
     async def open(self) -> None:
         """See `Kernel.open`."""
         try:
-            self._open_changer = Operations(self._settings, self._resolver)
-            self._open_changer.check_permission()
-            self._own.adopt(self._journal.open())
+            self._operations = Operations(self._settings, self._resolver)
+            self._operations.check_permission()
+            self._applied.adopt(self._journal.open())
             self._resolver.clear()
-            # Before the first look, so that nothing is missed between the two.
-            self._repairer = Repairer(self._mend)
-            self._monitor = Monitor(self._look)
+            # Before the routes are read, so that no change is missed in between.
+            self._repairer = Repairer(self._repair)
+            self._monitor = Monitor(self._check)
             self._sleep = SleepWatch(self._woke, SLEEP_INTERVAL)
-            self._view = lookup.view(self._own.devices)
+            self._host_routes = lookup.host_routes(self._applied.devices)
         except OSError as error:
             await self._release(keep_journal=True)
             if error.errno == errors.EPERM:
                 raise PermissionDeniedError(errors.NOT_PERMITTED) from None
             raise UnavailableError(
-                f"cannot use the kernel's routing sockets: {errors.words(error)}"
+                f"cannot use the kernel's routing sockets: {errors.reason(error)}"
             ) from None
         except ResolverError as error:
             await self._release(keep_journal=True)
@@ -88,163 +84,116 @@ class DarwinKernel:
 
     async def close(self) -> None:
         """See `Kernel.close`."""
-        if self._open_changer is None:
+        if self._operations is None:
             return
         if self._repairer is not None:
             await self._repairer.close()
         try:
             await self.apply(NetworkState())
         finally:
-            # Also of a device that was closed before.
+            # Those of a device that was closed before, too.
             with contextlib.suppress(ResolverError):
                 self._resolver.clear()
             await self._release(keep_journal=bool(self._journal.entries))
 
     async def detach(self) -> None:
         """See `Kernel.detach`."""
-        if self._open_changer is not None:
+        if self._operations is not None:
             async with self._lock:
                 await self._release(keep_journal=True)
 
     def create_tun(self, name: str, descriptor: int | None = None) -> DarwinTun:
-        """See `Kernel.create_tun`. Only utun with a number is taken by its word; the device tells its real name.
+        """See `Kernel.create_tun`. Only "utun" with a number is used as a name; else the device has the next free one.
 
-        Nobody keeps a descriptor for us: launchd has no such thing.
+        `descriptor` must be None: launchd has no descriptor store.
         """
         if descriptor is not None:
             raise UnavailableError(
-                f"cannot take over the device {name}: macOS keeps none from one start to the next"
+                f"cannot take over the device {name}: macOS does not keep devices over a restart"
             )
-        tun = open_utun(name, lambda closed: self._own.closed(closed.name))
-        self._own.opened(tun.name)
+        tun = open_tun(name, lambda closed: self._applied.device_closed(closed.name))
+        self._applied.device_opened(tun.name)
         return tun
 
     async def apply(self, desired: NetworkState) -> list[Change]:
-        """See `Kernel.apply`. What macOS cannot do is refused: dtun.platform.darwin.unsupported."""
+        """See `Kernel.apply`. Refuses what macOS does not support (dtun.platform.darwin.unsupported)."""
         async with self._lock:
             self._desired = desired
-            applied, refused = await self._apply(desired)
+            made, refused = await self._applier.apply(desired)
         if refused:
-            raise ChangesRefusedError(refused, applied)
-        return applied
+            raise ChangesRefusedError(refused, made)
+        return made
 
     async def next_hop(self, address: Address) -> NextHop | None:
         """See `Kernel.next_hop`."""
-        with errors.in_words():
-            return lookup.next_hop(address, self._own.devices)
+        with errors.unavailable_if_refused():
+            return lookup.next_hop(address, self._applied.devices)
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
         """See `Kernel.default_hop`."""
-        with errors.in_words():
-            return lookup.default_hop(version, self._own.devices)
+        with errors.unavailable_if_refused():
+            return lookup.default_hop(version, self._applied.devices)
 
     async def local_networks(self) -> list[LocalNetwork]:
         """See `Kernel.local_networks`."""
-        with errors.in_words():
-            return lookup.local_networks(self._own.devices)
+        with errors.unavailable_if_refused():
+            return lookup.local_networks(self._applied.devices)
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
-        """See `Kernel.watch`. `woke` is called, with the seconds slept, when the computer has slept; else `changed`."""
+        """See `Kernel.watch`. Without `woke`, `changed` is called after a sleep."""
         self._watchers.append(changed)
         self._wakers.append(woke or (lambda _: changed()))
 
     @property
-    def _changer(self) -> Operations:
-        if self._open_changer is None:
+    def _applier(self) -> Applier:
+        if self._operations is None:
             raise RuntimeError("the kernel is not open")
-        return self._open_changer
+        return Applier(self._applied, self._operations)
 
-    async def _apply(self, desired: NetworkState) -> tuple[list[Change], list[tuple[Change, str]]]:
-        own = self._own
-        possible, impossible = unsupported.split(own.without_closed(desired))
-        origins = flatten(possible.routes)
-        wanted = replace(possible, routes=frozenset(origins))
-        own.announce(wanted)
-        applied, refused = await self._make(own.changes(wanted))
-        devices = {
-            change.what.device
-            for change in applied
-            if isinstance(change.what, PointToPoint) and change.action != "add"
-        }
-        if devices & own.devices:
-            # The kernel may have dropped routes with an address that went; the others still have it as their source.
-            own.forget_lost()
-            for route in own.routes_through(devices):
-                with contextlib.suppress(OSError):
-                    self._changer.refresh(route)
-            again, refused = await self._make(own.changes(wanted))
-            applied += again
-        own.settle()
-        # A piece of a route that is refused speaks for the whole.
-        whole = {
-            origins.get(change.what, change.what) if isinstance(change.what, Route) else change.what: (
-                change,
-                reason,
-            )
-            for change, reason in reversed(refused)
-        }
-        refusals = [(Change("add", thing), reason) for thing, reason in impossible]
-        refusals += [(Change(change.action, thing), reason) for thing, (change, reason) in whole.items()]
-        return applied, refusals
-
-    async def _make(self, changes: Sequence[Change]) -> tuple[list[Change], list[tuple[Change, str]]]:
-        applied: list[Change] = []
-        refused: list[tuple[Change, str]] = []
-        for count, change in enumerate(changes, 1):
-            if count % TURN == 0:
-                await asyncio.sleep(0)
-            reason = self._changer.refusal(change)
-            if reason is None:
-                self._own.note(change)
-                applied.append(change)
-            else:
-                refused.append((change, reason))
-        return applied, refused
-
-    def _look(self) -> None:
-        """Something may have happened: tell the watchers if it has, and the repairer if it was to us."""
+    def _check(self) -> None:
+        """After a possible change: call the watchers if the host's routes changed; repair what of ours is missing."""
         try:
-            view = lookup.view(self._own.devices)
-            # While changes are made, what is missing is on its way.
-            lost = not self._lock.locked() and self._own.lost()
+            host_routes = lookup.host_routes(self._applied.devices)
+            # Not while changes are made: they may add what is missing.
+            missing = not self._lock.locked() and self._applied.missing()
         except OSError as error:
-            log.warning("cannot check the host's network: %s", errors.words(error))
+            log.warning("cannot check the host's network: %s", errors.reason(error))
             return
-        if lost and self._repairer is not None:
-            self._own.stale = True
+        if missing and self._repairer is not None:
+            self._applied.mark_stale()
             self._repairer.removed()
-        if view != self._view:
-            self._view = view
-            self._own.stale = True
+        if host_routes != self._host_routes:
+            self._host_routes = host_routes
+            self._applied.mark_stale()
             for changed in self._watchers:
                 changed()
 
-    async def _mend(self) -> RepairResult:
-        """Put back what others have taken."""
+    async def _repair(self) -> RepairResult:
+        """Restore what other programs removed."""
         async with self._lock:
-            with errors.in_words():
-                lost = self._own.lost()
-            if self._desired is None or not lost:
+            with errors.unavailable_if_refused():
+                missing = self._applied.missing()
+            if self._desired is None or not missing:
                 return RepairResult()
-            self._own.stale = True
-            applied, refused = await self._apply(self._desired)
-            # What was refused before is refused still, and that is known.
+            self._applied.mark_stale()
+            made, refused = await self._applier.apply(self._desired)
+            # Other refusals have been reported by `apply`.
             return RepairResult(
-                applied, [(change, reason) for change, reason in refused if change.what in lost]
+                made, [(change, reason) for change, reason in refused if change.what in missing]
             )
 
     def _woke(self, seconds: float) -> None:
         log.info("the computer has slept for %.0f s", seconds)
-        self._own.stale = True
-        self._view = lookup.view(self._own.devices)
+        self._applied.mark_stale()
+        self._host_routes = lookup.host_routes(self._applied.devices)
         for woke in self._wakers:
             woke(seconds)
 
     async def _release(self, *, keep_journal: bool) -> None:
         if self._repairer is not None:
             await self._repairer.close()
-        for watch in (self._monitor, self._sleep, self._open_changer):
+        for watch in (self._monitor, self._sleep, self._operations):
             if watch is not None:
                 watch.close()
-        self._repairer = self._monitor = self._sleep = self._open_changer = None
+        self._repairer = self._monitor = self._sleep = self._operations = None
         self._journal.close(keep=keep_journal)

@@ -1,20 +1,21 @@
-"""Which of the things that dtun wants in the kernel are there, and which are not."""
+"""Which parts of a desired state the kernel does not have."""
 
 from collections.abc import Iterable
 
 from dtun.network.difference import Thing
 from dtun.network.state import Address, NetDevice, PointToPoint, Route, Sysctl
-from dtun.platform.darwin import lookup, settings
+from dtun.platform.darwin import observed, sysctl
 from dtun.platform.darwin.constants import IFF_UP
 
 
 def missing(wanted: Iterable[Thing]) -> frozenset[Thing]:
-    """Those that are not there, or not as dtun makes them. Name servers count as there.
+    """Those that are not in the kernel, or not as dtun makes them. Name servers never count as missing.
 
-    Raises OSError if the kernel does not answer.
+    Raises:
+        OSError: the kernel cannot be read.
     """
     wanted = list(wanted)
-    return frozenset((*_routes(wanted), *_from_interfaces(wanted), *_settings(wanted)))
+    return frozenset((*_routes(wanted), *_of_interfaces(wanted), *_sysctls(wanted)))
 
 
 def _routes(wanted: Iterable[Thing]) -> list[Route]:
@@ -22,7 +23,7 @@ def _routes(wanted: Iterable[Thing]) -> list[Route]:
     there = {
         found.route.destination: found
         for version in {route.destination.version for route in ours}
-        for found in lookup.table(version)
+        for found in observed.routes(version)
         if not found.scoped
     }
     return [
@@ -30,18 +31,18 @@ def _routes(wanted: Iterable[Thing]) -> list[Route]:
     ]
 
 
-def _from_interfaces(wanted: Iterable[Thing]) -> list[Thing]:
+def _of_interfaces(wanted: Iterable[Thing]) -> list[Thing]:
     ours = [thing for thing in wanted if isinstance(thing, NetDevice | PointToPoint)]
     if not ours:
         return []
-    there = {one.name: one for one in lookup.interfaces()}
+    there = {one.name: one for one in observed.interfaces()}
 
     def has(device: str, local: Address) -> bool:
         return device in there and any(address == local for address, _ in there[device].members)
 
-    def is_up(link: NetDevice) -> bool:
-        one = there.get(link.name)
-        return one is not None and bool(one.flags & IFF_UP) and one.mtu == link.mtu
+    def is_up(device: NetDevice) -> bool:
+        one = there.get(device.name)
+        return one is not None and bool(one.flags & IFF_UP) and one.mtu == device.mtu
 
     return [
         thing
@@ -50,5 +51,5 @@ def _from_interfaces(wanted: Iterable[Thing]) -> list[Thing]:
     ]
 
 
-def _settings(wanted: Iterable[Thing]) -> list[Sysctl]:
-    return [thing for thing in wanted if isinstance(thing, Sysctl) and not settings.is_set(thing)]
+def _sysctls(wanted: Iterable[Thing]) -> list[Sysctl]:
+    return [thing for thing in wanted if isinstance(thing, Sysctl) and not sysctl.is_set(thing)]

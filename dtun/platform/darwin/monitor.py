@@ -1,8 +1,8 @@
-"""Notices when routes or addresses change: a routing socket is told of everything that happens (route(4)).
+"""Watches a routing socket for changes of routes, addresses and interfaces (route(4)).
 
-Most of it is no news: looking for a route that is not there, what other programs ask, the neighbours of each link. What
-is left is a reason to look, soon, and once for a burst. When the socket's buffer overflows, the kernel says nothing of
-it; so there is a look now and then in any case.
+Most messages do not matter: missing routes, queries of other programs, neighbours on each link. The others lead to one
+check for each burst. The kernel does not report that the socket's buffer has overflowed, so there is also a periodic
+check.
 """
 
 import asyncio
@@ -30,50 +30,50 @@ from dtun.platform.darwin.constants import (
 RECEIVE_BUFFER_BYTES = 256 << 10
 DATAGRAM_BYTES = 1 << 16
 BURST = 64
-"""Messages in one turn of the event loop."""
+"""Messages that are read in one turn of the event loop."""
 
-SETTLE_TIME = 0.1
-"""Seconds from the first news to the look."""
+DEBOUNCE = 0.1
+"""Seconds from the first message that matters to the check."""
 
-SAFETY_NET = 30.0
-"""Seconds between two looks that nobody has asked for."""
-
-
-def is_news(data: bytes, own_process: int) -> bool:
-    """Whether these messages may mean that the host's network is different now. Pure."""
-    return any(_is_news(message, own_process) for message in rtmsg.messages(data))
+PERIOD = 30.0
+"""Seconds between two checks without a message."""
 
 
-def _is_news(message: rtmsg.Message, own_process: int) -> bool:
+def matters(data: bytes, own_process: int) -> bool:
+    """Whether these messages may mean a change of the host's network. Pure."""
+    return any(_matters(message, own_process) for message in rtmsg.messages(data))
+
+
+def _matters(message: rtmsg.RoutingMessage, own_process: int) -> bool:
     match message.kind:
         case k if k in (RTM_ADD, RTM_DELETE, RTM_CHANGE):
             if message.process == own_process or message.errno or message.flags & RTF_WASCLONED:
                 return False
-            return not _is_nearby(message, RTA_DST)
+            return not _is_link_only(message, RTA_DST)
         case k if k in (RTM_NEWADDR, RTM_DELADDR):
-            return not _is_nearby(message, RTA_IFA)
+            return not _is_link_only(message, RTA_IFA)
         case k if k == RTM_IFINFO:
             return True
     return False
 
 
-def _is_nearby(message: rtmsg.Message, which: int) -> bool:
+def _is_link_only(message: rtmsg.RoutingMessage, which: int) -> bool:
     address = message.address(which)
     return isinstance(address, IPv4Address | IPv6Address) and (address.is_link_local or address.is_multicast)
 
 
 class Monitor:
-    """Calls `look` in the running event loop when there is a reason to, from the moment it is made."""
+    """Calls `check` in the running event loop after changes and periodically, until closed."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look = look
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
         self._loop = asyncio.get_running_loop()
         self._process = syscalls.process_id()
         self._socket = syscalls.open_socket(AF_ROUTE, SOCK_RAW)
         with contextlib.suppress(OSError):
             self._socket.setsockopt(SOL_SOCKET, SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        self._timer = self._loop.call_later(SAFETY_NET, self._look_now)
-        self._settling = False
+        self._timer = self._loop.call_later(PERIOD, self._run_check)
+        self._pending = False
         self._loop.add_reader(self._socket, self._read)
 
     def close(self) -> None:
@@ -85,14 +85,14 @@ class Monitor:
         for _ in range(BURST):
             try:
                 data = self._socket.recv(DATAGRAM_BYTES)
-            except OSError:  # there is no more, or something was lost
+            except OSError:  # no more messages, or the buffer has overflowed
                 return
-            if not self._settling and is_news(data, self._process):
-                self._settling = True
+            if not self._pending and matters(data, self._process):
+                self._pending = True
                 self._timer.cancel()
-                self._timer = self._loop.call_later(SETTLE_TIME, self._look_now)
+                self._timer = self._loop.call_later(DEBOUNCE, self._run_check)
 
-    def _look_now(self) -> None:
-        self._settling = False
-        self._timer = self._loop.call_later(SAFETY_NET, self._look_now)
-        self._look()
+    def _run_check(self) -> None:
+        self._pending = False
+        self._timer = self._loop.call_later(PERIOD, self._run_check)
+        self._check()

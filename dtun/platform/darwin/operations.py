@@ -1,9 +1,9 @@
-"""Carries out one change after the other, and says in a person's words why the kernel refuses one."""
+"""Makes changes in the kernel one by one, with a readable reason where it refuses one."""
 
 from dtun.errors import PermissionDeniedError
 from dtun.network.difference import Change
 from dtun.network.state import Dns, NetDevice, PointToPoint, Route, Sysctl
-from dtun.platform.darwin import errors, lookup, routes, syscalls
+from dtun.platform.darwin import errors, observed, rtmsg, syscalls
 from dtun.platform.darwin.constants import (
     AF_ROUTE,
     RTM_ADD,
@@ -13,9 +13,9 @@ from dtun.platform.darwin.constants import (
     SOCK_RAW,
     SOL_SOCKET,
 )
-from dtun.platform.darwin.interfaces import Interfaces
+from dtun.platform.darwin.ioctl import InterfaceIoctls
 from dtun.platform.darwin.resolver import Resolver, ResolverError
-from dtun.platform.darwin.settings import Settings
+from dtun.platform.darwin.sysctl import Settings
 
 ADVICE = "remove that route, or keep this network out of the tunnel"
 
@@ -26,9 +26,9 @@ class Operations:
     def __init__(self, settings: Settings, resolver: Resolver) -> None:
         self._settings = settings
         self._resolver = resolver
-        self._interfaces = Interfaces()
+        self._interfaces = InterfaceIoctls()
         self._routing = syscalls.open_socket(AF_ROUTE, SOCK_RAW)
-        # The answer to a request is what `send` returns; nobody reads here.
+        # Errors are returned by `send`; nothing reads the echoes of our requests here.
         self._routing.setsockopt(SOL_SOCKET, SO_USELOOPBACK, 0)
         self._sequence = 0
 
@@ -37,11 +37,11 @@ class Operations:
         self._routing.close()
 
     def check_permission(self) -> None:
-        """Raises OSError with EPERM if this process may change nothing."""
+        """Raises OSError with EPERM if this process may not change anything."""
         self._interfaces.check_permission()
 
-    def refusal(self, change: Change) -> str | None:
-        """Make the change; returns the kernel's reason if it refuses, None when all is as it should be.
+    def make(self, change: Change) -> str | None:
+        """Make the change. Returns None if the kernel is then as it should be, else the reason of its refusal.
 
         Raises:
             PermissionDeniedError: not root.
@@ -55,46 +55,46 @@ class Operations:
             if error.errno == errors.EPERM:
                 raise PermissionDeniedError(errors.NOT_PERMITTED) from None
             if change.action == "remove":
-                return None if error.errno in errors.GONE else errors.words(error)
+                return None if error.errno in errors.GONE else errors.reason(error)
             if error.errno == errors.EEXIST and isinstance(change.what, Route):
-                return _rival(change.what)
-            return _explanation(change, error)
+                return _existing_route(change.what)
+            return _reason(change, error)
         return None
 
     def refresh(self, route: Route) -> None:
-        """Let the kernel choose the source address of a route anew. Raises OSError."""
-        self._ask(RTM_CHANGE, route)
+        """Let the kernel choose the route's source address again. Raises OSError."""
+        self._request(RTM_CHANGE, route)
 
     def _make(self, change: Change) -> None:
-        going = change.action == "remove"
+        removes = change.action == "remove"
         match change.what:
-            case NetDevice() as link:
-                (self._interfaces.set_down if going else self._interfaces.set_up)(link)
+            case NetDevice() as device:
+                (self._interfaces.set_down if removes else self._interfaces.set_up)(device)
             case PointToPoint() as pair:
-                (self._interfaces.remove_address if going else self._interfaces.add_address)(pair)
+                (self._interfaces.remove_address if removes else self._interfaces.add_address)(pair)
             case Sysctl() as setting:
-                (self._settings.put_back if going else self._settings.put)(setting)
+                (self._settings.restore if removes else self._settings.set)(setting)
             case Dns() as dns:
-                if going:
+                if removes:
                     self._resolver.clear()
                 else:
                     self._resolver.apply(dns)
-            case Route() as route if going:
-                self._ask(RTM_DELETE, route)
+            case Route() as route if removes:
+                self._request(RTM_DELETE, route)
             case Route() as route:
-                self._put(route, change.previous)
+                self._add_route(route, change.previous)
 
-    def _put(self, route: Route, previous: object) -> None:
+    def _add_route(self, route: Route, previous: object) -> None:
         if not isinstance(previous, Route):
-            self._ask(RTM_ADD, route)
+            self._request(RTM_ADD, route)
         elif route.gateway and previous.gateway:
-            self._ask(RTM_CHANGE, route)
+            self._request(RTM_CHANGE, route)
         else:
-            # A change leaves the flags as they are, and here they differ.
-            self._ask(RTM_DELETE, previous)
-            self._ask(RTM_ADD, route)
+            # RTM_CHANGE keeps the flags, and these two routes differ in RTF_GATEWAY.
+            self._request(RTM_DELETE, previous)
+            self._request(RTM_ADD, route)
 
-    def _ask(self, kind: int, route: Route) -> None:
+    def _request(self, kind: int, route: Route) -> None:
         self._sequence += 1
         index = 0
         if route.device:
@@ -102,28 +102,26 @@ class Operations:
                 index = syscalls.index_of(route.device)
             except OSError:
                 raise OSError(errors.ENXIO, "there is no such device") from None
-        self._routing.send(routes.request(kind, route, index, self._sequence))
+        self._routing.send(rtmsg.route_request(kind, route, index, self._sequence))
 
 
-def _rival(wanted: Route) -> str | None:
-    """Who has the destination that we want; None if that is ourselves, as after an apply that was cut short."""
-    for found in lookup.table(wanted.destination.version):
+def _existing_route(wanted: Route) -> str | None:
+    """Describe the route that has the destination; None if it is ours, as after an interrupted apply."""
+    for found in observed.routes(wanted.destination.version):
         if found.route.destination != wanted.destination or found.scoped:
             continue
         if found.is_ours(wanted):
             return None
         if found.route.kind == "unreachable":
-            return f"{wanted.destination} is made unreachable by another route already; {ADVICE}"
+            return f"another route makes {wanted.destination} unreachable; {ADVICE}"
         via = f" via {found.route.gateway}" if found.route.gateway else ""
         owner = "another dtun" if found.ours else "another program"
-        return (
-            f"{wanted.destination} is routed through {found.route.device}{via} already, by {owner}; {ADVICE}"
-        )
-    return "it exists"
+        return f"{owner} has a route to {wanted.destination} through {found.route.device}{via}; {ADVICE}"
+    return "it exists already"
 
 
-def _explanation(change: Change, error: OSError) -> str:
+def _reason(change: Change, error: OSError) -> str:
     match change.what, error.errno:
         case PointToPoint(local=local), errors.EINVAL | errors.ENOBUFS if local.version == 6:
-            return "the kernel finds it invalid; IPv6 needs an MTU of 1280 or more"
-    return errors.words(error)
+            return "the kernel refuses the address; IPv6 needs an MTU of 1280 or more"
+    return errors.reason(error)

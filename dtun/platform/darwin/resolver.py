@@ -1,10 +1,10 @@
-"""Name servers for some domains, by files in /etc/resolver (resolver(5)): one for each domain, called like it.
+"""Name servers for some domains, by files in /etc/resolver (resolver(5)), each with the name of its domain.
 
     # dtun dtun0: goes when the tunnel does
     nameserver 10.86.0.1
 
-Our files are known by their first line, so that they can be removed after a crash, and others' are never touched. A
-search list, or name servers for every name, cannot be had this way: docs/decisions/0002-dns-on-macos.md.
+The first line marks our files, so that they can be removed after a crash; other files are never changed. A search list,
+or name servers for every name, cannot be set this way: docs/decisions/0002-dns-on-macos.md.
 """
 
 import os
@@ -17,34 +17,34 @@ from dtun.network.state import Dns
 DIRECTORY: Final = Path("/etc/resolver")
 
 NOT_EVERY_NAME: Final = (
-    "macOS asks other name servers only for the domains that are named: list them in `dns_domains`, "
+    "macOS uses these name servers only for listed domains: list them in `dns_domains`, "
     "or set the name servers in the `up` hook"
 )
 
 
 class ResolverError(Exception):
-    """It cannot be done; the text says why, for a person."""
+    """The name servers cannot be set; the text says why."""
 
 
 def refusal(dns: Dns) -> str | None:
-    """Why macOS cannot do this; None if it can."""
+    """Why macOS cannot use these name servers; None if it can."""
     domains = _domains(dns)
     return NOT_EVERY_NAME if not domains or "." in domains else None
 
 
 class Resolver:
-    """The files of one dtun process, which is called `instance`."""
+    """The files of the dtun process called `instance`."""
 
     def __init__(self, instance: str, directory: Path | None = None) -> None:
         self._directory = directory or DIRECTORY
         self._mark = f"# dtun {instance}: goes when the tunnel does\n"
 
     def apply(self, dns: Dns) -> None:
-        """Have exactly these name servers asked for exactly these domains.
+        """Use these name servers for these domains, and for no others.
 
         Raises:
-            ResolverError: there are none, or "every name" is among them; a file of somebody else is in the way, or
-                the directory cannot be written.
+            ResolverError: there is no domain, or "every name" is among them; another program's file exists, or the
+                directory cannot be written.
         """
         if reason := refusal(dns):
             raise ResolverError(reason)
@@ -56,7 +56,7 @@ class Resolver:
                 path = self._directory / domain
                 if path.exists() and path not in present:
                     raise ResolverError(
-                        f"{path} is somebody else's; remove it, or take {domain} out of `dns_domains`"
+                        f"{path} is not a file of dtun; remove it, or remove {domain} from `dns_domains`"
                     )
                 if present.pop(path, "") != text:
                     self._write(path, text)
@@ -68,7 +68,7 @@ class Resolver:
             ) from None
 
     def clear(self) -> None:
-        """Remove all of our files, also those of a process before this one.
+        """Remove all of our files, including those of an earlier process.
 
         Raises:
             ResolverError: one cannot be removed.
@@ -93,7 +93,7 @@ class Resolver:
                 yield path, text
 
     def _write(self, path: Path, text: str) -> None:
-        """Renamed into place, from beside the directory: every name in it is taken for a domain."""
+        """Written beside the directory and renamed into it: every file name in it counts as a domain."""
         draft = self._directory.with_name(f".{self._directory.name}.dtun.{os.getpid()}")
         draft.write_text(text, "utf-8")
         draft.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Messages of routing sockets as bytes (net/route.h, net/if.h; route(4)).
+"""Messages of routing sockets as bytes (net/route.h, net/if.h; route(4)). Pure.
 
     rt_msghdr (92)     | length u16 | version 5 | type u8 | interface u16 | pad u16 | flags i32 | addresses i32 |
                        | process i32 | sequence i32 | errno i32 | use i32 | which metrics u32 |
@@ -8,17 +8,28 @@
     ifa_msghdr (20)    | length u16 | version 5 | type u8 | addresses i32 | flags i32 | interface u16 | pad u16 |
                        | metric i32 |
 
-Behind each are socket addresses, those that the bits of "addresses" name, in the order of RTA_ORDER; each is padded to
-a multiple of four bytes.
+Socket addresses follow, those that the bits of "addresses" name, in the order of RTA_ORDER, each padded to a multiple
+of four bytes.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from struct import Struct
 
+from dtun.network.state import Route
 from dtun.platform.darwin import sockaddr
 from dtun.platform.darwin.constants import (
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_NETMASK,
     RTA_ORDER,
+    RTF_GATEWAY,
+    RTF_HOST,
+    RTF_OURS,
+    RTF_REJECT,
+    RTF_STATIC,
+    RTF_UP,
     RTM_ADD,
     RTM_CHANGE,
     RTM_DELADDR,
@@ -34,12 +45,13 @@ RT_MSGHDR = Struct("<HBBHHiiiiiiIII48x")
 IF_MSGHDR = Struct("<HBBiiH2x8xI84x")
 IFA_MSGHDR = Struct("<HBBiiH2xi")
 
+_LOOPBACK = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 _ROUTE_TYPES = frozenset({RTM_ADD, RTM_DELETE, RTM_CHANGE, RTM_GET})
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A message of any of the three layouts. What a layout does not have is 0; `mtu` in bytes."""
+class RoutingMessage:
+    """A message of any of the three layouts; fields that a layout does not have are 0. `mtu` in bytes."""
 
     kind: int
     index: int
@@ -51,13 +63,13 @@ class Message:
     mtu: int = 0
 
     def address(self, which: int) -> sockaddr.Parsed | None:
-        """The address of this RTA_ kind, if it is there and understood. Masks are not addresses."""
+        """The address of this RTA_ kind; None if it is missing or unknown. Not for masks."""
         data = self.addresses.get(which)
         return None if data is None else sockaddr.parse(data)
 
 
 def request(kind: int, flags: int, addresses: Mapping[int, bytes], sequence: int) -> bytes:
-    """A request about a route: RTM_ADD, RTM_DELETE, RTM_CHANGE or RTM_GET."""
+    """An RTM_ADD, RTM_DELETE, RTM_CHANGE or RTM_GET message."""
     present = [bit for bit in RTA_ORDER if bit in addresses]
     body = b"".join(_padded(addresses[bit]) for bit in present)
     length = RT_MSGHDR.size + len(body)
@@ -67,8 +79,28 @@ def request(kind: int, flags: int, addresses: Mapping[int, bytes], sequence: int
     )
 
 
-def messages(data: bytes) -> Iterator[Message]:
-    """The messages of one read or dump that are of a kind known here; nothing after one that is damaged."""
+def route_request(kind: int, route: Route, index: int, sequence: int) -> bytes:
+    """The request that adds, changes or removes a route of ours. `index` is that of its device, 0 if it has none."""
+    destination = route.destination
+    flags = RTF_UP | RTF_STATIC | RTF_OURS
+    if route.kind == "unreachable":
+        flags |= RTF_REJECT | RTF_GATEWAY
+        gateway = sockaddr.inet(_LOOPBACK[destination.version])
+    elif route.gateway is not None:
+        flags |= RTF_GATEWAY
+        gateway = sockaddr.inet(route.gateway, index)
+    else:
+        gateway = sockaddr.link(index)
+    addresses = {RTA_DST: sockaddr.inet(destination.network_address), RTA_GATEWAY: gateway}
+    if destination.prefixlen == destination.max_prefixlen:
+        flags |= RTF_HOST
+    else:
+        addresses[RTA_NETMASK] = sockaddr.mask(destination)
+    return request(kind, flags, addresses, sequence)
+
+
+def messages(data: bytes) -> Iterator[RoutingMessage]:
+    """Parse one read or dump. Unknown types are skipped; parsing ends at a damaged message."""
     view = memoryview(data)
     while len(view) >= START.size:
         length, version, kind = START.unpack_from(view)
@@ -79,17 +111,17 @@ def messages(data: bytes) -> Iterator[Message]:
         view = view[length:]
 
 
-def _parse(kind: int, view: memoryview) -> Message | None:
+def _parse(kind: int, view: memoryview) -> RoutingMessage | None:
     if kind in _ROUTE_TYPES and len(view) >= RT_MSGHDR.size:
         _, _, _, index, _, flags, bits, process, sequence, errno, _, _, _, mtu = RT_MSGHDR.unpack_from(view)
         addresses = _addresses(view[RT_MSGHDR.size :], bits)
-        return Message(kind, index, flags, addresses, process, sequence, errno, mtu)
+        return RoutingMessage(kind, index, flags, addresses, process, sequence, errno, mtu)
     if kind == RTM_IFINFO and len(view) >= IF_MSGHDR.size:
         _, _, _, bits, flags, index, mtu = IF_MSGHDR.unpack_from(view)
-        return Message(kind, index, flags, _addresses(view[IF_MSGHDR.size :], bits), mtu=mtu)
+        return RoutingMessage(kind, index, flags, _addresses(view[IF_MSGHDR.size :], bits), mtu=mtu)
     if kind in (RTM_NEWADDR, RTM_DELADDR) and len(view) >= IFA_MSGHDR.size:
         _, _, _, bits, flags, index, _ = IFA_MSGHDR.unpack_from(view)
-        return Message(kind, index, flags, _addresses(view[IFA_MSGHDR.size :], bits))
+        return RoutingMessage(kind, index, flags, _addresses(view[IFA_MSGHDR.size :], bits))
     return None
 
 

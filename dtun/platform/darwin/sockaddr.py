@@ -5,7 +5,7 @@
     sockaddr_dl    | length 20 | family 18 | index u16 | type | name length | address length | selector length |
                    | name and address 12 |
 
-The port is big-endian, the rest is in the host's order: little-endian, as every Mac of the last 15 years.
+The port is big-endian; the rest is in the host's byte order, which is little-endian on every Mac since 2006.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SOCKADDR_DL = Struct("<BBHBBBB12s")
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress:
-    """An interface, by index; the name is only there if the kernel gives it."""
+    """An interface by its index; `name` is empty where the kernel leaves it out."""
 
     index: int
     name: str = ""
@@ -32,10 +32,10 @@ Parsed = IPv4Address | IPv6Address | LinkAddress
 
 
 def inet(address: Address, scope: int = 0) -> bytes:
-    """The address in its structure.
+    """A sockaddr_in or sockaddr_in6.
 
-    A link-local address needs to know its link: `scope` is the interface's index, which the kernel wants inside of
-    the address (the KAME form, fe80:INDEX::...), as route(8) gives it.
+    `scope` is the interface's index of a link-local address. The kernel wants it inside the address (KAME form,
+    fe80:INDEX::...), as route(8) sends it.
     """
     if address.version == 4:
         return SOCKADDR_IN.pack(SOCKADDR_IN.size, AF_INET, 0, address.packed)
@@ -46,7 +46,7 @@ def inet(address: Address, scope: int = 0) -> bytes:
 
 
 def mask(network: Network) -> bytes:
-    """The network's mask, in full: the kernel takes a mask that was cut short for the end of the request."""
+    """The network's mask in full length: the kernel stops parsing a request at a trimmed one."""
     return inet(network.netmask)
 
 
@@ -60,18 +60,13 @@ def link(index: int) -> bytes:
     return SOCKADDR_DL.pack(SOCKADDR_DL.size, AF_LINK, index, 0, 0, 0, 0, b"")
 
 
-def nothing(version: int) -> bytes:
-    """An address that is not given, of the full length."""
-    return inet(ip_address(bytes(4 if version == 4 else 16)))
-
-
 def padded(length: int) -> int:
-    """Bytes that a socket address takes in a routing message: one of length 0 takes four, too."""
+    """Bytes that a socket address takes in a routing message. One of length 0 takes four."""
     return (length + 3) & ~3 if length else 4
 
 
 def parse(data: memoryview) -> Parsed | None:
-    """An address of a routing message; None if it is of no kind that is known here."""
+    """Parse an address of a routing message; None if its family is unknown or it is too short."""
     if len(data) < 2:
         return None
     match data[1]:
@@ -86,9 +81,9 @@ def parse(data: memoryview) -> Parsed | None:
 
 
 def prefix_length(data: memoryview, version: int) -> int | None:
-    """Of a mask in a reply, which ends after its last byte that is not 0, and whose family may be any byte.
+    """The prefix length of a mask in a reply; None if its ones are not contiguous.
 
-    None if its ones are not all at the left.
+    The kernel trims such a mask after its last byte that is not 0, and its family byte may have any value.
     """
     start, size = (4, 4) if version == 4 else (8, 16)
     bits = int.from_bytes(_filled(data, start, size), "big")
@@ -102,7 +97,7 @@ def _filled(data: memoryview, start: int, size: int) -> bytes:
 
 
 def _unscoped(packed: bytes) -> IPv6Address:
-    """Without the interface's index that the kernel keeps in a link-local address."""
+    """Remove the interface's index that the kernel keeps inside a link-local address."""
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80:
         packed = packed[:2] + b"\0\0" + packed[4:]
     return IPv6Address(packed)

@@ -1,7 +1,4 @@
-"""Every call to Darwin's kernel goes through here: a thin edge, in whose place tests put a kernel of their own.
-
-All of them raise OSError with the kernel's errno.
-"""
+"""All calls to Darwin's kernel; tests replace what this module imports. They raise OSError with the kernel's errno."""
 
 import ctypes
 import errno
@@ -15,19 +12,19 @@ _DUMP_ATTEMPTS = 8
 
 
 def open_socket(family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket that does not block, and that no hook inherits."""
+    """A non-blocking socket that child processes do not inherit."""
     opened = socket.socket(family, kind, protocol)
     opened.setblocking(False)
     return opened
 
 
 def ioctl(sock: socket.socket, number: int, argument: bytes) -> bytes:
-    """The argument as the kernel leaves it."""
+    """The argument as the kernel changed it."""
     return fcntl.ioctl(sock.fileno(), number, argument)
 
 
 def sysctl(path: Sequence[int]) -> bytes:
-    """The whole of a table. It may grow between the question for its size and the one for itself."""
+    """Read a whole table. Retried, because it may grow after its size was read."""
     library = ctypes.CDLL(None, use_errno=True)
     name = (ctypes.c_int * len(path))(*path)
     size = ctypes.c_size_t(0)
@@ -43,7 +40,7 @@ def sysctl(path: Sequence[int]) -> bytes:
 
 
 def sysctl_number(name: str, value: int | None = None) -> int:
-    """A setting that is a number, as it was before `value` takes its place, sysctlbyname(3)."""
+    """Read a number, sysctlbyname(3), and set it to `value` unless that is None. Returns what it was before."""
     library = ctypes.CDLL(None, use_errno=True)
     before, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
     _check(
@@ -70,7 +67,7 @@ def name_of(index: int) -> str:
 
 
 def clock(number: int) -> float:
-    """Seconds, clock_gettime(3)."""
+    """clock_gettime(3), in seconds."""
     return time.clock_gettime(number)
 
 

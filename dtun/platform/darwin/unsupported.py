@@ -1,4 +1,4 @@
-"""What dtun can want that macOS does not do: said in one line, with what to do instead. Pure."""
+"""Parts of a desired state that macOS does not support, each with a reason and what to do instead. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from dtun.network.state import (
     Masquerade,
     NetworkState,
 )
-from dtun.platform.darwin import resolver, settings
+from dtun.platform.darwin import resolver, sysctl
 
 Refused = list[tuple[Thing, str]]
 
@@ -21,7 +21,7 @@ NO_POLICY = "policy routing is not available on macOS; use `routing: main`"
 
 
 def split(desired: NetworkState) -> tuple[NetworkState, Refused]:
-    """What can be done, and what cannot, each with its reason."""
+    """Split into what macOS supports, and what it does not, each with its reason."""
     refused = sorted(_refused(desired), key=lambda one: describe(one[0]))
     gone = {thing for thing, _ in refused}
     possible = replace(
@@ -42,13 +42,13 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
         if route.table != MAIN_TABLE or route.kind == "throw":
             yield route, NO_POLICY
     for setting in desired.sysctls:
-        if not settings.is_known(setting):
+        if not sysctl.is_known(setting):
             yield setting, "macOS has no such setting"
     for dns in desired.dns:
         if reason := resolver.refusal(dns):
             yield dns, reason
     for one in desired.filters:
-        # What these two are for, programs that insist on a device, docs/routing.md tells: not each start.
+        # These two are for programs that bind to a device: explained in docs/routing.md, not at each start.
         if not isinstance(one, DropUnreachableIPv6 | DropIPv6OutsideTunnel):
             yield one, _no_filter(one)
 
@@ -57,7 +57,7 @@ def _no_filter(one: Filter) -> str:
     match one:
         case Masquerade():
             rule = "nat on INTERFACE from NETWORK to any -> (INTERFACE)"
-            return f"dtun does no NAT on macOS; put '{rule}' into /etc/pf.conf"
+            return f"dtun does not do NAT on macOS; add '{rule}' to /etc/pf.conf"
         case ClampMss(_, mtu):
-            return f"dtun filters nothing on macOS; put 'scrub all max-mss {mtu - 40}' into /etc/pf.conf"
-    return "dtun filters nothing on macOS; the routes alone keep traffic in the tunnel"
+            return f"dtun has no packet filter on macOS; add 'scrub all max-mss {mtu - 40}' to /etc/pf.conf"
+    return "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"

@@ -1,7 +1,9 @@
-"""TUN devices of macOS (net/if_utun.h): kernel controls that are a network interface for as long as they are open.
+"""TUN devices of macOS (net/if_utun.h): a kernel control socket is a network interface for as long as it is open.
 
-The device is called utun with a number, and nothing else. Each packet is behind four bytes, its address family:
-dtun.dataplane.utun takes them off and puts them on.
+    ctl_info (100)    | id u32 0 | name 4 |
+
+The device's name is "utun" with a number. Each packet has four bytes in front, its address family; dtun.dataplane.utun
+adds and removes them.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ from collections.abc import Callable, Collection
 from struct import Struct
 
 from dtun.errors import PermissionDeniedError, UnavailableError
-from dtun.platform.darwin import errors, ifreq, syscalls
+from dtun.platform.darwin import errors, syscalls
 from dtun.platform.darwin.constants import (
     AF_SYSTEM,
     CTLIOCGINFO,
@@ -27,18 +29,20 @@ from dtun.platform.darwin.constants import (
 )
 
 PENDING_PACKETS = 128
-"""Packets that the kernel may have on their way to us. By default it is one, and each waits for a turn of its own."""
+"""Packets that the kernel queues for us. The default is one: each would wait until the one before has been read."""
 
 BUFFER_BYTES = 512 << 10
-"""Each way, as the kernel reserves for utun; kern.ipc.maxsockbuf may allow less, and then it stays as it was."""
+"""In each direction, as the kernel reserves for utun. If kern.ipc.maxsockbuf is less, the default stays."""
 
 _NAME = re.compile(r"utun(0|[1-9][0-9]{0,5})")
 _NAME_BYTES = 16
 _U32 = Struct("<I")
 
+CTL_INFO = Struct("<I96s")
+
 
 class DarwinTun:
-    """An open utun device: see `dtun.platform.interface.Tun`. It takes no super-packets."""
+    """An open utun device, see `dtun.platform.interface.Tun`. It has no offloads."""
 
     vnet_header = False
     family_header = True
@@ -55,7 +59,7 @@ class DarwinTun:
         return self._control.fileno()
 
     def enable_offloads(self, offloads: frozenset[str]) -> None:
-        """See `Tun.enable_offloads`: there is nothing to hand out."""
+        """See `Tun.enable_offloads`: there are none."""
 
     def close(self) -> None:
         """Remove the device, with its addresses and routes. May be called twice."""
@@ -64,13 +68,13 @@ class DarwinTun:
             self._closed(self)
 
 
-def open_utun(name: str, closed: Callable[[DarwinTun], None]) -> DarwinTun:
-    """Make a device: `name` if that is "utun" with a number, else the next that is free.
+def open_tun(name: str, closed: Callable[[DarwinTun], None]) -> DarwinTun:
+    """Create a device: `name` if that is "utun" with a number, else the next free one.
 
-    `closed` is told when it has been closed.
+    `closed` is called when the device is closed.
 
     Raises:
-        UnavailableError: the number is taken, or the kernel has no utun.
+        UnavailableError: the number is in use, or the kernel has no utun.
         PermissionDeniedError: not root.
     """
     wanted = _NAME.fullmatch(name)
@@ -79,9 +83,9 @@ def open_utun(name: str, closed: Callable[[DarwinTun], None]) -> DarwinTun:
     except OSError as error:
         raise _refused(name, error) from None
     try:
-        answer = syscalls.ioctl(control, CTLIOCGINFO, ifreq.control(UTUN_CONTROL_NAME))
-        number, _ = ifreq.CTL_INFO.unpack(answer)
-        # Unit 1 is utun0; unit 0 stands for any.
+        answer = syscalls.ioctl(control, CTLIOCGINFO, control_request(UTUN_CONTROL_NAME))
+        number, _ = CTL_INFO.unpack(answer)
+        # Unit 1 is utun0; unit 0 means the next free one.
         control.connect((number, int(wanted[1]) + 1 if wanted else 0))
         given = control.getsockopt(SYSPROTO_CONTROL, UTUN_OPT_IFNAME, _NAME_BYTES)
     except OSError as error:
@@ -91,15 +95,20 @@ def open_utun(name: str, closed: Callable[[DarwinTun], None]) -> DarwinTun:
     return DarwinTun(given.rstrip(b"\0").decode("ascii"), control, closed)
 
 
+def control_request(name: str) -> bytes:
+    """For CTLIOCGINFO, which returns the id of the kernel control with this name."""
+    return CTL_INFO.pack(0, name.encode())
+
+
 def name_for(wanted: str, taken: Collection[str]) -> str:
-    """What `open_utun` would call a device, while there are those in `taken`."""
+    """The name that `open_tun` would give a device while those in `taken` exist."""
     if _NAME.fullmatch(wanted):
         return wanted
     return next(name for number in itertools.count() if (name := f"utun{number}") not in taken)
 
 
 def _enlarge(control: socket.socket) -> None:
-    """Room for bursts; where the kernel does not want that, it is as slow as it is."""
+    """Make room for bursts, where the kernel allows it."""
     with contextlib.suppress(OSError):
         control.setsockopt(SYSPROTO_CONTROL, UTUN_OPT_MAX_PENDING_PACKETS, _U32.pack(PENDING_PACKETS))
     for direction in (SO_RCVBUF, SO_SNDBUF):
@@ -110,12 +119,12 @@ def _enlarge(control: socket.socket) -> None:
 def _refused(name: str, error: OSError) -> UnavailableError | PermissionDeniedError:
     match error.errno:
         case errors.EPERM | errors.EACCES:
-            return PermissionDeniedError("may not make a utun device: run dtun as root")
+            return PermissionDeniedError("may not create a utun device: run dtun as root")
         case errors.EBUSY:
             return UnavailableError(
-                f"cannot make the device {name}: it is taken; choose another number, "
-                "or leave out `tun` for the next that is free"
+                f"cannot create the device {name}: it is in use; choose another number, "
+                "or leave out `tun` for the next free one"
             )
         case errors.ENOENT:
-            return UnavailableError("cannot make a utun device: this kernel has no utun")
-    return UnavailableError(f"cannot make a utun device: {errors.words(error)}")
+            return UnavailableError("cannot create a utun device: this kernel has no utun")
+    return UnavailableError(f"cannot create a utun device: {errors.reason(error)}")

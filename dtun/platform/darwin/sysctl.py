@@ -1,4 +1,4 @@
-"""Settings of the kernel, by the names that dtun has for them, which are Linux's. What was before comes back."""
+"""Kernel settings that several dtun processes may want. Their names are Linux's; `NAMES` has those of Darwin."""
 
 from typing import Final
 
@@ -14,48 +14,48 @@ NAMES: Final = {
 
 
 def is_known(setting: Sysctl) -> bool:
-    """Whether there is such a setting here."""
+    """Whether Darwin has this setting."""
     return setting.name in NAMES and setting.value.isdecimal()
 
 
 def is_set(setting: Sysctl) -> bool:
-    """Whether it is as it should be. Raises OSError."""
+    """Whether it has the wanted value. Raises OSError."""
     return str(syscalls.sysctl_number(NAMES[setting.name])) == setting.value
 
 
 class Settings:
-    """The settings of one instance. Others may want the same: the last one to go puts back what was before the first.
+    """The settings of one instance, with their previous values in its journal.
 
+    The last instance that wants a setting restores the value from before the first one.
     Methods raise OSError with the kernel's errno, and UnavailableError if the journal cannot be written.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def put(self, wanted: Sysctl) -> None:
-        """Set it, and remember what it was."""
+    def set(self, wanted: Sysctl) -> None:
+        """Set it, and save its previous value."""
         with self._journal.exclusive():
             now = str(syscalls.sysctl_number(NAMES[wanted.name]))
-            notes = [*self._notes(wanted), *self._journal.saved_by_others(wanted.name)]
+            ours = self._saved(wanted)
+            saved = [*ours, *self._journal.saved_by_others(wanted.name)]
             changed = None if now == wanted.value else now
-            previous = next((held.previous for held in notes if held.previous is not None), changed)
-            ours = self._notes(wanted)
+            previous = next((entry.previous for entry in saved if entry.previous is not None), changed)
             self._journal.add([SavedSysctl(wanted, previous)])
-            self._journal.remove([held for held in ours if held != SavedSysctl(wanted, previous)])
+            self._journal.remove([entry for entry in ours if entry != SavedSysctl(wanted, previous)])
             if changed is not None:
                 syscalls.sysctl_number(NAMES[wanted.name], int(wanted.value))
 
-    def put_back(self, no_longer: Sysctl) -> None:
-        """Unless another instance wants it still, or somebody else has set it since."""
+    def restore(self, unwanted: Sysctl) -> None:
+        """Restore the previous value, unless another instance wants this one or another program has changed it."""
         with self._journal.exclusive():
-            ours = self._notes(no_longer)
-            previous = next((held.previous for held in ours if held.previous is not None), None)
-            wanted_elsewhere = self._journal.saved_by_others(no_longer.name)
-            if previous is not None and not wanted_elsewhere and is_set(no_longer):
-                syscalls.sysctl_number(NAMES[no_longer.name], int(previous))
+            ours = self._saved(unwanted)
+            previous = next((entry.previous for entry in ours if entry.previous is not None), None)
+            if previous is not None and not self._journal.saved_by_others(unwanted.name) and is_set(unwanted):
+                syscalls.sysctl_number(NAMES[unwanted.name], int(previous))
             self._journal.remove(ours)
 
-    def _notes(self, setting: Sysctl) -> list[SavedSysctl]:
+    def _saved(self, setting: Sysctl) -> list[SavedSysctl]:
         return [
             entry
             for entry in self._journal.entries

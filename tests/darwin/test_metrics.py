@@ -1,11 +1,11 @@
-"""Routes without metrics: longer prefixes in their place."""
+"""Longer prefixes in place of metrics."""
 
 from ipaddress import ip_address, ip_network
 
 from hypothesis import given, strategies as st
 
 from dtun.network.state import Address, Route
-from dtun.platform.darwin.flat import flatten
+from dtun.platform.darwin.metrics import without_metrics
 
 WORST = 0xFFFF0000
 
@@ -20,7 +20,7 @@ def unreachable(destination: str) -> Route:
 
 def test_the_kill_switch_is_below_the_tunnel() -> None:
     tunnel, block = route("0.0.0.0/1"), unreachable("0.0.0.0/1")
-    assert flatten([tunnel, block]) == {
+    assert without_metrics([tunnel, block]) == {
         route("0.0.0.0/2"): tunnel,
         route("64.0.0.0/2"): tunnel,
         Route(ip_network("0.0.0.0/1"), kind="unreachable"): block,
@@ -28,17 +28,19 @@ def test_the_kill_switch_is_below_the_tunnel() -> None:
 
 
 def test_a_single_route_stays_and_loses_its_metric() -> None:
-    assert flatten([route("10.0.0.0/8", metric=5)]) == {route("10.0.0.0/8"): route("10.0.0.0/8", metric=5)}
+    assert without_metrics([route("10.0.0.0/8", metric=5)]) == {
+        route("10.0.0.0/8"): route("10.0.0.0/8", metric=5)
+    }
 
 
-def test_of_two_host_routes_the_better_is_there() -> None:
+def test_of_two_host_routes_the_better_is_installed() -> None:
     better = route("192.0.2.1/32")
-    assert flatten([unreachable("192.0.2.1/32"), better]) == {better: better}
+    assert without_metrics([unreachable("192.0.2.1/32"), better]) == {better: better}
 
 
-def test_what_is_wanted_for_a_half_itself_goes_first() -> None:
+def test_a_route_that_is_wanted_for_a_half_has_precedence() -> None:
     half = route("64.0.0.0/2", "en0")
-    flat = flatten([route("0.0.0.0/1"), unreachable("0.0.0.0/1"), half])
+    flat = without_metrics([route("0.0.0.0/1"), unreachable("0.0.0.0/1"), half])
     assert half in flat
     assert route("64.0.0.0/2") not in flat
 
@@ -66,9 +68,9 @@ def best(routes: set[Route], address: Address) -> str | None:
 
 @given(st.sets(small, max_size=6))
 def test_packets_go_where_metrics_would_have_them_go(routes: set[Route]) -> None:
-    # Two for the same destination with the same metric would be a tie, which nobody wants.
+    # Not two with the same destination and metric: a tie.
     distinct = {(one.destination, one.metric): one for one in routes}.values()
-    flat = set(flatten(distinct))
+    flat = set(without_metrics(distinct))
     assert len({one.destination for one in flat}) == len(flat)
     for number in range(64):
         address = ip_address(number << 26 | 1)
