@@ -157,7 +157,10 @@ def test_mtu_and_peers_are_replaced(host: Host, runtime: Path) -> None:
             "10.1.0.0/16 via 192.0.2.9 dev eth0 proto static",
             "through eth0 via 192.0.2.9 already, by the administra",
         ),
-        ("unreachable 10.1.0.0/16 proto bgp", "10.1.0.0/16 is unreachable by somebody else's route already"),
+        (
+            "unreachable 10.1.0.0/16 proto bgp",
+            "10.1.0.0/16 is unreachable by another program's route already",
+        ),
     ],
 )
 def test_somebody_elses_route_is_left_alone(host: Host, runtime: Path, foreign: str, reason: str) -> None:
@@ -265,7 +268,7 @@ def test_ipv6_that_is_switched_off_is_said_and_ipv4_works(host: Host, runtime: P
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):
             with pytest.raises(
-                ChangesRefusedError, match=r"fd86::1 .*: IPv6 is switched off on this host"
+                ChangesRefusedError, match=r"fd86::1 .*: IPv6 is disabled on this host"
             ) as caught:
                 await linux.apply(state(into("10.1.0.0/16")))
             assert len(caught.value.refused) == 1

@@ -117,7 +117,7 @@ def test_somebody_elses_rule_and_table_are_left_alone(host: Host, runtime: Path)
                     state() | NetworkState(routes=frozenset({in_table("0.0.0.0/0")}), rules=RULES)
                 )
             assert [reason for _, reason in caught.value.refused] == [
-                "somebody else has a route to 0.0.0.0/0 in table 7217 already"
+                "another program has a route to 0.0.0.0/0 in table 7217 already"
             ]
             assert len(rules_shown(host)) == 3, "the kernel keeps our rule beside theirs"
 

@@ -11,7 +11,7 @@ from topology import Host
 from dtun.errors import UnavailableError
 from dtun.network.state import Dns, NetworkState
 from dtun.platform.interface import ChangesRefusedError
-from dtun.platform.linux.services import Services
+from dtun.platform.linux.operations import Operations
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -37,7 +37,7 @@ class Resolver:
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
-    monkeypatch.setattr(Services, "resolved", resolver)
+    monkeypatch.setattr(Operations, "resolved", resolver)
     return resolver
 
 

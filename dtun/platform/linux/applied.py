@@ -1,10 +1,10 @@
-"""What this process has in the kernel, by kind, in sets that grow and shrink."""
+"""What this process has put in the kernel, and the devices that it belongs to."""
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from dtun.network.difference import Thing
+from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import (
     ClampMss,
     Dns,
@@ -20,12 +20,15 @@ from dtun.network.state import (
     Rule,
     Sysctl,
 )
+from dtun.platform.linux import observed
+from dtun.platform.linux.netlink.dump import unavailable_if_refused
+from dtun.platform.linux.netlink.wire import IFF_UP, ROUTE_PROTOCOL
 
 _KINDS = tuple(field.name for field in fields(NetworkState))
 
 
 class Applied:
-    """Sets that are never built anew: to hash ten thousand routes takes longer than a change of one."""
+    """What is applied, by kind. Mutable sets: to copy ten thousand routes takes longer than to change one."""
 
     def __init__(self) -> None:
         self.sysctls: set[Sysctl] = set()
@@ -40,11 +43,11 @@ class Applied:
         return sum(len(getattr(self, kind)) for kind in _KINDS)
 
     def things(self) -> list[Thing]:
-        """All of it."""
+        """Return all of them."""
         return [thing for kind in _KINDS for thing in getattr(self, kind)]
 
     def state(self) -> NetworkState:
-        """As a value."""
+        """Return them as an immutable value."""
         return NetworkState(**{kind: frozenset(getattr(self, kind)) for kind in _KINDS})
 
     def add(self, thing: Thing) -> None:
@@ -53,8 +56,8 @@ class Applied:
     def discard(self, thing: Thing) -> None:
         self._set_of(thing).discard(thing)
 
-    def drop_device(self, name: str) -> None:
-        """It went, with all that it had."""
+    def discard_device(self, name: str) -> None:
+        """Discard a device that is gone, with everything that belongs to it."""
         for kind in ("devices", "addresses", "routes", "dns"):
             things: set[Any] = getattr(self, kind)
             things -= {thing for thing in things if device_of(thing) == name}
@@ -78,24 +81,24 @@ class Applied:
 
 
 class Devices:
-    """This process's TUN devices: its `own`, with their indexes; those `closed` that somebody goes on to name."""
+    """This process's TUN devices: `own` with their indexes, and the `closed` ones that desired states still name."""
 
     def __init__(self) -> None:
         self.own: dict[str, int] = {}
         self.closed: set[str] = set()
 
-    def made(self, name: str, index: int) -> None:
+    def created(self, name: str, index: int) -> None:
         self.own[name] = index
         self.closed.discard(name)
 
-    def gone(self, name: str) -> int | None:
-        """Returns the index that it had."""
+    def removed(self, name: str) -> int | None:
+        """Returns the index that the device had."""
         self.closed.add(name)
         return self.own.pop(name, None)
 
 
 def device_of(thing: Thing) -> str:
-    """The device that takes it along; empty for what outlives every device."""
+    """Return the device with which a thing is removed; empty if it outlives every device."""
     match thing:
         case NetDevice(name):
             return name
@@ -114,7 +117,7 @@ def device_of(thing: Thing) -> str:
 
 
 def without_devices(state: NetworkState, gone: Collection[str]) -> NetworkState:
-    """Without what belongs to the devices `gone`."""
+    """Return `state` without what belongs to the devices `gone`."""
 
     def rest(kind: str) -> frozenset[Any]:
         things: frozenset[Any] = getattr(state, kind)
@@ -124,5 +127,42 @@ def without_devices(state: NetworkState, gone: Collection[str]) -> NetworkState:
 
 
 def devices_of(state: NetworkState) -> set[str]:
-    """Every device that `state` names."""
+    """Return every device that `state` names."""
     return {device_of(thing) for kind in _KINDS for thing in getattr(state, kind)}
+
+
+async def read_devices(names: Collection[str]) -> list[Thing]:
+    """Return what a predecessor applied to the devices `names`, which this process adopted.
+
+    These are the devices themselves, if they are up, their point-to-point addresses, and dtun's routes.
+
+    Raises:
+        UnavailableError: the kernel cannot be read.
+    """
+    with unavailable_if_refused():
+        links = {link.index: link for link in await observed.links() if link.name in names}
+        things: list[Thing] = [
+            NetDevice(link.name, link.mtu) for link in links.values() if link.flags & IFF_UP
+        ]
+        things += [
+            PointToPoint(links[found.index].name, found.local, found.network.network_address)
+            for found in await observed.addresses()
+            if found.index in links and found.network.num_addresses == 1
+        ]
+        for version in (4, 6):
+            things += [
+                _without_default_metric(found.route)
+                for found in await observed.routes(version, _is_ours)
+                if found.route.device in names
+            ]
+    return things
+
+
+def _is_ours(_length: int, protocol: int, _table: int) -> bool:
+    return protocol == ROUTE_PROTOCOL
+
+
+def _without_default_metric(route: Route) -> Route:
+    """Desired states name a metric only if it is not the default, but the kernel always returns one."""
+    default = route.metric == DEFAULT_METRIC[route.destination.version]
+    return replace(route, metric=None) if default else route

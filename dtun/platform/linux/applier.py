@@ -1,7 +1,7 @@
-"""Carries changes into the kernel in order, and keeps the books: what is applied, and what outlives the process."""
+"""Applies changes in order, and records what is applied and, in the journal, what outlives the process."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, repeat
 from typing import Any
 
@@ -13,41 +13,52 @@ from dtun.platform.journal import Journal
 from dtun.platform.linux.applied import Applied, Devices, device_of
 from dtun.platform.linux.missing import missing
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
-from dtun.platform.linux.netlink.requests import Requests
-from dtun.platform.linux.netlink.route_batches import BATCH, RouteBatches
+from dtun.platform.linux.netlink.route_batches import BATCH
 from dtun.platform.linux.operations import Operations
-from dtun.platform.linux.services import Services
-from dtun.platform.linux.settings import Settings, is_set
+from dtun.platform.linux.sysctl import Settings, is_set
 
 Outcome = tuple[list[Change], list[tuple[Change, str]]]
+"""The changes that were made, and those that were refused, with the reasons."""
 
 
 class Applier:
-    """One open kernel's hands. `devices` says which are this process's own: what goes with them is in no journal."""
+    """Puts one instance's changes into the kernel.
 
-    def __init__(
-        self, netlink: Requests, bulk: RouteBatches, services: Services, journal: Journal, devices: Devices
-    ) -> None:
+    `devices` are this process's own: what goes with them is not in the journal. `filters_removed` is called when
+    another program deletes something of the packet filter.
+    """
+
+    def __init__(self, journal: Journal, devices: Devices, filters_removed: Callable[[], None]) -> None:
         self.applied = Applied()
-        # The packet filter's table is there with contents that only a dead predecessor knew.
-        self.filters_left = False
-        # Somebody has taken some of what is in it.
-        self.filters_taken = False
-        self._services = services
+        self._table = f"dtun-{journal.instance}"
+        # The packet filter's table holds what a killed predecessor wanted, which is unknown.
+        self._filters_inherited = False
+        self._filters_missing = False
+        self._filters_removed = filters_removed
         self._journal = journal
         self._devices = devices
-        self._settings = Settings(journal)
-        self._changer = Operations(netlink, bulk, self._settings, services)
+        self._operations = Operations(self._table, Settings(journal), self._on_filters_removed)
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """See `Operations.ports`."""
+        return self._operations.ports
+
+    async def check_permission(self) -> None:
+        """See `Operations.check_permission`."""
+        await self._operations.check_permission()
+
+    async def close(self) -> None:
+        """Close the sockets. What is applied stays."""
+        await self._operations.close()
 
     async def adopt(self, entries: frozenset[Entry]) -> None:
-        """Take over what a dead predecessor left, as far as it is really there.
+        """Take over what a killed predecessor left, as far as it still exists.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
-        gone: set[Entry] = set(
-            await self._missing(entry for entry in entries if isinstance(entry, Route | Rule))
-        )
+        gone: set[Entry] = set(await _missing(entry for entry in entries if isinstance(entry, Route | Rule)))
         for entry in entries - gone:
             match entry:
                 case Route() | Rule():
@@ -58,35 +69,35 @@ class Applier:
                     else:
                         gone.add(entry)
                 case FilterTable():
-                    self.filters_left = await self._services.firewall.present()
-                    if not self.filters_left:
+                    self._filters_inherited = await self._operations.firewall.present()
+                    if not self._filters_inherited:
                         gone.add(entry)
         self._journal.remove(gone)
 
-    async def forget_lost(self, things: Iterable[Thing]) -> set[Thing]:
-        """Compare memory with the kernel; returns those of `things` that it does not have, which are forgotten.
+    async def forget_missing(self, things: Iterable[Thing]) -> set[Thing]:
+        """Return those of `things` that the kernel does not have, which no longer count as applied.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
         things = list(things)
-        lost: set[Thing] = await self._missing(things)
-        lost.update(thing for thing in things if isinstance(thing, Sysctl) and not is_set(thing))
+        gone: set[Thing] = await _missing(things)
+        gone.update(thing for thing in things if isinstance(thing, Sysctl) and not is_set(thing))
         filters = [thing for thing in things if isinstance(thing, Filter)]
-        if self.filters_taken and filters:
-            self.filters_taken = False
-            lost.update(filters)
-        for thing in lost:
+        if self._filters_missing and filters:
+            self._filters_missing = False
+            gone.update(filters)
+        for thing in gone:
             self.applied.discard(thing)
-        return lost
+        return gone
 
-    def pins(self) -> list[Thing]:
-        """What is applied and does not go with a device of ours: others' devices may have dropped it."""
+    def not_on_own_devices(self) -> list[Thing]:
+        """Return the applied routes and rules that do not belong to our devices: they may go with another device."""
         own = self._devices.own
         return [*(route for route in self.applied.routes if route.device not in own), *self.applied.rules]
 
-    def settle(self) -> None:
-        """Nothing that is not applied stays in the journal."""
+    def prune_journal(self) -> None:
+        """Remove the routes and rules that are no longer applied from the journal."""
         applied = self.applied
         self._journal.remove(
             [
@@ -97,8 +108,8 @@ class Applier:
             ]
         )
 
-    async def carry_out(self, changes: Sequence[Change], filters: frozenset[Filter]) -> Outcome:
-        """Make the changes, of which those of filters come to `filters`; returns what was done, and what refused.
+    async def apply(self, changes: Sequence[Change], filters: frozenset[Filter]) -> Outcome:
+        """Make `changes`; those of filters lead to exactly `filters`.
 
         Raises:
             PermissionDeniedError: CAP_NET_ADMIN is missing.
@@ -107,50 +118,80 @@ class Applier:
         done: list[Change] = []
         refused: list[tuple[Change, str]] = []
         of_filters = [change for change in changes if isinstance(change.what, Filter)]
-        # What a predecessor's table does is not known: it stays until the routes are those of now. So do guards of
-        # servers that are given up: the routes to these are removed after the filters come.
-        late = self.filters_left
-        kept = _kept_for_now(of_filters)
-        turn = not late
+        # A predecessor's table stays until the routes are in place, because its contents are unknown. Filters of
+        # former servers stay, too: the routes to these servers are removed after the filters are applied.
+        late = self._filters_inherited
+        kept = _kept_until_the_end(of_filters)
+        pending = not late
         for batch in _batches(changes):
             results: Iterable[tuple[Change, str | None]]
             if isinstance(batch[0].what, Route):
-                results = zip(batch, await self._routes(batch), strict=True)
+                results = zip(batch, await self._apply_routes(batch), strict=True)
             elif isinstance(batch[0].what, Filter):
-                # All at once, when it is the turn of the first.
-                todo = of_filters if turn else []
-                results = zip(
-                    todo, repeat(await self._filter(filters | kept) if turn else None), strict=False
-                )
-                turn = False
+                # All of them with the first.
+                todo = of_filters if pending else []
+                reason = await self._apply_filters(filters | kept) if pending else None
+                results = zip(todo, repeat(reason), strict=False)
+                pending = False
             else:
-                results = zip(batch, [await self._one(batch[0])], strict=True)
+                results = zip(batch, [await self._apply_one(batch[0])], strict=True)
             for change, reason in results:
-                # Closed in the meantime: whether it was done or refused, it is gone.
+                # A device that was closed meanwhile is gone, whether the change was made or refused.
                 if device_of(change.what) not in self._devices.closed:
-                    self._note(change, reason, done, refused)
+                    self._record(change, reason, done, refused)
             await asyncio.sleep(0)
         if late or kept:
-            reason = await self._filter(filters)
+            reason = await self._apply_filters(filters)
             for change in of_filters if late else []:
-                self._note(change, reason, done, refused)
+                self._record(change, reason, done, refused)
             if reason and not of_filters:
-                raise UnavailableError(f"cannot put the packet filter in order: {reason}")
+                raise UnavailableError(f"cannot replace the packet filter: {reason}")
         return done, refused
 
-    async def _one(self, change: Change) -> str | None:
-        """Anything but routes and filters. Sysctls see to the journal themselves."""
+    async def _apply_one(self, change: Change) -> str | None:
+        """Make a change of anything but a route or a filter. `Settings` keeps sysctls in the journal itself."""
         if not isinstance(change.what, Rule):
-            return await self._changer.refusal(change)
+            return await self._operations.apply(change)
         removes = change.action == "remove"
         if not removes:
             self._journal.add([change.what])
-        reason = await self._changer.refusal(change)
+        reason = await self._operations.apply(change)
         if removes == (reason is None):
             self._journal.remove([change.what])
         return reason
 
-    def _note(
+    async def _apply_routes(self, changes: Sequence[Change]) -> list[str | None]:
+        """Make up to a batch of changes, all with one action. Written to the journal before, deleted from it after."""
+        own = self._devices.own
+        removes = changes[0].action == "remove"
+        if not removes:
+            self._journal.add(
+                change.what
+                for change in changes
+                if isinstance(change.what, Route) and change.what.device not in own
+            )
+        reasons = await self._operations.apply_routes(changes)
+        absent: list[Entry] = []
+        for change, reason in zip(changes, reasons, strict=True):
+            if (reason is None) == removes and isinstance(change.what, Route):
+                absent.append(change.what)
+            elif reason is None and isinstance(change.previous, Route):
+                absent.append(change.previous)
+        self._journal.remove(absent)
+        return reasons
+
+    async def _apply_filters(self, filters: frozenset[Filter]) -> str | None:
+        table = FilterTable(self._table)
+        if filters:
+            self._journal.add([table])
+        reason = await self._operations.apply_filters(filters)
+        if reason is None:
+            self._filters_inherited = False
+            if not filters:
+                self._journal.remove([table])
+        return reason
+
+    def _record(
         self, change: Change, reason: str | None, done: list[Change], refused: list[tuple[Change, str]]
     ) -> None:
         if reason:
@@ -164,44 +205,18 @@ class Applier:
         else:
             self.applied.add(change.what)
 
-    async def _routes(self, changes: Sequence[Change]) -> list[str | None]:
-        """Up to a batch, of one action. In the journal before, out of it after."""
-        own = self._devices.own
-        removes = changes[0].action == "remove"
-        if not removes:
-            self._journal.add(
-                change.what
-                for change in changes
-                if isinstance(change.what, Route) and change.what.device not in own
-            )
-        reasons = await self._changer.routes_refusals(changes)
-        void: list[Entry] = []
-        for change, reason in zip(changes, reasons, strict=True):
-            if (reason is None) == removes and isinstance(change.what, Route):
-                void.append(change.what)
-            elif reason is None and isinstance(change.previous, Route):
-                void.append(change.previous)
-        self._journal.remove(void)
-        return reasons
-
-    async def _filter(self, filters: frozenset[Filter]) -> str | None:
-        table = FilterTable(self._services.table)
-        if filters:
-            self._journal.add([table])
-        reason = await self._changer.filters_refusal(filters)
-        if reason is None:
-            self.filters_left = False
-            if not filters:
-                self._journal.remove([table])
-        return reason
-
-    async def _missing(self, things: Iterable[Thing]) -> set[Any]:
-        with unavailable_if_refused():
-            return await missing(things)
+    def _on_filters_removed(self) -> None:
+        self._filters_missing = True
+        self._filters_removed()
 
 
-def _kept_for_now(of_filters: Iterable[Change]) -> frozenset[Filter]:
-    """The guards that go while other filters come: not yet when it is the turn of these."""
+async def _missing(things: Iterable[Thing]) -> set[Any]:
+    with unavailable_if_refused():
+        return await missing(things)
+
+
+def _kept_until_the_end(of_filters: Iterable[Change]) -> frozenset[Filter]:
+    """Return the filters of servers that are removed while other filters are added."""
     actions = {change.action for change in of_filters}
     return frozenset(
         change.what
@@ -213,7 +228,7 @@ def _kept_for_now(of_filters: Iterable[Change]) -> frozenset[Filter]:
 
 
 def _batches(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Runs of routes with one action, cut to a size; everything else alone."""
+    """Yield runs of routes with one action, of at most `BATCH`, and every other change alone."""
     start = 0
     for (is_route, _), run in groupby(
         changes, key=lambda change: (isinstance(change.what, Route), change.action)

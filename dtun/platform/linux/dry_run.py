@@ -1,4 +1,4 @@
-"""A Linux host that is only looked at: see `dtun.platform.dry_run`."""
+"""A Linux host that is only read: see `dtun.platform.dry_run`."""
 
 from ipaddress import ip_network
 from typing import Literal
@@ -33,7 +33,7 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
         if found.fate == "no route":
             return ActualRoute(None)
         if found.fate != "unicast" or found.route is None:
-            # Of a route that refuses, the kernel tells no more.
+            # The kernel returns no details of a route that sends nothing.
             return ActualRoute(Route(ip_network(address), kind="unreachable"))
         route = Route(
             found.route,

@@ -1,4 +1,4 @@
-"""Looks at a host's network without changing it, for those who want to know before they start. No privileges needed."""
+"""Reads the host's network for `dtun plan` and `dtun explain`. Needs no privileges."""
 
 import errno
 from collections.abc import Collection
@@ -8,17 +8,17 @@ from typing import Final, Literal
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.state import Address, Network, NetworkState
-from dtun.platform.linux import observed as now
+from dtun.platform.linux import observed
 from dtun.platform.linux.missing import missing, rule_for
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL, RTM_F_FIB_MATCH
 from dtun.platform.linux.nftables.firewall import Firewall, FirewallError
-from dtun.platform.linux.settings import is_set
+from dtun.platform.linux.sysctl import is_set
 
 Fate = Literal["unicast", "unreachable", "prohibit", "blackhole", "no route"]
 
-# What a sender gets to see, by what refuses (fib_props in the kernel's net/ipv4/fib_semantics.c). A table in which
-# nothing matches, or only a throw, ends as "no route".
+# The type of the matching route by the errno that a sender gets (fib_props in the kernel's
+# net/ipv4/fib_semantics.c). "no route" includes throw routes.
 _FATES: Final[dict[int, Fate]] = {
     errno.ENETUNREACH: "no route",
     errno.EHOSTUNREACH: "unreachable",
@@ -26,7 +26,7 @@ _FATES: Final[dict[int, Fate]] = {
     errno.EINVAL: "blackhole",
 }
 
-# Kinds of devices (IFLA_INFO_KIND) that are tunnels. A PPP device that pppd made has none, but its name.
+# Drivers (IFLA_INFO_KIND) of tunnels. A PPP device of pppd has no driver name, and is known by its own.
 TUNNEL_KINDS: Final = frozenset(
     {
         "tun",
@@ -48,10 +48,10 @@ TUNNEL_KINDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the kernel does with a packet: where to, and why.
+    """Where the kernel sends a packet, and why.
 
-    `route`, `table`, `metric` and `protocol` are those of the entry that matched, None where nothing is sent: the
-    kernel does not tell then. `rule` is the priority of the first policy rule that leads to that table.
+    `route`, `table`, `metric` and `protocol` are those of the matching entry. They are None where nothing is sent,
+    because the kernel does not return them. `rule` is the priority of the first policy rule that selects that table.
     """
 
     address: Address
@@ -67,8 +67,8 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """A route of another program's through a tunnel that is not dtun's. `kind` is the device's, such as "wireguard"."""
+class ForeignRoute:
+    """A route of another program through its own tunnel. `kind` is the device's driver, such as "wireguard"."""
 
     destination: Network
     device: str
@@ -78,15 +78,15 @@ class Foreign:
 
 
 async def decide(address: Address, mark: int | None = None) -> Decision:
-    """Where a packet to `address` goes now, dtun's own routes included; with the firewall mark `mark`, if any.
+    """Return where a packet to `address` goes now, by all routes including dtun's; `mark` is its firewall mark.
 
     Raises:
-        UnavailableError: the kernel does not say.
+        UnavailableError: the kernel cannot be read.
     """
     with unavailable_if_refused():
         try:
-            entry = now.get(address, RTM_F_FIB_MATCH, mark)
-            way = now.get(address, mark=mark)
+            entry = observed.get(address, RTM_F_FIB_MATCH, mark)
+            hop = observed.get(address, mark=mark)
         except NetlinkError as error:
             fate = _FATES.get(error.code)
             if fate is None:
@@ -100,26 +100,26 @@ async def decide(address: Address, mark: int | None = None) -> Decision:
             await rule_for(address.version, entry.route.table, mark, entry.route.destination.prefixlen),
             entry.route.metric,
             entry.protocol,
-            way.route.device,
-            way.route.gateway,
-            way.route.source,
+            hop.route.device,
+            hop.route.gateway,
+            hop.route.source,
         )
 
 
-async def foreign_tunnels(own: Collection[str] = ()) -> list[Foreign]:
-    """What other programs send through tunnels, in all tables.
+async def foreign_tunnels(own: Collection[str] = ()) -> list[ForeignRoute]:
+    """Return the routes of other programs through tunnels, in all tables.
 
-    dtun's own devices are those in `own`, and those with its routes.
+    A device is dtun's if it is in `own` or has routes of dtun's.
 
     Raises:
-        UnavailableError: the kernel does not say.
+        UnavailableError: the kernel cannot be read.
     """
     with unavailable_if_refused():
-        kinds = {link.name: _tunnel_kind(link) for link in await now.links()}
-        found = [*await now.routes(4), *await now.routes(6)]
+        kinds = {link.name: _tunnel_kind(link) for link in await observed.links()}
+        found = [*await observed.routes(4), *await observed.routes(6)]
     ours = {*own, *(one.route.device for one in found if one.protocol == ROUTE_PROTOCOL)}
     tunnels = {
-        Foreign(route.destination, route.device, kind, route.table, one.protocol)
+        ForeignRoute(route.destination, route.device, kind, route.table, one.protocol)
         for one in found
         if (kind := kinds.get((route := one.route).device, ""))
         and route.device not in ours
@@ -139,13 +139,12 @@ async def foreign_tunnels(own: Collection[str] = ()) -> list[Foreign]:
 
 
 async def existing(desired: NetworkState, instance: str) -> NetworkState:
-    """The part of `desired` that is in the kernel already.
+    """Return the part of `desired` that is in the kernel already.
 
-    Of filters, it is only known whether the table of `instance` is there: then all of them are taken to be. Name
-    servers are never in the answer.
+    All filters count as present if the table of `instance` exists. Name servers never do.
 
     Raises:
-        UnavailableError: the kernel does not say.
+        UnavailableError: the kernel cannot be read.
     """
     with unavailable_if_refused():
         gone = await missing([*desired.devices, *desired.addresses, *desired.routes, *desired.rules])
@@ -155,21 +154,21 @@ async def existing(desired: NetworkState, instance: str) -> NetworkState:
         routes=desired.routes - gone,
         rules=desired.rules - gone,
         sysctls=frozenset(setting for setting in desired.sysctls if is_set(setting)),
-        filters=desired.filters if desired.filters and await _table_is_there(instance) else frozenset(),
+        filters=desired.filters if desired.filters and await _table_exists(instance) else frozenset(),
     )
 
 
-async def _table_is_there(instance: str) -> bool:
+async def _table_exists(instance: str) -> bool:
     firewall = Firewall(f"dtun-{instance}")
     try:
         return await firewall.present()
     except FirewallError:
-        return False  # To look takes a right that a reader may not have.
+        return False  # Reading the packet filter needs CAP_NET_ADMIN.
     finally:
         firewall.close()
 
 
-def _tunnel_kind(link: now.FoundLink) -> str:
+def _tunnel_kind(link: observed.FoundLink) -> str:
     if link.kind in TUNNEL_KINDS:
         return link.kind
     return "ppp" if link.name.startswith("ppp") else ""

@@ -1,11 +1,11 @@
-"""What dtun wants to know about the host: the way to an address, its way out, the networks it is in."""
+"""How the host reaches an address, its default route, and the networks that it belongs to."""
 
 from collections.abc import Collection, Iterable
 from typing import Literal
 
 from dtun.network.state import MAIN_TABLE, Address
 from dtun.platform.interface import LocalNetwork, NextHop
-from dtun.platform.linux import observed as now
+from dtun.platform.linux import observed
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.monitor import HostView
 from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL
@@ -15,13 +15,13 @@ from dtun.platform.linux.observed import FoundRoute
 async def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
     """See `Kernel.next_hop`; `own` are the names of this process's devices."""
     with unavailable_if_refused():
-        found = now.matching(address)
+        found = observed.matching(address)
         if found is None or found.protocol == ROUTE_PROTOCOL or found.route.device in own:
-            # The kernel cannot be asked to leave some routes out, and of one that refuses it does not say whose it
-            # is. Policy rules are not followed on this way.
-            found = best_route(await now.routes(address.version, _others_in_main), address, own)
+            # A look-up cannot exclude our routes, and does not tell whose route refuses a packet. The main table alone
+            # is searched: policy rules are not considered.
+            found = best_route(await observed.routes(address.version, _is_foreign_in_main), address, own)
         else:
-            found = now.way_to(address)
+            found = observed.route_to(address)
         return await _hop(found)
 
 
@@ -29,13 +29,13 @@ async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop |
     """See `Kernel.default_hop`; `own` are the names of this process's devices."""
 
     def wanted(length: int, protocol: int, table: int) -> bool:
-        return length == 0 and _others_in_main(length, protocol, table)
+        return length == 0 and _is_foreign_in_main(length, protocol, table)
 
     with unavailable_if_refused():
-        tunnels = {link.name for link in await now.links() if link.kind == "tun"}
+        tunnels = {link.name for link in await observed.links() if link.kind == "tun"}
         candidates = [
             found
-            for found in await now.routes(version, wanted)
+            for found in await observed.routes(version, wanted)
             if found.unicast
             and found.alive
             and found.route.device
@@ -46,7 +46,7 @@ async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop |
 
 
 def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[str]) -> FoundRoute | None:
-    """As the kernel decides, dtun's routes left out: the longest prefix, then the smallest metric."""
+    """Choose as the kernel does, without dtun's routes: the longest prefix, then the smallest metric."""
     candidates = [
         found
         for found in table
@@ -64,19 +64,19 @@ def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[st
 
 
 async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
-    """See `Kernel.local_networks`. Link-local networks are left out: every link has them."""
+    """See `Kernel.local_networks`. Link-local networks are left out, because every link has them."""
     with unavailable_if_refused():
         links = {
             link.index: link
-            for link in await now.links()
+            for link in await observed.links()
             if link.name not in own and not link.flags & IFF_LOOPBACK
         }
         found = {
             LocalNetwork(links[address.index].name, address.network)
-            for address in await now.addresses()
+            for address in await observed.addresses()
             if address.index in links
             and not address.network.is_link_local
-            # The lone peer behind a TUN device: another dtun's, or of its kind.
+            # Nor the single peer of another program's TUN device.
             and not (links[address.index].kind == "tun" and address.network.num_addresses == 1)
         }
     return sorted(
@@ -84,12 +84,12 @@ async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     )
 
 
-async def look_around(view: HostView) -> None:
-    """Tell the view what is there already."""
+async def fill(view: HostView) -> None:
+    """Enter the existing links and addresses into the view."""
     with unavailable_if_refused():
-        for link in await now.links():
+        for link in await observed.links():
             view.update_link(link.index, link.flags, link.kind)
-        for address in await now.addresses():
+        for address in await observed.addresses():
             view.update_address(address.index, address.local.packed, address.flags)
 
 
@@ -97,10 +97,10 @@ async def _hop(found: FoundRoute | None) -> NextHop | None:
     if found is None or not found.route.device:
         return None
     route = found.route
-    mtu = found.mtu or next((link.mtu for link in await now.links() if link.name == route.device), None)
-    # Without one, the device has gone between the two questions.
+    mtu = found.mtu or next((link.mtu for link in await observed.links() if link.name == route.device), None)
+    # None if the device was removed between the two requests.
     return None if mtu is None else NextHop(route.device, route.gateway, route.source, mtu)
 
 
-def _others_in_main(_length: int, protocol: int, table: int) -> bool:
+def _is_foreign_in_main(_length: int, protocol: int, table: int) -> bool:
     return protocol != ROUTE_PROTOCOL and table == MAIN_TABLE

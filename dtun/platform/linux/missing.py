@@ -1,6 +1,6 @@
-"""Which of a set of things the kernel has, as dtun makes them: read once, then asked for each.
+"""Which of the applied things are missing from the kernel.
 
-A route is compared as the few numbers that the kernel keeps of it: thousands are looked at in a few milliseconds.
+Routes are compared as tuples of numbers and bytes, so that thousands take a few milliseconds.
 """
 
 import asyncio
@@ -56,31 +56,31 @@ RuleKey = tuple[int, int, int, int | None, int | None]
 
 _NO_SUPPRESSION = 0xFFFFFFFF
 _WHOLE_MARK = 0xFFFFFFFF
-# Things that are looked at before others get their turn.
+# Routes that are compared before other tasks run.
 _AT_ONCE = 1000
 
 
 async def missing(things: Iterable[Thing]) -> set[Any]:
-    """Those links, addresses, routes and rules of `things` that the kernel does not have, or not as dtun's.
+    """Return those devices, addresses, routes and rules of `things` that the kernel does not have, or not as dtun's.
 
     Raises:
-        NetlinkError: the kernel does not answer.
+        NetlinkError: the kernel cannot be read.
     """
     by_kind: dict[type, list[Any]] = {}
     for thing in things:
         by_kind.setdefault(type(thing), []).append(thing)
-    lost: set[Any] = set()
+    absent: set[Any] = set()
     if links := by_kind.get(NetDevice):
-        lost |= await _missing_links(links)
+        absent |= await _missing_links(links)
     if pairs := by_kind.get(PointToPoint):
-        lost |= await _missing_pairs(pairs)
+        absent |= await _missing_pairs(pairs)
     for version in VERSIONS.values():
         if routes := [route for route in by_kind.get(Route, ()) if route.destination.version == version]:
-            lost |= await _missing_routes(version, routes)
+            absent |= await _missing_routes(version, routes)
         if rules := [rule for rule in by_kind.get(Rule, ()) if rule.version == version]:
             present = await _rules(version)
-            lost |= {rule for rule in rules if rule_key(rule) not in present}
-    return lost
+            absent |= {rule for rule in rules if rule_key(rule) not in present}
+    return absent
 
 
 async def _missing_links(links: Iterable[NetDevice]) -> set[NetDevice]:
@@ -110,26 +110,26 @@ async def _missing_pairs(pairs: Iterable[PointToPoint]) -> set[PointToPoint]:
 async def _missing_routes(version: int, routes: Iterable[Route]) -> set[Route]:
     present = await _routes(version)
     indexes: dict[str, int | None] = {"": 0}
-    lost: set[Route] = set()
+    absent: set[Route] = set()
     rest = iter(routes)
     while some := list(islice(rest, _AT_ONCE)):
         for route in some:
             if route.device not in indexes:
                 indexes[route.device] = device_index(route.device)
             if route_key(route, indexes[route.device]) not in present:
-                lost.add(route)
+                absent.add(route)
         await asyncio.sleep(0)
-    return lost
+    return absent
 
 
 async def _routes(version: int) -> set[RouteKey]:
     body = RTMSG.pack(FAMILIES[version], 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
-    # A kernel without that family answers with all that it has.
+    # A kernel without that family returns all its routes.
     return set(await collect(RTM_GETROUTE, body, lambda part: route_seen(part, version)))
 
 
 def route_seen(part: memoryview, version: int) -> RouteKey | None:
-    """A struct rtmsg with its attributes, to be compared with `route_key`; None if it is none of dtun's."""
+    """Decode a struct rtmsg with its attributes to compare it with `route_key`; None if it is not dtun's."""
     family, length, _, _, table, protocol, _, kind, flags = RTMSG.unpack_from(part)
     if protocol != ROUTE_PROTOCOL or family != FAMILIES[version] or flags & RTM_F_CLONED:
         return None
@@ -147,7 +147,7 @@ def route_seen(part: memoryview, version: int) -> RouteKey | None:
         b"" if destination is None or not length else bytes(destination),
         length,
         number(found.get(RTA_PRIORITY)) or DEFAULT_METRIC[version],
-        # An IPv6 route that sends nothing is on the loopback device.
+        # IPv6 routes that send nothing are on the loopback device.
         number(found.get(RTA_OIF)) if kind == RTN_UNICAST else 0,
         None if gateway is None else bytes(gateway),
         None if source is None else bytes(source),
@@ -155,13 +155,13 @@ def route_seen(part: memoryview, version: int) -> RouteKey | None:
 
 
 def route_key(route: Route, index: int | None) -> RouteKey:
-    """What `route_seen` would find; `index` is the device's."""
+    """Return what `route_seen` returns for this route; `index` is the device's."""
     destination = route.destination
     version, length = destination.version, destination.prefixlen
     return (
         ROUTE_TYPES[route.kind],
         route.table,
-        # Zero bytes are not said, when there are no bits of them.
+        # The kernel omits the address of a default route.
         destination.network_address.packed if length else b"",
         length,
         route.metric or DEFAULT_METRIC[version],
@@ -201,11 +201,12 @@ async def _rules(version: int) -> set[RuleKey]:
 
 
 async def rule_for(version: int, table: int, mark: int | None, length: int) -> int | None:
-    """The priority of the first rule that sends packets with `mark` to `table`, whoever made it, where a route with a
-    prefix of `length` bits counts.
+    """Return the priority of the first rule, of any program, that selects `table` for packets with `mark`.
+
+    `length` is the prefix length of the matching route, which a rule may suppress.
 
     Raises:
-        NetlinkError: the kernel does not answer.
+        NetlinkError: the kernel cannot be read.
     """
     family = int(FAMILIES[version])
 
@@ -228,5 +229,5 @@ async def rule_for(version: int, table: int, mark: int | None, length: int) -> i
 
 
 def rule_key(rule: Rule) -> RuleKey:
-    """What `_rules` would find."""
+    """Return what `_rules` returns for this rule."""
     return rule.version, rule.priority, rule.table, rule.unless_mark, rule.suppress_prefix_length

@@ -1,6 +1,6 @@
-"""What the kernel has: links, addresses and routes as plain values, and the way to one address.
+"""What the kernel has: links, addresses and routes as plain values, and the route to one address.
 
-Every function raises NetlinkError when the kernel says no.
+Every function raises NetlinkError when the kernel refuses.
 """
 
 import errno
@@ -66,10 +66,10 @@ _KINDS: dict[int, RouteKind] = {RTN_UNICAST: "unicast", RTN_UNREACHABLE: "unreac
 
 @dataclass(frozen=True, slots=True)
 class FoundRoute:
-    """A route as the kernel has it; `mtu` in bytes if it sets one. `metric` is never None here.
+    """A route of the kernel; `mtu` in bytes, if the route sets one. The route's `metric` is never None.
 
-    `unicast` is False for every kind that sends nothing (unreachable, blackhole, prohibit, throw), `alive` is where
-    the link under it works.
+    `unicast` is False for the types that send nothing (unreachable, blackhole, prohibit, throw). `alive` is False while
+    the link is down.
     """
 
     route: Route
@@ -81,7 +81,7 @@ class FoundRoute:
 
 @dataclass(frozen=True, slots=True)
 class FoundLink:
-    """A device: `flags` are IFF_..., `kind` the driver's, empty for hardware; `mtu` in bytes."""
+    """A device: `flags` are IFF_..., `kind` is the driver's name, empty for hardware; `mtu` in bytes."""
 
     index: int
     name: str
@@ -92,7 +92,7 @@ class FoundLink:
 
 @dataclass(frozen=True, slots=True)
 class FoundAddress:
-    """An address of the host's: `network` is the peer's, if it has one; `flags` are IFA_F_..."""
+    """An address of the host: `network` is the peer's, if it has a peer; `flags` are IFA_F_..."""
 
     index: int
     local: Address
@@ -101,7 +101,7 @@ class FoundAddress:
 
 
 async def links() -> list[FoundLink]:
-    """Every device."""
+    """Return every device."""
 
     def decode(part: memoryview) -> FoundLink:
         _, _, _, index, flags, _ = IFINFOMSG.unpack_from(part)
@@ -115,7 +115,7 @@ async def links() -> list[FoundLink]:
 
 
 async def addresses() -> list[FoundAddress]:
-    """Every address."""
+    """Return every address."""
 
     def decode(part: memoryview) -> FoundAddress | None:
         _, length, flags, _, index = IFADDRMSG.unpack_from(part)
@@ -132,10 +132,10 @@ async def addresses() -> list[FoundAddress]:
 
 
 async def routes(version: int, wanted: Callable[[int, int, int], bool] | None = None) -> list[FoundRoute]:
-    """The routes of all tables but the kernel's own ("local").
+    """Return the routes of all tables but "local", which is the kernel's own.
 
-    `wanted` is asked with prefix length, protocol and table whether one is of interest, which spares a full table the
-    decoding of most of it.
+    `wanted` decides from prefix length, protocol and table whether a route is decoded, which saves time with a full
+    routing table.
     """
     family = FAMILIES[version]
     names: dict[int, str] = {}
@@ -153,24 +153,24 @@ async def routes(version: int, wanted: Callable[[int, int, int], bool] | None = 
 
 
 def matching(address: Address, mark: int | None = None) -> FoundRoute | None:
-    """The entry that a packet to `address` matches, as it stands in its table; None if there is no way."""
-    return _route_to(address, RTM_F_FIB_MATCH, mark)
+    """Return the entry that a packet to `address` matches, as in its table; None if there is no route."""
+    return _look_up(address, RTM_F_FIB_MATCH, mark)
 
 
-def way_to(address: Address, mark: int | None = None) -> FoundRoute | None:
-    """The answer for a packet to `address`: has a source; IPv4 does not tell who installed the route."""
-    return _route_to(address, 0, mark)
+def route_to(address: Address, mark: int | None = None) -> FoundRoute | None:
+    """Return the route of a packet to `address`, with its source; for IPv4 without the protocol."""
+    return _look_up(address, 0, mark)
 
 
 def get(address: Address, flags: int = 0, mark: int | None = None) -> FoundRoute:
-    """The kernel's own decision, with the table that it took.
+    """Look up the route of a packet, with its table. `flags` are RTM_F_...
 
     Raises:
-        NetlinkError: with the errno that a sender would see.
+        NetlinkError: with the errno that a sender would get.
     """
     family = FAMILIES[address.version]
     if address.version == 4:
-        # IPv6 tells the table unasked, and refuses the question.
+        # IPv6 always returns the table, and refuses this flag.
         flags |= RTM_F_LOOKUP_TABLE
     body = RTMSG.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     body += attribute(RTA_DST, address.packed)
@@ -186,7 +186,7 @@ def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
     found = attributes(part, RTMSG.size)
     hop, index = found, number(found.get(RTA_OIF))
     if hops := found.get(RTA_MULTIPATH):
-        # struct rtnexthop | length u16 | flags u8 | hops u8 | index i32 | attributes |: the first stands for all.
+        # struct rtnexthop | length u16 | flags u8 | hops u8 | index i32 | attributes |: only the first is used.
         index = number(hops[4:8])
         hop = attributes(hops[: int.from_bytes(hops[:2], sys.byteorder)], 8)
     gateway = hop.get(RTA_GATEWAY)
@@ -196,9 +196,9 @@ def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
     address = bytes(found.get(RTA_DST, bytes(16 if version == 6 else 4)))
     exact = number(found.get(RTA_TABLE))
     route = Route(
-        # Not by ip_network(), which would try what the version is.
+        # Not ip_network(), which guesses the version.
         IPv4Network((address, length)) if version == 4 else IPv6Network((address, length)),
-        # An IPv6 route that sends nothing is on the loopback device.
+        # IPv6 routes that send nothing are on the loopback device.
         _name(index, names) if kind == RTN_UNICAST else "",
         ip_address(bytes(gateway)) if gateway else None,
         ip_address(bytes(source)) if source else None,
@@ -211,7 +211,7 @@ def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
     return FoundRoute(route, protocol, kind == RTN_UNICAST, mtu, alive)
 
 
-def _route_to(address: Address, flags: int, mark: int | None) -> FoundRoute | None:
+def _look_up(address: Address, flags: int, mark: int | None) -> FoundRoute | None:
     try:
         return get(address, flags, mark)
     except NetlinkError as error:
@@ -222,7 +222,7 @@ def _route_to(address: Address, flags: int, mark: int | None) -> FoundRoute | No
 
 
 def _name(index: int | None, names: dict[int, str]) -> str:
-    """The device's name; empty where there is none (an unreachable route), or none any more."""
+    """Return the device's name; empty if a route has no device, or the device is gone."""
     if index is None:
         return ""
     name = names.get(index)

@@ -1,28 +1,33 @@
-"""Carries out changes, and says in a person's words why the kernel refuses one."""
+"""Makes single changes in the kernel, and explains why the kernel refuses one."""
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from dtun.errors import DtunError, PermissionDeniedError
+from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change, slot
 from dtun.network.state import MAIN_TABLE, Dns, Filter, NetDevice, PointToPoint, Route, Rule, Sysctl
-from dtun.platform.linux import observed as now
+from dtun.platform.linux import observed
 from dtun.platform.linux.missing import missing
 from dtun.platform.linux.netlink.requests import Requests
 from dtun.platform.linux.netlink.route_batches import RouteBatches
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
-from dtun.platform.linux.services import Services
-from dtun.platform.linux.settings import Settings
+from dtun.platform.linux.nftables.firewall import Firewall
+from dtun.platform.linux.sysctl import Settings
+
+if TYPE_CHECKING:
+    from dtun.platform.linux.resolved import Resolved
 
 NOT_PERMITTED = (
     "may not change the host's network: CAP_NET_ADMIN is missing; run dtun as root, "
     "or give it that capability (systemd: AmbientCapabilities=CAP_NET_ADMIN)"
 )
 
-# What the kernel says when there is nothing left to remove.
+# The kernel's errors for the removal of something that does not exist.
 GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL})
 
 # The common values of rtm_protocol, from linux/rtnetlink.h, and dtun's own.
@@ -39,25 +44,56 @@ PROTOCOL_NAMES = {
 
 ADVICE = "remove that route, or keep this network out of the tunnel"
 
-
-# Routes of which it is looked up who has them. The others are refused just as well.
+# Conflicting routes whose owner is looked up. The others are reported without it.
 _LOOKED_UP = 10
 
 
 class Operations:
-    """Makes the changes of one apply."""
+    """Every method that applies something returns None if it is in place, else why it was refused.
 
-    def __init__(self, netlink: Requests, bulk: RouteBatches, settings: Settings, services: Services) -> None:
-        self._netlink = netlink
-        self._bulk = bulk
+    The packet filter and the resolver are opened when they are first needed. `filters_removed`: see `Firewall`.
+    """
+
+    def __init__(self, table: str, settings: Settings, filters_removed: Callable[[], None]) -> None:
+        self._requests = Requests()
+        self._route_batches = RouteBatches()
         self._settings = settings
-        self._services = services
+        self._table = table
+        self._filters_removed = filters_removed
         self._looked_up = 0
 
-    async def refusal(self, change: Change) -> str | None:
-        """Make a change of anything but a route or a filter.
+    @cached_property
+    def firewall(self) -> Firewall:
+        return Firewall(self._table, self._filters_removed)
 
-        Returns the reason if it is refused, None when all is as it should be.
+    @cached_property
+    def resolved(self) -> "Resolved":
+        # Late, because only tunnels with name servers need a D-Bus library.
+        from dtun.platform.linux.resolved import Resolved  # noqa: PLC0415
+
+        return Resolved()
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The port ids by which rtnetlink's notifications name this process."""
+        return self._requests.port, self._route_batches.port
+
+    async def check_permission(self) -> None:
+        """Raises an error unless this process may change the host's network.
+
+        Raises:
+            PermissionDeniedError: CAP_NET_ADMIN is missing.
+            UnavailableError: netlink does not work.
+        """
+        try:
+            await self._requests.check_permission()
+        except NetlinkError as error:
+            if error.code == errno.EPERM:
+                raise PermissionDeniedError(NOT_PERMITTED) from None
+            raise UnavailableError(f"cannot use netlink: {_reason(error.code)}") from None
+
+    async def apply(self, change: Change) -> str | None:
+        """Make a change of anything but a route or a filter.
 
         Raises:
             PermissionDeniedError: CAP_NET_ADMIN is missing.
@@ -70,96 +106,105 @@ class Operations:
             return str(error)
         return None
 
-    async def filters_refusal(self, filters: frozenset[Filter]) -> str | None:
-        """Make the packet filter hold exactly `filters`; returns the reason if that is refused."""
+    async def apply_filters(self, filters: frozenset[Filter]) -> str | None:
+        """Make the packet filter contain exactly `filters`."""
         try:
-            await self._services.firewall.apply(filters)
+            await self.firewall.apply(filters)
         except DtunError as error:
             return str(error)
         return None
 
-    async def routes_refusals(self, changes: Sequence[Change]) -> list[str | None]:
-        """Make up to `bulk.BATCH` changes of routes, of one action; a reason, or None, for each.
+    async def apply_routes(self, changes: Sequence[Change]) -> list[str | None]:
+        """Make up to `route_batches.BATCH` changes of routes, all with one action; one result for each.
 
         Raises:
             PermissionDeniedError: CAP_NET_ADMIN is missing.
-            UnavailableError: the kernel does not answer.
+            NetlinkError: the kernel cannot be read.
         """
         routes = [change.what for change in changes if isinstance(change.what, Route)]
         try:
-            codes = self._bulk.send(changes[0].action, routes)
+            codes = self._route_batches.send(changes[0].action, routes)
         except NetlinkError as error:
             codes = [error.code] * len(changes)
         reasons: list[str | None] = [None] * len(changes)
         if not any(codes):
             return reasons
-        taken = {change.what for change, code in zip(changes, codes, strict=True) if code == errno.EEXIST}
-        # Ourselves, as after an apply that was cut short, is nobody to complain of.
-        foreign = await missing([route for route in taken if isinstance(route, Route)])
+        existing = {change.what for change, code in zip(changes, codes, strict=True) if code == errno.EEXIST}
+        # After an apply that was cut short, the existing route may be our own.
+        foreign = await missing([route for route in existing if isinstance(route, Route)])
         for number, (change, code) in enumerate(zip(changes, codes, strict=True)):
             if code == errno.EEXIST:
-                reasons[number] = await self._rival_of(change) if change.what in foreign else None
+                reasons[number] = self._route_conflict(change) if change.what in foreign else None
             elif code:
                 reasons[number] = await self._explained(change, code)
         return reasons
 
+    async def close(self) -> None:
+        """Close the sockets. What is applied stays."""
+        self._route_batches.close()
+        self._requests.close()
+        if "firewall" in self.__dict__:
+            self.firewall.close()
+        if "resolved" in self.__dict__:
+            await self.resolved.close()
+
+    async def _make(self, change: Change) -> None:
+        requests = self._requests
+        removes = change.action == "remove"
+        match change.what, change.previous:
+            case NetDevice() as device, _:
+                await (requests.set_down(device) if removes else requests.set_up(device))
+            case PointToPoint() as pair, PointToPoint() as previous:
+                await requests.replace_address(pair, previous)
+            case PointToPoint() as pair, _:
+                await (requests.remove_address(pair) if removes else requests.add_address(pair))
+            case Rule() as rule, _:
+                await (requests.remove_rule(rule) if removes else requests.add_rule(rule))
+            case Sysctl() as setting, _:
+                (self._settings.restore if removes else self._settings.set)(setting)
+            case Dns() as dns, _:
+                await (self.resolved.revert(dns.device) if removes else self.resolved.apply(dns))
+
     async def _explained(self, change: Change, code: int) -> str | None:
+        """Return why the kernel refused; None if the outcome is the desired one anyway."""
         if code == errno.EPERM:
             raise PermissionDeniedError(NOT_PERMITTED) from None
         if change.action == "remove":
             return None if code in GONE else _reason(code)
         if code == errno.EEXIST:
-            return await self._rival(change)
+            return await _conflict(change)
         return _explanation(change, code)
 
-    async def _make(self, change: Change) -> None:
-        netlink = self._netlink
-        removes = change.action == "remove"
-        match change.what, change.previous:
-            case NetDevice() as link, _:
-                await (netlink.set_down(link) if removes else netlink.set_up(link))
-            case PointToPoint() as pair, PointToPoint() as previous:
-                await netlink.replace_address(pair, previous)
-            case PointToPoint() as pair, _:
-                await (netlink.remove_address(pair) if removes else netlink.add_address(pair))
-            case Rule() as rule, _:
-                await (netlink.remove_rule(rule) if removes else netlink.add_rule(rule))
-            case Sysctl() as sysctl, _:
-                (self._settings.put_back if removes else self._settings.put)(sysctl)
-            case Dns() as dns, _:
-                resolved = self._services.resolved
-                await (resolved.revert(dns.device) if removes else resolved.apply(dns))
-
-    async def _rival(self, change: Change) -> str | None:
-        """Who has what we want to add; None if that is ourselves."""
-        match change.what:
-            case Rule() as rule:
-                return "somebody else has the same rule already" if await missing([rule]) else None
-            case PointToPoint() as pair:
-                return "the device has that address with another peer" if await missing([pair]) else None
-        return "it exists"
-
-    async def _rival_of(self, change: Change) -> str:
-        wanted = change.what
+    def _route_conflict(self, change: Change) -> str:
+        desired = change.what
         self._looked_up += 1
-        if not isinstance(wanted, Route) or self._looked_up > _LOOKED_UP:
-            return f"somebody else has a route there already; {ADVICE}"
-        if wanted.table != MAIN_TABLE:
-            return f"somebody else has a route to {wanted.destination} in table {wanted.table} already"
-        # Not from the whole table, which may be the internet's. A narrower route can hide the one in the way,
-        # and the first address of a network can have a meaning of its own: 0.0.0.0.
-        middle = wanted.destination[wanted.destination.num_addresses // 2]
-        rival = now.matching(middle)
-        if rival is None:
-            return f"{wanted.destination} is unreachable by somebody else's route already; {ADVICE}"
-        if slot(rival.route) != slot(wanted):
-            return f"{wanted.destination} is routed by somebody else already; {ADVICE}"
-        via = f" via {rival.route.gateway}" if rival.route.gateway else ""
-        owner = PROTOCOL_NAMES.get(rival.protocol, "another program")
+        if not isinstance(desired, Route) or self._looked_up > _LOOKED_UP:
+            return f"another program has a route there already; {ADVICE}"
+        if desired.table != MAIN_TABLE:
+            return f"another program has a route to {desired.destination} in table {desired.table} already"
+        # A look-up, because the whole table may be the internet's. From the middle of the network: its first address
+        # can have a meaning of its own (0.0.0.0), and a narrower route can hide the conflicting one.
+        other = observed.matching(desired.destination[desired.destination.num_addresses // 2])
+        if other is None:
+            return f"{desired.destination} is unreachable by another program's route already; {ADVICE}"
+        if slot(other.route) != slot(desired):
+            return f"{desired.destination} is routed by another program already; {ADVICE}"
+        via = f" via {other.route.gateway}" if other.route.gateway else ""
+        owner = PROTOCOL_NAMES.get(other.protocol, "another program")
         return (
-            f"{wanted.destination} is routed through {rival.route.device}{via} already, by {owner} "
-            f"(protocol {rival.protocol}); {ADVICE}"
+            f"{desired.destination} is routed through {other.route.device}{via} already, by {owner} "
+            f"(protocol {other.protocol}); {ADVICE}"
         )
+
+
+async def _conflict(change: Change) -> str | None:
+    """Return what exists in the place of `change.what`; None if that is what we want."""
+    match change.what:
+        case Rule() as rule:
+            return "another program has the same rule already" if await missing([rule]) else None
+        case PointToPoint() as pair:
+            return "the device has that address with another peer" if await missing([pair]) else None
+    return "it exists"
 
 
 def _explanation(change: Change, code: int) -> str:  # noqa: PLR0911 - one sentence for each case
@@ -169,13 +214,13 @@ def _explanation(change: Change, code: int) -> str:  # noqa: PLR0911 - one sente
         case Route(), errno.ENETDOWN:
             return "the device is down"
         case Route(source=source), errno.EINVAL if source is not None:
-            return f"the kernel finds it invalid; is {source} an address of this host?"
+            return f"the kernel reports an invalid argument; is {source} an address of this host?"
         case PointToPoint(local=local), errno.EACCES | errno.EOPNOTSUPP if local.version == 6:
-            return "IPv6 is switched off on this host (sysctl net.ipv6.conf.all.disable_ipv6)"
+            return "IPv6 is disabled on this host (sysctl net.ipv6.conf.all.disable_ipv6)"
         case PointToPoint(local=local), errno.EINVAL | errno.ENOBUFS if local.version == 6:
-            return "the kernel finds it invalid; IPv6 needs an MTU of 1280 or more"
+            return "the kernel reports an invalid argument; IPv6 needs an MTU of 1280 or more"
         case Rule(), errno.EOPNOTSUPP | errno.EAFNOSUPPORT:
-            return "this kernel has no policy routing; use routing: main"
+            return "this kernel does not support policy routing; use routing: main"
     return _reason(code)
 
 

@@ -1,6 +1,6 @@
-"""The kernel's settings below /proc/sys, by the names that sysctl(8) gives them.
+"""Kernel settings in /proc/sys, by the names of sysctl(8).
 
-Settings below net are those of the network namespace of the thread that asks (proc_sys_net(5)).
+Settings in net are those of the calling thread's network namespace (proc_sys_net(5)).
 """
 
 import errno
@@ -10,23 +10,26 @@ from pathlib import Path
 from typing import Final
 
 from dtun.errors import UnavailableError
+from dtun.network.state import Sysctl
+from dtun.platform.entries import SavedSysctl
+from dtun.platform.journal import Journal
 
 _ROOT: Final = Path("/proc/sys")
 
-# A setting of one device: the device's name, which may have dots (eth0.100), is all that is in between.
+# A setting of one device, whose name may contain dots (eth0.100).
 _OF_DEVICE: Final = re.compile(r"(net\.ipv[46]\.(?:conf|neigh))\.(.+)\.([^.]+)")
 _IPV6: Final = "net.ipv6."
 
 
 class SysctlError(UnavailableError):
-    """A setting that this kernel does not have, or does not let us change."""
+    """The kernel does not have a setting, or refuses to change it."""
 
 
 def read(name: str) -> str:
-    """The value of `name`, without the line's end.
+    """Return the value of `name`, without the newline.
 
     Raises:
-        SysctlError: there is no such setting, or it cannot be read.
+        SysctlError: the setting does not exist, or cannot be read.
     """
     try:
         return _path(name).read_text().strip()
@@ -35,11 +38,12 @@ def read(name: str) -> str:
 
 
 def write(name: str, value: str) -> None:
-    """Set `name` to `value`; nothing is written if that is its value. So a container where all of /proc/sys is
-    read-only will do, if whoever started it has set what is needed.
+    """Set `name` to `value`, unless that is its value.
+
+    So a container with a read-only /proc/sys works if the settings were made where it is started.
 
     Raises:
-        SysctlError: there is no such setting, or the kernel does not take the value from us.
+        SysctlError: the setting does not exist, or the kernel refuses the value.
     """
     if read(name).split() == value.split():
         return
@@ -49,15 +53,79 @@ def write(name: str, value: str) -> None:
         raise SysctlError(f"cannot set {name} to {value}: {_reason(name, error)}") from None
 
 
+def is_set(setting: Sysctl) -> bool:
+    """Whether a setting has its value; False if it does not exist, such as that of a removed device."""
+    try:
+        return read(setting.name).split() == setting.value.split()
+    except SysctlError:
+        return False
+
+
+class Settings:
+    """The settings of one instance, which other instances may want at the same time.
+
+    The first instance records the previous value in its journal, and the others copy that record. An instance that
+    stops leaves a setting alone while another journal still names it. The last one restores the previous value.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def set(self, wanted: Sysctl) -> None:
+        """Set it, and record its previous value.
+
+        Raises:
+            SysctlError: the setting does not exist, or the kernel refuses the value.
+            UnavailableError: the journal cannot be written.
+        """
+        with self._journal.exclusive():
+            now = read(wanted.name)
+            changes = now.split() != wanted.value.split()
+            ours = self._recorded(wanted.name)
+            records = [*ours, *self._journal.saved_by_others(wanted.name)]
+            known = next((record.previous for record in records if record.previous is not None), None)
+            previous = known if known is not None else now if changes else None
+            self._journal.add([SavedSysctl(wanted, previous)])
+            self._journal.remove([record for record in ours if record != SavedSysctl(wanted, previous)])
+            if changes:
+                try:
+                    write(wanted.name, wanted.value)
+                except SysctlError:
+                    self._journal.remove([SavedSysctl(wanted, previous)])
+                    raise
+
+    def restore(self, unwanted: Sysctl) -> None:
+        """Restore the previous value, unless another instance wants ours or another program changed it.
+
+        Raises:
+            SysctlError: the kernel refuses the value.
+            UnavailableError: the journal cannot be written.
+        """
+        with self._journal.exclusive():
+            ours = self._recorded(unwanted.name)
+            previous = next((record.previous for record in ours if record.previous is not None), None)
+            last = not self._journal.saved_by_others(unwanted.name)
+            if previous is not None and last and is_set(unwanted):
+                write(unwanted.name, previous)
+            self._journal.remove(ours)
+
+    def _recorded(self, name: str) -> list[SavedSysctl]:
+        return [
+            entry
+            for entry in self._journal.entries
+            if isinstance(entry, SavedSysctl) and entry.sysctl.name == name
+        ]
+
+
 def _path(name: str) -> Path:
-    """Where a setting is. With slashes that stand for dots in it, as sysctl.d(5) has it, or dots only."""
+    """Return the file of a setting. As in sysctl.d(5), a slash in `name` stands for a dot in the file's name."""
     if match := _OF_DEVICE.fullmatch(name):
         group, device, key = match.groups()
         parts = [*group.split("."), device.replace("/", "."), key]
     else:
         parts = [part.replace("/", ".") for part in name.split(".")]
     if any(part in ("", ".", "..") for part in parts):
-        raise SysctlError(f"{name!r} is no name of a setting: net.ipv4.ip_forward would be one")
+        raise SysctlError(f"{name!r} is not the name of a setting; an example is net.ipv4.ip_forward")
     return _ROOT.joinpath(*parts)
 
 
@@ -66,11 +134,11 @@ def _reason(name: str, error: OSError) -> str:
         case errno.ENOENT if name.startswith(_IPV6) and not (_ROOT / "net/ipv6").exists():
             return "this host has no IPv6"
         case errno.ENOENT:
-            return "there is no such setting (a device that is gone, or a kernel without it)"
+            return "there is no such setting (the device is gone, or the kernel does not have it)"
         case errno.EROFS:
             return f"{_ROOT} is read-only here (a container?); set it where the container is started"
         case errno.EACCES | errno.EPERM:
-            return f"not permitted; run dtun as root, or set it for good in /etc/sysctl.d: {name} = ..."
+            return f"not permitted; run dtun as root, or set it permanently in /etc/sysctl.d: {name} = ..."
         case errno.EINVAL:
-            return "the kernel does not take this value"
+            return "the kernel refuses this value"
     return os.strerror(error.errno or errno.EIO)

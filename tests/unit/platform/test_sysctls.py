@@ -74,9 +74,9 @@ def test_what_has_the_value_is_not_written(
 
 @pytest.mark.parametrize("name", ["", "net..ipv4", "..etc.passwd", "net.ipv4.conf...rp_filter", "net.//.x"])
 def test_what_is_no_name_is_no_file_elsewhere(name: str) -> None:
-    with pytest.raises(SysctlError, match="is no name of a setting"):
+    with pytest.raises(SysctlError, match="is not the name of a setting"):
         read(name)
-    with pytest.raises(SysctlError, match="is no name of a setting"):
+    with pytest.raises(SysctlError, match="is not the name of a setting"):
         write(name, "1")
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_name_is_no_file_elsewhere(name: str) -> None:
         (errno.EROFS, "read-only here"),
         (errno.EACCES, "run dtun as root"),
         (errno.EPERM, "run dtun as root"),
-        (errno.EINVAL, "does not take this value"),
+        (errno.EINVAL, "refuses this value"),
         (errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
