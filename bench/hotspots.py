@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=int, default=SECONDS, metavar="S", help=f"of samples, each way ({SECONDS})"
     )
-    parser.add_argument("--tune", default="", metavar="WORDS", help="what dtun does without: see DTUN_TUNE")
+    parser.add_argument(
+        "--without", default="", metavar="WORDS", help="what to turn off: see bench/without.py"
+    )
     parser.add_argument("--suite", default="", metavar="NAME", help="another cipher suite than the default")
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= 60:
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"profile: {reason}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="dtun-bench-") as directory:
-        tunnel = Dtun("dtun", "", tune=options.tune, suite=options.suite)
+        tunnel = Dtun("dtun", "", without=options.without, suite=options.suite)
         tunnel.prepare(Path(directory))
         try:
             profile_load(tunnel, str(spy), options.seconds, Path(directory))

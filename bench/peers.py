@@ -238,20 +238,21 @@ class WireguardGo(Peer):
 
 
 class Dtun(Peer):
-    """dtun itself. `tune` says what to do without (DTUN_TUNE); an empty `suite` is the default one.
+    """dtun itself. `without` names what is turned off (without.py); an empty `suite` is the default one.
 
-    `environment` is that of both ends: what a service has, and not what whoever runs the benchmark has.
+    `environment` is that of both ends: as a service has it, not as the benchmark has it.
     """
 
     program = "dtun"
     version_command = (sys.executable, "-m", "dtun", "--version")
 
-    def __init__(self, name: str, about: str, *, tune: str = "", suite: str = "") -> None:
+    def __init__(self, name: str, about: str, *, without: str = "", suite: str = "") -> None:
         super().__init__(name, about)
         self._suite = suite
         self.environment = {"PATH": os.defpath}
-        if tune:
-            self.environment["DTUN_TUNE"] = tune
+        self._command: tuple[str, ...] = (str(Path(sys.executable).with_name("dtun")),)
+        if without:
+            self._command = (sys.executable, str(ROOT / "bench" / "without.py"), without)
 
     def prepare(self, directory: Path) -> None:
         self._key, self._newcomers_key = directory / "dtun.key", directory / "newcomer.key"
@@ -266,8 +267,7 @@ class Dtun(Peer):
         # YAML is a superset of JSON.
         config.write_text(json.dumps({end.name: self.section(lab, end)}))
         variables = [f"{name}={value}" for name, value in self.environment.items()]
-        dtun = Path(sys.executable).with_name("dtun")
-        command = ("env", "-i", *variables, str(dtun), end.name, "-c", str(config))
+        command = ("env", "-i", *variables, *self._command, end.name, "-c", str(config))
         process = lab.start(end.name, f"dtun {end.name}", *command)
         if end is CLIENT:
             self.client = process
@@ -304,9 +304,9 @@ PEERS: tuple[Peer, ...] = (
     Fastd("fastd", "fastd, salsa2012+umac"),
     WireguardGo("wireguard-go", "wireguard-go, ChaCha20-Poly1305"),
     Dtun("dtun", "dtun as it comes: ECDHE-PSK-CHACHA20-POLY1305, all offloads"),
-    Dtun("dtun-no-offload", "dtun without the kernel's offloads", tune="no-offload"),
-    Dtun("dtun-mbedtls", "dtun with records left on Mbed TLS", tune="no-record-offload"),
-    Dtun("dtun-plain", "dtun with neither", tune="no-offload,no-record-offload"),
+    Dtun("dtun-no-offload", "dtun without the kernel's offloads", without="offload"),
+    Dtun("dtun-mbedtls", "dtun with records left on Mbed TLS", without="record-offload"),
+    Dtun("dtun-plain", "dtun with neither", without="offload,record-offload"),
     Dtun("dtun-aes-128-gcm", "dtun, PSK-AES-128-GCM", suite="PSK-AES-128-GCM"),
     Dtun("dtun-aes-256-gcm", "dtun, PSK-AES-256-GCM", suite="PSK-AES-256-GCM"),
     Dtun("dtun-aes-128-ccm", "dtun, PSK-AES-128-CCM", suite="PSK-AES-128-CCM"),

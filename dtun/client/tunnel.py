@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dtun.client.routing import dns_of, routing_of, tunnel_of
 from dtun.client.underlay import Underlay, host_of
 from dtun.config import ClientConfig
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.errors import DtunError

@@ -4,9 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from dtun.dataplane.counters import Counters
-from dtun.dataplane.device import MAX_PACKET, Accepts, Device, PlainDevice, reader
-from dtun.dataplane.utun import UtunDevice
+from dtun.dataplane.device import MAX_PACKET, Accepts, Counters, Device, PlainDevice, UtunDevice, reader
 from dtun.protocol import virtio
 from dtun.protocol.segments import HEADER_SIZE, PARTIAL, SEGMENT, Run, cut, partial, whole
 from dtun.protocol.trains import Train

@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
-from dtun.dataplane.device import Accepts, Device
+from dtun.dataplane.device import Accepts, Counters, Device
 
 FRAMES = 128
 """Frames read from TUN before they are sealed and sent: three full sends, some 0.3 ms of work."""

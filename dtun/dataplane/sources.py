@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 
 CACHE_SIZE = 4096
 """Verdicts that are remembered; a peer that tries many addresses must not fill the memory."""

@@ -1,19 +1,17 @@
 """One DTLS association, from its first flight to its close. Pure: takes datagrams and `now`, gives datagrams.
 
-A session starts inside Mbed TLS and moves to the offloaded record layer at the first moment it can
-("settled"): a client right after the handshake, a server when the client's first application record has come.
-(Until then Mbed TLS keeps the server's last flight and resends it when the client asks again, so nothing here
-has to.)
+A session starts inside Mbed TLS, and its keys are taken over as soon as possible: by a client right after the
+handshake, by a server when the client's first application record has arrived. (Until then Mbed TLS keeps the
+server's last flight and resends it when the client asks again.)
 """
 
 from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from dtun.dtls.export import ExportError
-from dtun.dtls.key_takeover import settle
+from dtun.dtls.key_takeover import take_over_keys
 from dtun.dtls.mbed_records import MbedRecords
-from dtun.dtls.status import HANDSHAKE_MTU, Failure, Status
+from dtun.dtls.status import HANDSHAKE_MTU, ExportError, Failure, Status
 from dtun.protocol.record import is_client_hello, is_hello_request, plaintext_alert, server_hello_suite, split
 
 if TYPE_CHECKING:
@@ -56,8 +54,8 @@ class AssociationState(Enum):
 class Association:
     """One DTLS session with one peer.
 
-    `records` exists once ESTABLISHED; it is replaced once, when `settled` turns true. Until then datagrams
-    must come in through `receive`; afterwards a caller may use `records.open` directly.
+    `records` exists once ESTABLISHED; it is replaced once, when `takeover_done` becomes true. Until then
+    datagrams must be passed to `receive`; afterwards a caller may use `records.open` directly.
     """
 
     def __init__(self, buffer: "MbedBuffer", *, identity: str | None, server: bool) -> None:
@@ -72,7 +70,7 @@ class Association:
         self.suite: Suite | None = None
         self.native = False
         self.answered = False
-        self.settled = False
+        self.takeover_done = False
         self.failure = ""
         self.fallback_reason = ""
 
@@ -119,8 +117,8 @@ class Association:
         if self._records is None:
             return ()
         plaintexts = self._records.open(datagram)
-        if plaintexts and not self.settled:
-            self._settle()
+        if plaintexts and not self.takeover_done:
+            self._take_over_keys()
         return plaintexts
 
     def poll(self, now: float) -> None:
@@ -168,21 +166,21 @@ class Association:
         self._state = AssociationState.ESTABLISHED
         early = records.read()
         if early or not self._server:
-            self._settle()
+            self._take_over_keys()
         return early
 
-    def _settle(self) -> None:
+    def _take_over_keys(self) -> None:
         if self.suite is None or self.state is not AssociationState.ESTABLISHED:
             return
         self._outgoing += self._buffer.take_records()
         try:
-            settled = settle(self._buffer, self.suite, server=self._server)
+            taken = take_over_keys(self._buffer, self.suite, server=self._server)
         except ExportError as error:
             self._fail(str(error))
             return
-        if settled is not None:
-            self._records, self.fallback_reason = settled
-            self.settled = True
+        if taken is not None:
+            self._records, self.fallback_reason = taken
+            self.takeover_done = True
 
     def _fail(self, reason: str) -> None:
         self._state = AssociationState.FAILED

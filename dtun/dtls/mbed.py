@@ -23,8 +23,7 @@ from typing import Any, Final, Self
 from mbedtls import cipher, tls
 from mbedtls.exceptions import TLSError
 
-from dtun.dtls.export import ExportError
-from dtun.dtls.status import HANDSHAKE_MTU, KEY_MAX, Failure, Status, is_identity, is_key
+from dtun.dtls.status import HANDSHAKE_MTU, KEY_MAX, ExportError, Failure, Status, is_identity, is_key
 from dtun.dtls.suites import Suite, by_code, by_name
 from dtun.protocol.record import MAX_PLAINTEXT, server_hello_suite, split
 

@@ -33,7 +33,7 @@ class MbedRecords:
     offloaded = False
 
     def __init__(self, buffer: "MbedBuffer", suite: "Suite") -> None:
-        self._buffer = buffer
+        self.buffer = buffer
         self._sealed = 0
         self.forgeries = 0
         self._seal_limit = suite.seal_limit
@@ -45,7 +45,7 @@ class MbedRecords:
 
     @property
     def closed(self) -> bool:
-        return self._buffer.is_broken() and not self._close_sent
+        return self.buffer.is_broken() and not self._close_sent
 
     @property
     def wear(self) -> float:
@@ -56,11 +56,11 @@ class MbedRecords:
         if len(plaintext) > MAX_PLAINTEXT:
             raise ValueError(f"a record holds at most {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
         self._sealed += 1
-        return self._buffer.write(plaintext)
+        return self.buffer.write(plaintext)
 
     def seal_close(self) -> bytes:
-        self._close_sent = not self._buffer.is_broken()
-        return self._buffer.close()
+        self._close_sent = not self.buffer.is_broken()
+        return self.buffer.close()
 
     def open(self, datagram: bytes) -> Sequence[bytes]:
         records = split(datagram)
@@ -89,7 +89,7 @@ class MbedRecords:
 
     def read(self) -> Sequence[bytes]:
         """The application data that arrived together with the end of the handshake."""
-        return tuple(self._buffer.read())
+        return tuple(self.buffer.read())
 
     def _open(self, record: bytes) -> Sequence[bytes]:
         if (
@@ -101,8 +101,8 @@ class MbedRecords:
             # malformed, and anyone can send one. New handshakes belong to the listener.
             self.drops["handshake"] += 1
             return ()
-        self._buffer.feed(record)
-        plaintexts = self._buffer.read()
+        self.buffer.feed(record)
+        plaintexts = self.buffer.read()
         if plaintexts:
             self.highest = max(self.highest, sequence_of(record))
         elif record[0] in (HANDSHAKE, CHANGE_CIPHER_SPEC):

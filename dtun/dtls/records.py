@@ -16,6 +16,7 @@ Associated data = epoch and sequence number 8, type 1, version 2, length of the 
 
 from collections import Counter
 from collections.abc import Callable, MutableSequence, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import add
 from typing import Final, Protocol
@@ -23,8 +24,8 @@ from typing import Final, Protocol
 from cryptography.exceptions import InvalidTag
 
 from dtun.dtls.consecutive import DATA, VERSION, Consecutive, rows
-from dtun.dtls.export import SessionKeys
 from dtun.dtls.sequence import ReplayWindow, SendSequence
+from dtun.dtls.suites import Suite
 from dtun.protocol.record import (
     ALERT,
     APPLICATION_DATA,
@@ -48,6 +49,22 @@ _CLOSE_NOTIFY: Final = 0
 
 _BLOCK: Final = 6
 """Records of one length in a row from which on they are sealed or opened as one block."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """What the record layer of one session needs: (key, IV) of the client's and of the server's direction.
+
+    `sequence`: number of the next record to send. `highest`: highest number received, -1 if none. `missing`: the
+    numbers below it that may still arrive.
+    """
+
+    suite: Suite
+    client: tuple[bytes, bytes] = field(repr=False)
+    server: tuple[bytes, bytes] = field(repr=False)
+    sequence: int
+    highest: int
+    missing: frozenset[int]
 
 
 class Records(Protocol):

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dtun.dtls.association import AssociationState
-from dtun.dtls.export import SessionKeys
-from dtun.dtls.records import AeadRecords
+from dtun.dtls.records import AeadRecords, SessionKeys
 from dtun.dtls.suites import Suite
 
 
 class ResumedAssociation:
     """One DTLS session with one peer, from the middle on."""
 
-    settled = True
+    takeover_done = True
     answered = True
     native = True
     failure = ""

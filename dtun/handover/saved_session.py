@@ -22,7 +22,7 @@ from typing import Final
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 
-from dtun.dtls.export import SessionKeys
+from dtun.dtls.records import SessionKeys
 from dtun.dtls.resumed import ResumedAssociation
 from dtun.dtls.suites import by_code
 from dtun.protocol.messages import Hello, Welcome

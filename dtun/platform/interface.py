@@ -43,7 +43,7 @@ class Tun(Protocol):
 
     `offloads` names the super-packets that it can take: "segments" (of TCP, and checksums left to the receiver),
     "udp-segments". With `vnet_header` each read and write has that header (dtun.protocol.virtio) in front, with
-    `family_header` macOS's (dtun.dataplane.utun); without either, it is one bare IP packet.
+    `family_header` macOS's (dtun.dataplane.device); without either, it is one bare IP packet.
     """
 
     name: str

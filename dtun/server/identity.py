@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Literal
 
 from dtun.config import ClientEntry, Hook, Key, Pushed
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import Pump
 from dtun.dataplane.sources import SourceFilter

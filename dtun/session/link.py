@@ -6,7 +6,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from dtun import tuning
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.pump import Port, Pump
 from dtun.protocol.messages import MIN_IPV6_MTU, MIN_MTU, Message
@@ -130,7 +129,7 @@ class Link:
         records = self.session.association.records
         self._pump = pump
         self._port = Port(
-            Datagrams(self._socket, batches=tuning.KERNEL_OFFLOADS),
+            Datagrams(self._socket),
             seal=None,
             seal_batch=records.seal_batch,
             open=records.open,
@@ -196,7 +195,7 @@ class Link:
         except OSError as error:
             self._path_error(error.errno or 0)
             return
-        if self.session.association.settled and datagram[:1] in _HANDSHAKE_RECORDS:
+        if self.session.association.takeover_done and datagram[:1] in _HANDSHAKE_RECORDS:
             self._on_handshake(self, datagram)
         self.session.receive(datagram, self._loop.time())
         self.flush()

@@ -136,7 +136,7 @@ class Session:
             self.closed is None
             and self.dialect is not None
             and not self.dialect.opening
-            and self.association.settled
+            and self.association.takeover_done
         )
 
     @property

@@ -4,7 +4,7 @@ import select
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.platform.interface import Tun
 from dtun.session.link import Link
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.platform.interface import Tun
 from dtun.session.link import Link
 

@@ -5,9 +5,8 @@ import errno
 import pytest
 from fake_kernel import FakeKernel
 
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters, UtunDevice
 from dtun.dataplane.offload import device_for
-from dtun.dataplane.utun import UtunDevice
 from dtun.platform.darwin.kernel import DarwinKernel
 from dtun.platform.darwin.tun import DarwinTun
 

@@ -5,21 +5,19 @@ A second or so for each target; `make fuzz` takes longer. A failure shows the in
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
 
-from dtun import tuning
 from dtun.config import Key
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.dataplane.offload import OffloadDevice
 from dtun.dataplane.sources import SourceFilter
 from dtun.dtls.association import Association, AssociationState
 from dtun.dtls.engine import ClientEngine, ServerEngine
-from dtun.dtls.export import SessionKeys
 from dtun.dtls.listener import Failed, Listener, Path, Verified
-from dtun.dtls.records import AeadRecords
+from dtun.dtls.records import AeadRecords, SessionKeys
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol import frames, messages, record, segments
 from dtun.protocol.channel import MAX_MESSAGE, Channel
@@ -27,6 +25,7 @@ from dtun.protocol.pieces import MAX_UNFINISHED, Cutter, Joiner
 from dtun.session import go
 from tests.fuzz.mutate import Fuzzer
 from tests.unit.dataplane.test_offload import KernelTun
+from tests.unit.dtls.wire import staying_in_mbed_tls
 from tests.unit.protocol import segmenter
 
 KEY = bytes(range(32))
@@ -297,10 +296,10 @@ def answer(listener: Listener[Key], client: Association) -> None:
 
 @pytest.mark.parametrize("offload", [True, False], ids=["offloaded", "in Mbed TLS"])
 def test_an_established_session(offload: bool) -> None:
-    with mock.patch.object(tuning, "RECORD_OFFLOAD", offload):
+    with nullcontext() if offload else staying_in_mbed_tls():
         client, server, sent, _ = handshake()
         server.receive(client.seal(b"hello"), 0.0)
-    assert server.settled
+    assert server.takeover_done
     assert server.records.offloaded is offload
     fuzzer = Fuzzer([*sent, client.seal(b"never sent"), record.hello_request(5)])
     fuzzer.corpus[-2] = fuzzer.corpus[-2][:-1] + bytes([fuzzer.corpus[-2][-1] ^ 1])

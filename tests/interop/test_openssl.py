@@ -96,7 +96,7 @@ def test_our_client_talks_with_openssl_s_server(
     udp.settimeout(0.05)
     client, heard = shake_hands(udp, port, suite)
     assert client.suite is suite
-    assert client.settled
+    assert client.takeover_done
     assert client.records.offloaded
     udp.sendto(client.seal(b"from dtun\n"), ("127.0.0.1", port))
     assert said_by(server, b"from dtun")
@@ -158,7 +158,7 @@ def test_openssl_s_client_talks_with_our_server(
             udp.sendto(reply, to.peer)
     assert server is not None
     assert server.identity == "site"
-    assert server.settled
+    assert server.takeover_done
     assert server.records.offloaded
     udp.sendto(server.seal(b"from dtun\n"), peer)
     assert said_by(client, b"from dtun")

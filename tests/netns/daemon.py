@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,21 @@ def make_key(directory: Path, name: str = "key") -> Path:
 
 
 class Daemon:
-    """One `dtun server` or `dtun client` on a host, started now. `section` is that part of the YAML file."""
+    """One `dtun server` or `dtun client` on a host, started now. `section` is that part of the YAML file.
 
-    def __init__(self, host: Host, role: str, section: Mapping[str, Any], directory: Path) -> None:
+    `command`: what is run instead of `python -m dtun`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        role: str,
+        section: Mapping[str, Any],
+        directory: Path,
+        *,
+        command: Sequence[str] = ("-m", "dtun"),
+    ) -> None:
+        self._command = command
         self.host = host
         self.role = role
         self.directory = directory / f"{role}-{next(_serial)}"
@@ -47,7 +59,7 @@ class Daemon:
         """Start it (again) with `section` as it is now."""
         self.config.write_text(yaml.safe_dump({self.role: self.section}))
         with self.log_path.open("a") as log:
-            self.process = self.host.python("-m", "dtun", self.role, "-c", str(self.config), stderr=log)
+            self.process = self.host.python(*self._command, self.role, "-c", str(self.config), stderr=log)
         if wait:
             wait_for(
                 lambda: self.ask() or self._died(), f"{self.role} to start", START_TIMEOUT, lambda: self.log

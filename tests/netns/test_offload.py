@@ -6,6 +6,7 @@ import select
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from daemon import Daemon, can_ping, make_key
 from hypothesis import given, settings, strategies as st
 from topology import Host, Topology, wait_for
 
+import bench
 from dtun.dataplane.datagrams import Datagrams
 from dtun.platform.linux.tun import LinuxTun, open_tun
 from tests.unit.protocol import segmenter
@@ -22,6 +24,8 @@ from tests.unit.protocol.packets import Original, extended_packets, super_packet
 
 MEBIBYTE = 1 << 20
 OFF = ("tx", "rx", "gro", "gso", "tso")
+DTUN = ("-m", "dtun")
+WITHOUT_OFFLOADS = (str(Path(bench.__file__).with_name("without.py")), "offload")
 
 
 class Router:
@@ -167,19 +171,19 @@ class World:
         self.start_server()
         return self.start_client(endpoint)
 
-    def start_server(self) -> Daemon:
+    def start_server(self, command: Sequence[str] = DTUN) -> Daemon:
         subnets = ["10.0.0.0/24"] + ["fd00:a::/64"] * self.ipv6
         pool6 = {"pool6": "fd00:86::/64"} if self.ipv6 else {}
         clients = {"demo": {"key_file": self.key, "subnets": subnets}}
-        server = Daemon(self.server, "server", {"clients": clients, **pool6}, self.directory)
+        server = Daemon(self.server, "server", {"clients": clients, **pool6}, self.directory, command=command)
         self.daemons["far"] = server
         return server
 
-    def start_client(self, endpoint: str = "198.51.100.1") -> dict[str, Any]:
+    def start_client(self, endpoint: str = "198.51.100.1", command: Sequence[str] = DTUN) -> dict[str, Any]:
         section: dict[str, Any] = {"servers": [endpoint], "id": "demo", "key_file": self.key}
         section["subnets"] = ["10.0.0.0/24"] + ["fd00:a::/64"] * self.ipv6
         section["routes"] = ["10.9.0.0/24"] + ["fd00:f::/64"] * self.ipv6
-        client = Daemon(self.router, "client", section, self.directory)
+        client = Daemon(self.router, "client", section, self.directory, command=command)
         self.daemons["pc"] = client
         for address in self.addresses:
             serve(self.sink, address)
@@ -338,17 +342,11 @@ def test_datagrams_pass_where_a_batch_of_them_cannot(net: Topology, obstacle: st
 
 @pytest.mark.parametrize("server_offloads", [True, False], ids=["server offloads", "server does not"])
 def test_ends_with_and_without_offloads_understand_each_other(
-    net: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_offloads: bool
+    net: Topology, tmp_path: Path, server_offloads: bool
 ) -> None:
     world = World(net, tmp_path, sender="far" if server_offloads else "pc")
-    with monkeypatch.context() as environment:
-        if not server_offloads:
-            environment.setenv("DTUN_TUNE", "no-offload")
-        world.start_server()
-    with monkeypatch.context() as environment:
-        if server_offloads:
-            environment.setenv("DTUN_TUNE", "no-offload")
-        inner = world.start_client()["mtu"]
+    world.start_server(command=DTUN if server_offloads else WITHOUT_OFFLOADS)
+    inner = world.start_client(command=WITHOUT_OFFLOADS if server_offloads else DTUN)["mtu"]
     assert world.offloads() == [[], []]
     world.watch()
 

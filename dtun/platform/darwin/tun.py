@@ -2,8 +2,8 @@
 
     ctl_info (100)    | id u32 0 | name 4 |
 
-The device's name is "utun" with a number. Each packet has four bytes in front, its address family; dtun.dataplane.utun
-adds and removes them.
+The device's name is "utun" with a number. Each packet has four bytes in front, its address family;
+dtun.dataplane.device adds and removes them.
 """
 
 import contextlib

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from functools import cache
 
-from dtun import tuning
 from dtun.errors import PermissionDeniedError, UnavailableError
 
 log = logging.getLogger("dtun.platform")
@@ -46,13 +45,13 @@ NAME_MAX_BYTES = 15
 class LinuxTun:
     """An open TUN device with IFF_VNET_HDR: see `dtun.platform.interface.Tun`."""
 
+    vnet_header = True
     family_header = False
 
     def __init__(self, name: str, descriptor: int, closed: Callable[["LinuxTun"], None]) -> None:
         self.name = name
         self.offloads: frozenset[str] = frozenset()
         self.enabled_offloads: frozenset[str] = frozenset()
-        self.vnet_header = tuning.KERNEL_OFFLOADS
         self._descriptor = descriptor
         self._closed = closed
 
@@ -115,7 +114,7 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             f"cannot open {DEVICE}: {_reason(error)}; load the driver with 'modprobe tun', "
             "or pass the device into the container"
         ) from None
-    flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | (IFF_VNET_HDR if tuning.KERNEL_OFFLOADS else 0)
+    flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | IFF_VNET_HDR
     try:
         fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), flags))
     except OSError as error:
@@ -132,8 +131,7 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             ) from None
         raise UnavailableError(f"cannot make the TUN device {name}: {_reason(error)}") from None
     tun = LinuxTun(name, descriptor, closed)
-    if tun.vnet_header:
-        tun.find_offloads()
+    tun.find_offloads()
     return tun
 
 
@@ -149,12 +147,11 @@ def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) ->
         raise UnavailableError(f"what was kept as {name} is no TUN device: {_reason(error)}") from None
     if found.rstrip(b"\0") != name.encode():
         raise UnavailableError(f"what was kept as {name} is the device {found.rstrip(bytes(1)).decode()}")
-    if bool(flags & IFF_VNET_HDR) != tuning.KERNEL_OFFLOADS:
+    if not flags & IFF_VNET_HDR:
         raise UnavailableError(f"the device {name} was made with other offloads")
     os.set_blocking(descriptor, False)
     tun = LinuxTun(name, descriptor, closed)
-    if tun.vnet_header:
-        tun.find_offloads()
+    tun.find_offloads()
     return tun
 
 

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dtun.dataplane import datagrams as module
-from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import MAX_SEGMENTS, MAX_SEND, RECEIVE_SIZE, Datagrams, batch_end
-from dtun.dataplane.device import PlainDevice
+from dtun.dataplane.device import Counters, PlainDevice
 from dtun.dataplane.pump import Port, Pump
 
 SOL_UDP, UDP_GRO = 17, 104

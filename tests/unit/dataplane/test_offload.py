@@ -9,8 +9,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.dataplane.counters import Counters
-from dtun.dataplane.device import Accepts
+from dtun.dataplane.device import Accepts, Counters
 from dtun.dataplane.offload import OffloadDevice, device_for
 from dtun.protocol.segments import PARTIAL, SEGMENT, partial
 from tests.unit.protocol import segmenter

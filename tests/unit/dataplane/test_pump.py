@@ -11,9 +11,8 @@ from contextlib import suppress
 import pytest
 
 from dtun.dataplane import pump as pump_module
-from dtun.dataplane.counters import Counters
 from dtun.dataplane.datagrams import Datagrams
-from dtun.dataplane.device import PlainDevice
+from dtun.dataplane.device import Counters, PlainDevice
 from dtun.dataplane.pump import LONE, READS, RECEIVES, Port, Pump
 
 

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from hypothesis import given, strategies as st
 
-from dtun.dataplane.counters import Counters
+from dtun.dataplane.device import Counters
 from dtun.dataplane.sources import CACHE_SIZE, SourceFilter
 
 Address = IPv4Address | IPv6Address

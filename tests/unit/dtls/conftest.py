@@ -56,7 +56,7 @@ def make_client() -> Callable[..., Association]:
 
 @pytest.fixture
 def connect(make_wire: Callable[..., Wire], make_client: Callable[..., Association]) -> Connect:
-    """Makes both ends of a session: the client's is settled, the server's still waits for a first record."""
+    """Makes both ends of a session: the client's keys are taken over, the server still waits for a first record."""
 
     def make(suite: Suite = DEFAULT_SUITES[0], *, native: bool = True) -> tuple[Association, Association]:
         wire = make_wire((suite,))

@@ -20,23 +20,20 @@ import random
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dtun import tuning
 from dtun.config import Key
-from dtun.dtls import export
+from dtun.dtls import key_takeover
 from dtun.dtls.engine import ClientEngine, ServerEngine
-from dtun.dtls.export import SessionKeys
 from dtun.dtls.listener import Listener
 from dtun.dtls.mbed import MbedBuffer
 from dtun.dtls.mbed_records import MbedRecords
-from dtun.dtls.records import AeadRecords, Records
+from dtun.dtls.records import AeadRecords, Records, SessionKeys
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, Suite
 from dtun.protocol.record import ALERT, APPLICATION_DATA, MAX_SEQUENCE
-from tests.unit.dtls.wire import KEY, Wire
+from tests.unit.dtls.wire import KEY, Wire, staying_in_mbed_tls
 
 START = 1000
 """Numbers of the tests begin here, so that there is room behind them."""
@@ -50,14 +47,14 @@ def ends(suite: Suite) -> tuple[tuple[MbedBuffer, dict[str, Any]], tuple[MbedBuf
     """The client's and the server's end of a session in Mbed TLS, to make copies of, each with its state."""
     wire = Wire(Listener(ServerEngine((suite,)), lambda *_: Key(KEY)))
     client = ClientEngine("demo", KEY, (suite,), native=True).associate(0.0)
-    with mock.patch.object(tuning, "RECORD_OFFLOAD", False):
+    with staying_in_mbed_tls():
         wire.exchange(client)
         server = wire.server_end()
         assert server.receive(client.seal(b"hello"), 0.0)
     exported = []
     for end in (client, server):
         assert isinstance(end.records, MbedRecords)
-        buffer = end.records._buffer
+        buffer = end.records.buffer
         state = buffer.export()
         assert state is not None
         exported.append((buffer, state))
@@ -70,7 +67,7 @@ class Peer:
     def __init__(self, suite: Suite, *, server: bool) -> None:
         self.suite = suite
         buffer, state = ends(suite)[server]
-        keys: SessionKeys = export.parse(state["connection"], suite)
+        keys: SessionKeys = key_takeover.read_keys(state["connection"], suite)
         self.key, self.iv = keys.client if server else keys.server
         self.mbed = MbedRecords(buffer.restored(state), suite)
         self.offloaded = [AeadRecords(keys, server=server) for _ in range(3)]
@@ -134,7 +131,7 @@ def test_the_third_hand_seals_as_both_do(suite: Suite, server: bool) -> None:
     peer = Peer(suite, server=server)
     buffer, state = ends(suite)[not server]
     other_end = buffer.restored(state)
-    keys = export.parse(state["connection"], suite)
+    keys = key_takeover.read_keys(state["connection"], suite)
     ours = AeadRecords(keys, server=not server)
     for sequence, size in enumerate((1, 15, 16, 17, 1387, 16384), start=keys.sequence):
         record = peer.seal(sequence, bytes(size))

@@ -36,15 +36,17 @@ def test_a_peer_without_alpn_is_not_native(connect: Connect) -> None:
     assert not server.native
 
 
-def test_the_server_may_speak_first_and_settles_when_the_client_has_spoken(connect: Connect) -> None:
+def test_the_server_may_send_first_and_takes_over_its_keys_with_the_clients_first_record(
+    connect: Connect,
+) -> None:
     client, server = connect(LEGACY_SUITE, native=False)
-    assert client.settled
+    assert client.takeover_done
     assert client.receive(server.seal(b"welcome"), 0.0) == (b"welcome",)
     offloaded = [server.records.offloaded]
     assert tuple(server.receive(client.seal(b"thanks"), 0.0)) == (b"thanks",)
     offloaded.append(server.records.offloaded)
     assert offloaded == [False, True]
-    assert server.settled
+    assert server.takeover_done
     # What was sealed before is not accepted again, and numbers go on where Mbed TLS left off.
     assert client.receive(server.seal(b"more"), 0.0) == (b"more",)
 
@@ -62,7 +64,7 @@ def test_application_data_in_the_datagram_of_the_last_flight_is_not_lost(
             flight += wire.server_end().seal(b"early bird")
         early = client.receive(flight, 0.0)
     assert tuple(early) == (b"early bird",)
-    assert client.settled
+    assert client.takeover_done
     assert client.records.highest == 1
 
 
@@ -168,7 +170,7 @@ def test_a_goodbye_right_after_the_handshake_is_heard_too(connect: Connect) -> N
     goodbye = client.close()
     assert goodbye is not None
     server.receive(goodbye, 0.0)
-    assert not server.settled
+    assert not server.takeover_done
     assert server.state is AssociationState.CLOSED
 
 
@@ -221,7 +223,7 @@ def test_no_bytes_make_a_handshaking_client_raise(make_client: MakeClient, datag
 
 @settings(max_examples=50)
 @given(st.lists(st.binary(max_size=120), max_size=8))
-def test_no_bytes_disturb_a_session_that_has_not_settled(connect: Connect, datagrams: list[bytes]) -> None:
+def test_no_bytes_disturb_a_session_before_the_key_takeover(connect: Connect, datagrams: list[bytes]) -> None:
     client, server = connect()
     for datagram in (*datagrams, *(b"\x16\xfe\xfd\x00\x01" + tail for tail in datagrams), bytes(60000)):
         assert tuple(server.receive(datagram, 0.0)) == ()

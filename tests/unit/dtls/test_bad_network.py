@@ -86,7 +86,7 @@ class World:
     def client_receives(self, datagram: bytes, path: Path, now: float) -> None:
         client = self.clients.get(path)
         if client is not None and b"pong" in client.receive(datagram, now):
-            assert client.settled
+            assert client.takeover_done
             assert client.records.offloaded
             assert self.servers[path].records.offloaded
             self.done += 1

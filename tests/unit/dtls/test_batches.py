@@ -3,19 +3,17 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dtun import tuning
 from dtun.dtls.association import Association
-from dtun.dtls.export import SessionKeys
 from dtun.dtls.mbed_records import MbedRecords
-from dtun.dtls.records import AeadRecords, Records
+from dtun.dtls.records import AeadRecords, Records, SessionKeys
 from dtun.dtls.sequence import WINDOW_SIZE
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol.record import MAX_SEQUENCE, hello_request, sequence_of
+from tests.unit.dtls.wire import staying_in_mbed_tls
 
 Connect = Callable[..., tuple[Association, Association]]
 every_suite = pytest.mark.parametrize("suite", ALL_SUITES, ids=lambda suite: suite.name)
@@ -245,12 +243,12 @@ def test_forgeries_in_batches_wear_out_the_key() -> None:
 
 def twins(connect: Connect, suite: Suite) -> tuple[MbedRecords, MbedRecords, MbedRecords]:
     """A client, and two copies of the server's end of one and the same session, all inside Mbed TLS."""
-    with mock.patch.object(tuning, "RECORD_OFFLOAD", False):
+    with staying_in_mbed_tls():
         client, server = connect(suite)
         assert server.receive(client.seal(b"hello"), 0.0)
     assert isinstance(client.records, MbedRecords)
     assert isinstance(server.records, MbedRecords)
-    buffer = server.records._buffer
+    buffer = server.records.buffer
     server_state = buffer.export()
     assert server_state is not None
     one, other = (MbedRecords(buffer.restored(server_state), suite) for _ in range(2))

@@ -11,8 +11,7 @@ from hypothesis import given, strategies as st
 
 from dtun.dtls import records as records_module
 from dtun.dtls.association import Association
-from dtun.dtls.export import SessionKeys
-from dtun.dtls.records import ALERT_RECORD, AeadRecords, Records
+from dtun.dtls.records import ALERT_RECORD, AeadRecords, Records, SessionKeys
 from dtun.dtls.sequence import WINDOW_SIZE
 from dtun.dtls.suites import ALL_SUITES, DEFAULT_SUITES, LEGACY_SUITE, Suite, by_code, by_name
 from dtun.protocol.record import MAX_SEQUENCE, hello_request, sequence_of
@@ -51,7 +50,7 @@ def test_thousands_of_records_pass_between_aead_and_mbed_tls(
 ) -> None:
     client, server = connect(suite)
     numbers = random.Random(suite.code)
-    assert client.settled
+    assert client.takeover_done
     for _ in range(1000):
         # The server stays inside Mbed TLS: its `receive` is never called, only the records below it.
         assert not server.records.offloaded

@@ -7,24 +7,26 @@ from typing import Any
 
 import pytest
 
-from dtun import tuning
-from dtun.dtls import export
+from dtun.dtls import key_takeover
 from dtun.dtls.association import Association, AssociationState
-from dtun.dtls.export import ExportError, SessionKeys
 from dtun.dtls.mbed import MbedBuffer
+from dtun.dtls.mbed_records import MbedRecords
+from dtun.dtls.records import SessionKeys
+from dtun.dtls.status import ExportError
 from dtun.dtls.suites import ALL_SUITES, Suite
+from tests.unit.dtls.wire import staying_in_mbed_tls
 
 Connect = Callable[..., tuple[Association, Association]]
 
 every_suite = pytest.mark.parametrize("suite", ALL_SUITES, ids=lambda suite: suite.name)
 
 
-def unsettled_end(connect: Connect, *, native: bool = True) -> tuple[Association, MbedBuffer]:
+def server_in_mbed_tls(connect: Connect, *, native: bool = True) -> tuple[Association, MbedBuffer]:
     """A client, and the server's connection, whose last flight has come and which is still in Mbed TLS."""
     client, server = connect(native=native)
-    server._buffer.feed(client.seal(b"first"))
-    assert server._buffer.read() == [b"first"]
-    return client, server._buffer
+    assert isinstance(server.records, MbedRecords)
+    assert server.records.open(client.seal(b"first")) == (b"first",)
+    return client, server.records.buffer
 
 
 def exported(buffer: MbedBuffer) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def exported(buffer: MbedBuffer) -> dict[str, Any]:
 @pytest.mark.parametrize("native", [True, False])
 def test_a_state_names_no_protocol(native: bool, connect: Connect) -> None:
     # Mbed TLS before 2.28.8 refuses a state that does.
-    _, buffer = unsettled_end(connect, native=native)
+    _, buffer = server_in_mbed_tls(connect, native=native)
     assert buffer.is_native() is native
     connection = exported(buffer)["connection"]
     assert b"dtun/1" not in connection
@@ -44,7 +46,7 @@ def test_a_state_names_no_protocol(native: bool, connect: Connect) -> None:
 
 
 def test_two_copies_of_one_state_go_on_by_themselves(connect: Connect) -> None:
-    client, buffer = unsettled_end(connect)
+    client, buffer = server_in_mbed_tls(connect)
     state = exported(buffer)
     copies = [buffer.restored(state), buffer.restored(state)]
     record = client.seal(b"to both")
@@ -60,7 +62,7 @@ def test_two_copies_of_one_state_go_on_by_themselves(connect: Connect) -> None:
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "version", "flags", "empty session"])
 def test_a_state_that_mbed_tls_refuses_is_an_error(damage: str, connect: Connect) -> None:
-    client, buffer = unsettled_end(connect)
+    client, buffer = server_in_mbed_tls(connect)
     state = exported(buffer)
     whole: bytes = state["connection"]
     damaged = {
@@ -98,17 +100,17 @@ def test_a_session_of_which_the_state_is_refused_fails_alone(
 def test_one_end_that_stays_in_mbed_tls_talks_with_one_that_does_not(
     suite: Suite, fallen: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse = export.parse
+    parse = key_takeover.read_keys
     asked = iter(
         ["client", "server"]
-    )  # the client settles with the handshake, the server with the first record
+    )  # the client's keys are taken over after the handshake, the server's with the first record
 
     def unknown(state: bytes, suite: Suite) -> SessionKeys:
         if next(asked) == fallen:
             raise ExportError("a layout of next year")
         return parse(state, suite)
 
-    monkeypatch.setattr(export, "parse", unknown)
+    monkeypatch.setattr(key_takeover, "read_keys", unknown)
     client, server = connect(suite)
     for turn in range(20):
         text = b"turn %d" % turn
@@ -120,20 +122,18 @@ def test_one_end_that_stays_in_mbed_tls_talks_with_one_that_does_not(
     assert other.records.offloaded
 
 
-def test_a_session_that_is_told_to_stay_in_mbed_tls_stays(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning, "RECORD_OFFLOAD", False)
-    client, server = connect()
-    for text in (b"first", b"second"):
-        assert tuple(server.receive(client.seal(text), 0.0)) == (text,)
-        assert tuple(client.receive(server.seal(text), 0.0)) == (text,)
+def test_a_session_that_is_told_to_stay_in_mbed_tls_stays(connect: Connect) -> None:
+    with staying_in_mbed_tls():
+        client, server = connect()
+        for text in (b"first", b"second"):
+            assert tuple(server.receive(client.seal(text), 0.0)) == (text,)
+            assert tuple(client.receive(server.seal(text), 0.0)) == (text,)
     assert (client.fallback_reason, server.fallback_reason) == ("turned off", "turned off")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_copies_leave_no_memory_behind(connect: Connect) -> None:
-    _, buffer = unsettled_end(connect)
+    _, buffer = server_in_mbed_tls(connect)
     state = exported(buffer)
 
     def grown_by(copies: int) -> int:

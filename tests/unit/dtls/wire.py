@@ -1,10 +1,15 @@
 """A client and a server end of DTLS, joined with no socket in between."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest import mock
 
 from dtun.config import Key
+from dtun.dtls import key_takeover
 from dtun.dtls.association import Association
 from dtun.dtls.listener import Failed, Listener, Path, Verified
+from dtun.dtls.status import ExportError
 
 KEY = bytes(range(32))
 PATH = Path(1, ("192.0.2.1", 40000), "198.51.100.1")
@@ -36,3 +41,11 @@ class Wire:
         event = self.events[-1]
         assert isinstance(event, Verified)
         return event.association
+
+
+@contextmanager
+def staying_in_mbed_tls() -> Iterator[None]:
+    """Sessions whose keys would be taken over meanwhile stay inside Mbed TLS."""
+    turned_off = ExportError("turned off")
+    with mock.patch.object(key_takeover, "read_keys", side_effect=turned_off):
+        yield

@@ -8,8 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from dtun.dtls.export import SessionKeys
-from dtun.dtls.records import AeadRecords
+from dtun.dtls.records import AeadRecords, SessionKeys
 from dtun.dtls.suites import DEFAULT_SUITES
 from dtun.handover.saved_session import SavedSession, describe
 from dtun.protocol.messages import Welcome

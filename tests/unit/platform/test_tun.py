@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dtun import tuning
 from dtun.platform.linux import tun
 from dtun.platform.linux.tun import LinuxTun
 
@@ -65,7 +64,6 @@ def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Kernel], P
         driver.touch()
         monkeypatch.setattr(tun, "DEVICE", str(driver))
         monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
-        monkeypatch.setattr(tuning, "KERNEL_OFFLOADS", True)
         return driver
 
     return install
@@ -126,14 +124,3 @@ def test_what_a_kernel_lacks_is_said_once(
         "this kernel does not hand out super-packets of UDP, as that of Linux 6.2 does; packets go one by one",
         "this kernel does not hand out super-packets of TCP; packets go one by one",
     ]
-
-
-def test_who_is_told_not_to_asks_for_nothing(
-    use: Callable[[Kernel], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel = Kernel(TCP | UDP)
-    driver = use(kernel)
-    monkeypatch.setattr(tuning, "KERNEL_OFFLOADS", False)
-    with closing(opened(driver)) as device:
-        device.enable_offloads(frozenset({"segments"}))
-        assert (device.offloads, device.vnet_header, kernel.asked) == (frozenset(), False, [])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dtun.client import client as client_module
-from dtun.dtls import export
-from dtun.dtls.export import ExportError
+from dtun.dtls import key_takeover
 from dtun.dtls.records import AeadRecords
+from dtun.dtls.status import ExportError
 from dtun.network.state import Address, Route
 from dtun.protocol.messages import Hello
 from dtun.protocol.record import hello_request
@@ -202,7 +202,7 @@ def unknown_layout(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
     def parse(*_: object) -> None:
         raise ExportError("a layout of next year")
 
-    monkeypatch.setattr(export, "parse", parse)
+    monkeypatch.setattr(key_takeover, "read_keys", parse)
     caplog.set_level(logging.INFO)
     return "records stay in Mbed TLS, which is slow: a layout of next year"
 
