@@ -1,4 +1,4 @@
-"""The YAML file and the quick start's command line, as validated, frozen models."""
+"""Validated, frozen models of the YAML file and of the quick start's command line."""
 
 from dtun.config.client import ClientConfig
 from dtun.config.common import Hook

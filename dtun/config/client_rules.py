@@ -1,4 +1,4 @@
-"""The rules between settings of the client: what no single value can tell."""
+"""Checks of a client that concern more than one setting."""
 
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Network, ip_address
@@ -35,7 +35,7 @@ def client_problems(client: ClientConfig) -> Iterator[Problem]:
 
 
 def _loops(client: ClientConfig) -> Iterator[Problem]:
-    """What the server would route through the tunnel to reach itself. Names are looked up later; `dtun plan` tells."""
+    """Servers inside `subnets`: packets to them would loop. `dtun plan` checks servers that are given by name."""
     for index, server in enumerate(client.servers):
         if not _is_address(server.host):
             continue
@@ -94,6 +94,7 @@ def client_warnings(client: ClientConfig) -> Iterator[Problem]:
 
 
 def bypass_problems(client: ClientConfig) -> Iterator[Problem]:
+    """Contradictions between bypassed networks and others. `client.read_lists` was called before."""
     if not client.bypassed:
         return
     places = _places(client)
@@ -121,7 +122,7 @@ def bypass_warnings(client: ClientConfig) -> Iterator[Problem]:
 
 
 def _places(client: ClientConfig) -> dict[Network, Place]:
-    """Each network, and where it is first."""
+    """Each bypassed network, and its first place."""
     places: dict[Network, Place] = {}
     for network, place in client.around(("client",)):
         places.setdefault(network, place)
@@ -129,7 +130,7 @@ def _places(client: ClientConfig) -> dict[Network, Place]:
 
 
 def _enclosing(places: Mapping[Network, Place], network: Network) -> Place | None:
-    """Where the narrowest network around `network` is; None if only several together are around it."""
+    """The place of the smallest bypassed network that contains `network`; None if only several together cover it."""
     lengths = range(network.prefixlen, -1, -1)
     wider = (network.supernet(new_prefix=length) for length in lengths)
     return next((places[candidate] for candidate in wider if candidate in places), None)

@@ -1,8 +1,8 @@
-"""YAML text as plain data, with the position of everything in it.
+"""YAML text as plain data, with the position of each value.
 
-A small, strict part of YAML: mappings, lists and scalars in one document. Every scalar stays the text
-that was written (an id of `0123` or `on` is what it looks like); the models know which of them are
-numbers. Anchors and aliases work, within bounds; tags and repeated keys are errors.
+A small, strict subset of YAML: mappings, lists and scalars in one document. Scalars stay text as written, so that an
+id may be `0123` or `on`; the models convert numbers. Anchors and aliases work, within limits; tags and repeated keys
+are errors.
 """
 
 import re
@@ -22,7 +22,7 @@ MAX_VALUES = 100_000  # counted after the expansion of aliases
 MAX_DEPTH = 16
 
 _EMPTY = frozenset({"", "~", "null", "Null", "NULL"})
-# Escapes like "\0" and "\ud800" can smuggle these in; no setting has a use for them.
+# Escapes like "\0" and "\ud800" produce these; no setting needs them.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _CORE_TAGS = re.compile(r"tag:yaml\.org,2002:(str|int|float|bool|null|seq|map)|[!?]")
 
@@ -36,7 +36,7 @@ class Position(NamedTuple):
 
 @dataclass(slots=True)
 class Document:
-    """`data` holds dict, list, str and None. The positions are those of keys and of values."""
+    """`data` consists of dict, list, str and None. `keys` and `values` have their positions."""
 
     data: Any = None
     keys: dict[Location, Position] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class Document:
     problems: list[tuple[Position, Problem]] = field(default_factory=list)
 
     def position(self, location: Location, *, of_key: bool = False) -> Position:
-        """Where `location` is, or the nearest thing around it that was written."""
+        """The position of `location`, or of the nearest written value that contains it."""
         while location not in self.values and location:
-            # A single value that stands for a list of one has no index; anything else is missing in there.
+            # A single value written instead of a list has no index. Anything else is missing from the value around it.
             of_key = of_key or isinstance(location[-1], str)
             location = location[:-1]
         key, value = self.keys.get(location), self.values.get(location, Position(1, 1))
-        # A block of lines is best found by its name, which is on the line above it.
+        # A block of lines is found by its key, which is on the line above.
         return key if key and (of_key or key.line < value.line) else value
 
 
@@ -59,7 +59,7 @@ class _TooComplexError(Exception):
 
 
 class _Loader(Reader, Scanner, Parser, Composer):
-    """PyYAML up to its node tree, with a bound on the depth and no guessing of types."""
+    """PyYAML up to its node tree, with a limit on the depth and without implicit types."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -76,7 +76,7 @@ class _Loader(Reader, Scanner, Parser, Composer):
         self._depth -= 1
         return node
 
-    # What Composer expects of a resolver: an explicit tag is kept, else the kind of node is the tag.
+    # Composer calls these. Without implicit types, every node without a tag gets "!".
     def descend_resolver(self, parent: Any, index: Any) -> None: ...
 
     def ascend_resolver(self) -> None: ...
@@ -86,7 +86,7 @@ class _Loader(Reader, Scanner, Parser, Composer):
 
 
 def parse(content: bytes) -> Document:
-    """Never raises: whatever is wrong is in `problems` of the result."""
+    """Parse a YAML document. Errors are in `problems` of the result; nothing is raised."""
     if len(content) > MAX_BYTES:
         return _broken(Position(1, 1), f"the file is larger than {MAX_BYTES >> 20} MiB; is it the right one?")
     try:
@@ -111,7 +111,7 @@ def _parse_text(text: str) -> Document:
         position = Position(mark.line + 1, mark.column + 1) if mark else Position(1, 1)
         return _broken(position, _explain(error))
     except (ValueError, OverflowError):
-        # PyYAML lets these through for escapes and versions that name no character or number.
+        # PyYAML raises these for escapes and version numbers out of range.
         return _broken(Position(1, 1), "is not valid YAML: an escape like \\U names no character")
     except _TooComplexError:
         message = "is nested too deeply, or its aliases repeat too much; write it plainly"
@@ -128,7 +128,7 @@ def _position_of_offset(text: str, offset: int) -> Position:
     return Position(before.count("\n") + 1, offset - before.rfind("\n"))
 
 
-# What PyYAML says -> what helps. PyYAML quotes the text around; this must not, it may be a key.
+# A part of PyYAML's message -> a hint. PyYAML quotes the text around the error; dtun must not, it may be a key.
 _EXPLANATIONS = (
     ("tab", "there is a tab; indent with spaces"),
     ("undefined alias", '"*" starts an alias in YAML; put quotes around what starts with it, like "*"'),
@@ -162,7 +162,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Builder:
-    """Nodes to data; aliases are expanded, up to a total of MAX_VALUES."""
+    """Converts nodes to data. Expands aliases, up to MAX_VALUES values in all."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -173,7 +173,7 @@ class _Builder:
 
     def _value(self, node: yaml.Node, location: Location) -> Any:
         self._values += 1
-        # An alias inside of what it stands for has no end: the depth stops it.
+        # An alias inside its own anchor is endless; the depth limit stops it.
         if self._values > MAX_VALUES or len(location) > MAX_DEPTH:
             raise _TooComplexError
         self._document.values[location] = _position(node)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a configuration, at once."""
+"""Problems of a configuration. All of them are reported together."""
 
 import re
 from collections import Counter
@@ -9,21 +9,21 @@ from typing import TypeAlias
 from dtun.errors import ConfigError
 
 Location: TypeAlias = tuple[str | int, ...]
-"""Where a value is: ("server", "clients", "demo", "subnets", 0)."""
+"""Path of a value, like ("server", "clients", "demo", "subnets", 0)."""
 
 Place: TypeAlias = Location | str
-"""A location in the configuration, or FILE:LINE in a file that it names."""
+"""A location in the configuration, or FILE:LINE in a file that the configuration names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """`message` says what is wrong and what to do about it; it never holds a secret.
 
-    `about_name`: the name of the last part is wrong, not its value; `message` shows it if it may be shown.
-    `related` is where the other half of a contradiction is.
-    `elsewhere`, as FILE:LINE, is where it is to be mended, in a file that the value at `location` names.
-    `uses` are the places of the settings that the judgement rests on: if one of them is wrong itself,
-    the problem may be imaginary and is kept back.
+    `uses`: locations of the settings that the problem depends on. If one of them is wrong itself, the problem is not
+        reported: it may not exist.
+    `related`: the other place of a contradiction.
+    `elsewhere`: FILE:LINE of the error, in a file that the value at `location` names.
+    `about_name`: the last name in `location` is wrong, not its value.
     """
 
     location: Location
@@ -35,7 +35,7 @@ class Problem:
 
 
 class ConfigErrors(ConfigError):  # noqa: N818 - more than one of them
-    """One line a problem, each with the place where it is; `warnings` are what else was noticed."""
+    """`lines`: one for each problem, with its place. `warnings`: lines about things that work."""
 
     def __init__(self, lines: Iterable[str], warnings: Iterable[str] = ()) -> None:
         self.lines = list(lines)
@@ -44,17 +44,17 @@ class ConfigErrors(ConfigError):  # noqa: N818 - more than one of them
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """A person's input for a message: quoted, on one line, of bounded length."""
+    """Input as a message shows it: quoted, on one line, at most `limit` characters."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def shown_name(name: str) -> str:
-    """A name in a mapping; but what does not look like a name may be a key that lost its place."""
+    """A name in a mapping as a message shows it. Text that does not look like a name is hidden: it may be a key."""
     return shown(name) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,30}", name) else "a name"
 
 
 def dotted(location: Location) -> str:
-    """`server.clients.demo.subnets[0]`."""
+    """The location as text, like `server.clients.demo.subnets[0]`."""
     path = ""
     for part in location:
         if isinstance(part, int):

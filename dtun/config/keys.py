@@ -1,8 +1,8 @@
-"""Pre-shared keys: where they come from, what they must be like, and that they never show themselves.
+"""Pre-shared keys: generating, reading and checking them. Keys never appear in logs or errors.
 
-A native key is base64 text of exactly 32 bytes; the PSK is those 32 bytes. The key of an original Go dtun is
-any text of 1 to 32 bytes; the PSK is the text as it is. 32 is the most that Mbed TLS takes for a PSK.
-Around both, white space is trimmed: the newline at the end of a file belongs to neither.
+A native key is base64 text of exactly 32 bytes; the PSK is those 32 bytes. The key of an original Go dtun is any text
+of 1 to 32 bytes; the PSK is that text. 32 bytes is Mbed TLS's limit for a PSK. White space around a key is removed, as
+the newline at the end of a file is not part of it.
 """
 
 import base64
@@ -21,14 +21,14 @@ WEAK_KEY_BYTES = 16
 _MAX_FILE_BYTES = 4096
 
 GROUP = "dtun"
-"""The group of the service's user, which is not root."""
+"""The group of the user that the service runs as."""
 
 MAKE_A_KEY = "make a key with `dtun genkey`"
 MAKE_A_GO_KEY = "make a key with `dtun genkey --compat go`"
 
 
 class Key:
-    """Secret bytes. They are not in repr(), str() or a pickle; only `secret()` gives them away."""
+    """Secret bytes. Only `secret()` returns them; repr() and str() hide them, and pickling fails."""
 
     __slots__ = ("_secret",)
 
@@ -58,15 +58,15 @@ class Key:
 
 
 def generate(*, go: bool = False) -> str:
-    """A new random key as text: 32 bytes, or for a Go dtun 32 characters that hold 24 bytes."""
+    """A new random key as base64 text: of 32 bytes, or for a Go dtun of 24, which are 32 characters."""
     return base64.b64encode(secrets.token_bytes(24 if go else KEY_BYTES)).decode("ascii")
 
 
 def decode(text: bytes, *, go: bool) -> Key:
-    """The key that `text` stands for.
+    """The key in `text`.
 
     Raises:
-        ValueError: `text` is no such key; the message says what it is instead, and does not hold any of it.
+        ValueError: `text` is not a key. The message says why and does not contain any of the text.
     """
     trimmed = text.strip()
     if not trimmed:
@@ -91,13 +91,13 @@ def decode(text: bytes, *, go: bool) -> Key:
 
 
 def read_file(path: Path, *, private: bool = True) -> bytes:
-    """The text of a key file. `private`: nobody but its owner, us or root, may be able to read it.
+    """The text of a key file. `private`: only its owner, who is this user or root, may have access.
 
     Raises:
-        ValueError: the file is not there, not readable, or not private.
+        ValueError: the file does not exist, is not readable, or is not private.
     """
     try:
-        # Non-blocking: a FIFO in this place must not hang the start.
+        # Non-blocking: opening a FIFO must not block the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ValueError(_cannot_read(path, error)) from None
@@ -110,11 +110,12 @@ def read_file(path: Path, *, private: bool = True) -> bytes:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Make a new key file. Where new files belong to the service's group, as in the /etc/dtun that an installation
-    makes (its set-group-ID bit is on), that group may read it; otherwise its owner alone.
+    """Create a key file that only its owner can read; and the service's group, if the directory gives new files to it.
+
+    The latter is the case in /etc/dtun, which the installation creates with the set-group-ID bit.
 
     Raises:
-        OSError: it cannot be written, or is there already.
+        OSError: the file cannot be written, or exists already.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -125,7 +126,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def unreadable(path: Path) -> str:
-    """What to do about a file that this process has no right to read."""
+    """What to do about a file that this process may not read."""
     if _group_name(os.getegid()) == GROUP:
         return (
             f"cannot be read by the service, which is not root; keep it in /etc/dtun, and run"
@@ -163,7 +164,7 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
 
 
 def shared_with(status: os.stat_result) -> int:
-    """The bits of a file's mode that let others use it. The service's own group is meant to read what is root's."""
+    """The mode bits that give other users access. The service's group may read files of root."""
     bits = stat.S_IMODE(status.st_mode) & 0o077
     if bits == 0o040 and status.st_uid == 0 and _group_name(status.st_gid) == GROUP:
         return 0
@@ -180,7 +181,7 @@ def _group_name(number: int) -> str:
 def read_credential(name: str, environment: Mapping[str, str]) -> bytes:
     """The text of a credential that the service manager passed (systemd's LoadCredential=).
 
-    Its directory is private to the service, and ACLs there make the mode bits look shared.
+    The mode bits are not checked: the directory is private to the service, and its ACLs show up as group permissions.
 
     Raises:
         ValueError: there is no such credential.
@@ -191,7 +192,7 @@ def read_credential(name: str, environment: Mapping[str, str]) -> bytes:
             "$CREDENTIALS_DIRECTORY is not set; add LoadCredential= to the unit, or use key_file"
         )
     path = Path(directory, name)
-    # Not path.exists(): that raises where the directory is closed to us.
+    # Not path.exists(): that raises if the directory is not accessible.
     if not os.path.lexists(path):
         raise ValueError(f"no credential {name!r} was passed; add LoadCredential={name}:PATH to the unit")
     return read_file(path, private=False)

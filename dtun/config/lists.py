@@ -13,12 +13,12 @@ from dtun.network.state import Network
 
 MAX_BYTES = 16 << 20
 MAX_SHOWN = 10
-"""Of what is wrong in one file. Who gives the wrong file should not get a thousand lines in answer."""
+"""Reported errors of one file: a wrong file should not give a thousand lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkList:
-    """What a file holds. `lines` has the line of each network, from 1; `faults` are lines and what is wrong there."""
+    """The networks of a file, and the line of each, from 1. `faults` are wrong lines, with the error of each."""
 
     path: Path
     networks: tuple[Network, ...]
@@ -26,7 +26,7 @@ class NetworkList:
     faults: tuple[tuple[int, str], ...] = ()
 
     def problems(self, location: Location) -> Iterator[Problem]:
-        """The faults, for the setting at `location` that names the file."""
+        """The faults, as problems of the setting at `location`, which names the file."""
         for line, message in self.faults[:MAX_SHOWN]:
             yield Problem(location, message, elsewhere=f"{self.path}:{line}")
         more = len(self.faults) - MAX_SHOWN
@@ -39,9 +39,9 @@ def read(path: Path) -> NetworkList:
     """Read the list at `path`.
 
     Raises:
-        ValueError: there is no such file, or it cannot be read. Lines that are wrong do not raise.
+        ValueError: the file does not exist or cannot be read. Wrong lines do not raise; they are in `faults`.
     """
-    # Not splitlines(): editors count only line feeds.
+    # Not splitlines(): editors count line feeds only.
     text = _content(path).decode("utf-8-sig", errors="replace")
     networks: list[Network] = []
     lines: list[int] = []
@@ -61,7 +61,7 @@ def read(path: Path) -> NetworkList:
 
 def _content(path: Path) -> bytes:
     try:
-        # Non-blocking: a FIFO in this place must not hang the start.
+        # Non-blocking: opening a FIFO must not block the start.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""From a path to a checked configuration, or to the list of all that is wrong with it."""
+"""Reads a configuration: from a path to checked models, or to a list of all problems."""
 
 import os
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the final NUL
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Exactly one of `server` and `client` is set. `path` is None after a quick start.
+    """A whole configuration. Exactly one of `server` and `client` is set. `path` is None after a quick start.
 
-    `warnings` are lines for a person: it works, but should not stay so.
+    `warnings` are lines about things that work but should be changed.
     """
 
     server: ServerConfig | None
@@ -34,7 +34,7 @@ class Config:
     @property
     def section(self) -> ServerConfig | ClientConfig:
         section = self.server or self.client
-        assert section is not None  # noqa: S101 - the validation has seen to it
+        assert section is not None  # noqa: S101 - the validation ensures it
         return section
 
     @property
@@ -43,13 +43,12 @@ class Config:
 
 
 def load(path: Path, *, read_keys: bool = True) -> Config:
-    """Read, check and complete the configuration at `path`.
+    """Read and check the configuration at `path`, with the files that it names.
 
-    `read_keys=False` leaves the keys and the lists of networks in other files unread, for a look at the rest by
-    somebody who may not read them.
+    `read_keys=False` does not read keys and lists of networks, for users who may not read these files.
 
     Raises:
-        ConfigErrors: one line a problem, `FILE:LINE:COLUMN: where: what is wrong; what to do`.
+        ConfigErrors: one line for each problem, `FILE:LINE:COLUMN: where: what is wrong; what to do`.
     """
     content, others_can_read = _read(path)
     parsed = document.parse(content)
@@ -68,7 +67,7 @@ def load(path: Path, *, read_keys: bool = True) -> Config:
 
 
 def _read(path: Path) -> tuple[bytes, bool]:
-    """The file's content, and whether others can read it."""
+    """The file's content, and whether other users can read it."""
     try:
         with path.open("rb") as file:
             readers = shared_with(os.fstat(file.fileno())) & 0o044
@@ -83,7 +82,7 @@ def _read(path: Path) -> tuple[bytes, bool]:
 
 
 def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Iterator[Problem]:
-    """Read the keys and the lists; check what depends on them and on this host."""
+    """Read the keys and the lists of networks; check what depends on them and on this host."""
     server, client = sections
     section = server or client
     if section is not None and len(os.fsencode(section.control_socket)) > MAX_SOCKET_PATH_BYTES:
@@ -109,7 +108,7 @@ def _keyed(sections: Sections) -> Iterator[tuple[Location, Keyed]]:
 
 
 def warnings(sections: Sections) -> list[Problem]:
-    """What works, but should not stay so."""
+    """Problems that do not prevent a start."""
     server, client = sections
     found = [warning for where, keyed in _keyed(sections) for warning in keyed.key_warnings(where)]
     hooked: list[tuple[Location, Hooked]] = []
@@ -160,7 +159,7 @@ def _place(parsed: Document, problem: Problem) -> Position:
 
 def _format(path: Path, parsed: Document, position: Position, problem: Problem) -> str:
     location = problem.location[:-1] if problem.about_name else problem.location
-    # A single value may stand for a list of one: then it has no index in the file.
+    # A single value may be written instead of a list; it has no index in the file.
     while location and isinstance(location[-1], int) and location not in parsed.values:
         location = location[:-1]
     where = f"{dotted(location)}: " if location else ""

@@ -1,4 +1,4 @@
-"""A configuration from a command line: no file, sensible choices, the same models and rules."""
+"""A configuration from a command line: no file, sensible defaults, the same models and checks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ def server(
     """A server for any id that has the key, and for any private network behind such a client.
 
     Raises:
-        ConfigErrors: one line a problem, each with the option that it is about.
+        ConfigErrors: one line for each problem, with the option that it is about.
     """
     entry = {"key_file": key_file, "key": key, "compat": compat, "subnets": "private"}
     settings = {"listen": listen, "pool": pool, "runtime_directory": runtime_directory}
@@ -51,7 +51,7 @@ def client(
     """A client of the servers at `hosts`.
 
     Raises:
-        ConfigErrors: one line a problem, each with the option that it is about.
+        ConfigErrors: one line for each problem, with the option that it is about.
     """
     settings = {"servers": hosts, "id": id, "key_file": key_file, "key": key, "subnets": subnets}
     settings |= {"routes": routes, "tun": tun, "compat": compat, "up": up, "down": down}

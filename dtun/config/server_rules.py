@@ -1,4 +1,4 @@
-"""The rules between settings of the server: what no single value can tell."""
+"""Checks of a server that concern more than one setting."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class _Claim:
 
 
 def _overlaps(server: ServerConfig) -> Iterator[Problem]:
-    """Networks that two owners claim. "private" claims nothing: it takes what is left, at run time."""
+    """Networks that two owners claim. "private" claims none: the server grants what is free, when a client connects."""
     claims = [
         _Claim(network, identity, ("server", "clients", identity, "subnets", index))
         for identity, entry in server.clients.items()
@@ -135,7 +135,7 @@ def _overlaps(server: ServerConfig) -> Iterator[Problem]:
                 )
                 related = ("server", name) if written else None
                 yield Problem(claim.where, message, _of_server(name), related)
-    # In this order a network comes right after those that it is a part of, so a stack of them will do.
+    # Sorted like this, a network follows those that contain it, so a stack of these is enough.
     outer: list[_Claim] = []
     for claim in sorted(claims, key=lambda c: (c.network.version, int(c.network[0]), c.network.prefixlen)):
         while outer and not contains(outer[-1].network, claim.network):

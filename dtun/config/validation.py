@@ -1,4 +1,4 @@
-"""Plain data to models, and what pydantic says into what a person can act on."""
+"""Plain data to models, and pydantic's errors to messages that tell a person what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {"server": ServerConfig, "client": Clien
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that is wrong, and the section that is there, less what is wrong in it.
+    """All problems, and the section without the settings that are wrong.
 
-    `doubtful` are the places of the settings that are wrong, or that a misspelt name may have been meant for.
+    `doubtful`: locations of wrong settings, and of those that a misspelt name was probably meant for.
     """
 
     sections: Sections
@@ -32,7 +32,7 @@ class Outcome:
     doubtful: frozenset[Location] = frozenset()
 
     def believable(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Those that do not rest on something doubtful."""
+        """Those that do not depend on a doubtful setting."""
         return [problem for problem in problems if not any(map(self._is_doubtful, problem.uses))]
 
     def _is_doubtful(self, used: Location) -> bool:
@@ -53,10 +53,10 @@ def validate(data: Any) -> Outcome:
     problems += [
         _translate(place, error)
         for place, error in zip(places, errors, strict=True)
-        # A setting under a misspelt name is wrong once, not also missing.
+        # A misspelt setting is reported once, not as missing as well.
         if error["type"] != "missing" or place not in meant
     ]
-    # The rest is worth a look even so: the rules between settings, and the keys.
+    # Check the rest nevertheless: rules between settings, and keys.
     rest = section or _parsed(name, _without(settings, errors), [])
     sections = (rest, None) if isinstance(rest, ServerConfig) else (None, rest)
     outcome = Outcome(sections, problems, frozenset(meant.union(places)))
@@ -78,7 +78,7 @@ def _top_level_problems(data: Any) -> list[Problem]:
 
 
 def _parsed(name: str, data: Any, errors: list[ErrorDetails]) -> ServerConfig | ClientConfig | None:
-    # The exception is not passed on: it holds what was written, keys too.
+    # The exception is not chained: it contains the input, with keys.
     try:
         return ServerConfig.model_validate(data) if name == "server" else ClientConfig.model_validate(data)
     except ValidationError as error:
@@ -92,15 +92,15 @@ def _rules(section: ServerConfig | ClientConfig | None) -> Iterable[Problem]:
     return server_problems(section) if isinstance(section, ServerConfig) else client_problems(section)
 
 
-# What stands in for a setting that must be there, while the rest is checked.
+# Replaces a wrong setting that is required, while the rest is checked.
 _STAND_INS: dict[str, Any] = {"servers": ["server.invalid"], "id": "id", "clients": {}}
 
-# How pydantic marks an error in the key of a mapping, at the end of its place.
+# pydantic ends the location of an error in a mapping's key with this.
 _KEY_MARK = "[key]"
 
 
 def _without(data: Any, errors: list[ErrorDetails]) -> Any:
-    """`data` less every setting that has an error in it, and less every client that is no client at all."""
+    """`data` without the settings that have an error, and without clients that are not a mapping."""
     if not isinstance(data, dict):
         return data
     result = deepcopy(data)
@@ -127,9 +127,9 @@ def _is_unknown(error: ErrorDetails) -> bool:
 
 
 def _meant(location: Location) -> Location:
-    """The place of the setting that an unknown name was probably meant for, else its own."""
+    """The location of the setting that an unknown name was probably meant for, or its own."""
     model, _ = _model_around(location)
-    # As `mtu:1400`, without a space, is a name too.
+    # `mtu:1400`, without a space, is a name as well.
     near = _nearest(str(location[-1]).partition(":")[0], model.model_fields)
     return (*location[:-1], near or location[-1])
 
@@ -180,7 +180,7 @@ _SAYINGS = {
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a whole number, and smaller",
     "int_from_float": "must be a whole number",
-    # Every number with a fraction is a time.
+    # All settings with fractions are times.
     "float_type": "must be a number of seconds, like 5",
     "float_parsing": "must be a number of seconds, like 5",
     "finite_number": "must be a number of seconds, like 5",

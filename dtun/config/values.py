@@ -1,4 +1,4 @@
-"""The scalar values of a configuration: how each is written, and what a wrong one is told."""
+"""The scalar values of a configuration: their syntax, and messages about errors in it."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ DEFAULT_PORT = 443
 MAX_ID_BYTES = 64
 MAX_TUN_NAME_BYTES = 15  # IFNAMSIZ less the final NUL
 
-# The names of RFC 4279, 5487, 6655 and 7905 less TLS_, WITH_ and the hash -> as Mbed TLS spells them.
+# Names of RFC 4279, 5487, 6655 and 7905 without TLS_, WITH_ and the hash -> names of Mbed TLS.
 SUITES = {
     "ECDHE-PSK-CHACHA20-POLY1305": "TLS-ECDHE-PSK-WITH-CHACHA20-POLY1305-SHA256",
     "PSK-CHACHA20-POLY1305": "TLS-PSK-WITH-CHACHA20-POLY1305-SHA256",
@@ -43,7 +43,7 @@ class Endpoint(NamedTuple):
 
 
 class ServerName(NamedTuple):
-    """Where a server may be found: a name or an address (without brackets), and its UDP port."""
+    """A server's name or address (without brackets), and its UDP port."""
 
     host: str
     port: int
@@ -54,7 +54,7 @@ class ServerName(NamedTuple):
 
 def _ip_address(text: str) -> Address:
     address = ip_address(text)
-    # A zone, as in fe80::1%eth0, is the name of an interface.
+    # A zone, as in fe80::1%eth0, is an interface name.
     if (
         isinstance(address, IPv6Address)
         and address.scope_id
@@ -156,7 +156,7 @@ def parse_id(value: object) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether an id that came from the network is one that a file could have."""
+    """Whether an id from the network is valid in a configuration."""
     try:
         parse_id(text)
     except ValueError:
@@ -179,7 +179,7 @@ def parse_tun_name(value: object) -> str:
 
 
 def parse_suite(value: object) -> str:
-    """What Mbed TLS calls a suite that is named as by IANA, OpenSSL, Mbed TLS, or short, as in SUITES."""
+    """Mbed TLS's name of a suite, from its name in IANA's registry, OpenSSL, Mbed TLS or SUITES."""
     text = _text(value, "the name of a cipher suite")
     name = text.strip().upper().replace("_", "-").removeprefix("TLS-").replace("-WITH-", "-")
     name = name.removesuffix("-SHA256").removesuffix("-SHA384")
@@ -262,7 +262,7 @@ def _one_or_more(value: object) -> object:
 
 
 def _as_text(parse: Callable[[object], Parsed]) -> PlainValidator:
-    # Written as text in YAML, whatever it becomes here: JSON Schema should say so.
+    # Text in YAML, and so in the JSON Schema, whatever type it is here.
     return PlainValidator(parse, json_schema_input_type=str)
 
 

@@ -1,4 +1,4 @@
-"""Settings that are a word or a list: yes and no, names of domains, numbers as people write them for the kernel."""
+"""Values that may be a word instead of a list or number, domains, and numbers of the kernel."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def parse_flag(value: object) -> bool:
 
 
 def parse_address(value: object) -> Address:
-    """An address of either version; without the name of an interface, as these are for others, too."""
+    """An IPv4 or IPv6 address. Without an interface name, as it is used on other hosts as well."""
     wanted = "an IP address, like 10.86.0.1 or fd00:86::1"
     if not isinstance(value, str):
         raise ValueError(f"must be {wanted}")  # noqa: TRY004 - pydantic's way
@@ -50,7 +50,7 @@ def parse_address(value: object) -> Address:
 
 
 def parse_domain(value: object) -> str:
-    """A domain in small letters, without the dot at its end; with a leading "~" if names are only sent there."""
+    """A domain in lower case, without its final dot; with a leading "~" if it is for routing queries only."""
     examples = 'corp.example.org, "~corp.example.org" (to look up there only) or "~." (every name)'
     if not isinstance(value, str):
         raise ValueError(f"must be a domain, like {examples}")  # noqa: TRY004 - pydantic's way
@@ -99,7 +99,7 @@ def _flag_or_names(value: Any, parse: Callable[[Any], Any]) -> Any:
 
 
 def _validated_as(kind: Any) -> GetPydanticSchema:
-    # Else pydantic would try each kind of a union, and complain about all of them.
+    # Otherwise pydantic tries each type of a union, and reports errors for all.
     return GetPydanticSchema(lambda _source, handler: handler(kind))
 
 
