@@ -150,7 +150,7 @@ def test_a_mac_and_a_linux_server(hosts: tuple[Host, Host], tmp_path: Path) -> N
         log=lambda: client.log,
     )
     assert client.tell("way 1.1.1.1") == "utun0"
-    wait_for(lambda: "the way to 192.0.2.1" in client.log, "the log to say so", log=lambda: client.log)
+    wait_for(lambda: "the route to 192.0.2.1" in client.log, "the log to say so", log=lambda: client.log)
     assert can_ping(linux, "10.86.0.2", count=5)
 
     assert client.stop() == (0, "left behind: 0 routes, 0 devices")

@@ -56,7 +56,7 @@ def test_flows_go_on_by_the_better_gateway(net: Topology, tmp_path: Path, routin
     first.forget()
     wait_for(lambda: ("udp", SERVER, 443) in second.sent(), "the tunnel to take the second uplink")
     world.home.ip("link set eth0 down")
-    client.wait_log("the way to")
+    client.wait_log("the route to")
     before = client.tunnel()["tx_bytes"]
     wait_for(lambda: client.tunnel()["tx_bytes"] > before + 1_000_000, "the tunnel to carry a megabyte")
     answers, gap = ended(asking)

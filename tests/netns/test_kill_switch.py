@@ -100,7 +100,7 @@ def test_not_one_packet_leaves_beside_the_tunnel(
     world.home.ip("route add default via 198.18.2.1 dev eth1 metric 50")
     noise.goes_on()
     world.home.ip("link set eth0 down")
-    client.wait_log("the way to")
+    client.wait_log("the route to")
     client.wait_connected()
     wait_reached(world.home, WORLD[0])
     noise.goes_on()

@@ -1,13 +1,11 @@
 """What the tests of a whole server and a whole client begin with."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.unit.sites import Home, RawClient, Site, serving
+from tests.unit.sites import Home, RawClient, Site, serving, started
 
 
 @pytest.fixture
@@ -31,12 +29,6 @@ async def make_client(site: Site) -> AsyncIterator[Callable[..., RawClient]]:
 
 @pytest.fixture
 async def home(site: Site, tmp_path: Path) -> AsyncIterator[Home]:
-    made = Home(site, tmp_path)
-    await made.client.start()
-    running = asyncio.create_task(made.client.run())
-    yield made
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    await made.client.stop()
+    async with started(Home(site, tmp_path)) as made:
+        yield made
     assert made.kernel.state.devices == frozenset()

@@ -15,10 +15,12 @@ from dtun.config import ClientConfig, Hook, ServerConfig
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.handover.fdstore import FdStore
+from dtun.pacing import Backoff
 from dtun.protocol.messages import Hello, Message, Welcome
 from dtun.server.server import Server
 from dtun.session.dialect import NativeDialect
 from dtun.session.go import GoClientDialect
+from dtun.session.link import Link
 from dtun.session.session import Closed, Event, Received, Session
 from tests.unit.fakes import FakeKernel, FakeTun
 
@@ -211,7 +213,9 @@ async def sees_packet(site: Site, client: RawClient, data: bytes) -> None:
 class Home:
     """A whole client."""
 
-    def __init__(self, site: Site, directory: Path, **settings: object) -> None:
+    def __init__(
+        self, site: Site, directory: Path, backoff: Backoff | None = None, **settings: object
+    ) -> None:
         self.kernel = FakeKernel()
         self.hooks = HookLog()
         self.directory = directory
@@ -225,7 +229,8 @@ class Home:
             "down": "/down",
             "runtime_directory": str(directory),
         } | settings
-        self.client = Client(self.config(), self.kernel, self.hooks, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self.client = Client(self.config(), self.kernel, self.hooks, loop, backoff=backoff)
 
     def config(self, **settings: object) -> ClientConfig:
         """This client's configuration, but for these settings."""
@@ -233,13 +238,43 @@ class Home:
         assert config.read_key(self.directory, ("client",)) == []
         return config
 
-    def link(self) -> object:
-        return self.client._link
+    def link(self) -> Link | None:
+        return self.client.link
+
+    def row(self) -> dict[str, Any]:
+        """The tunnel in the status."""
+        rows = self.client.status()["tunnels"]
+        assert isinstance(rows, list)
+        return next(iter(rows))
 
 
-async def in_service(home: Home, *, other_than: object = None) -> object:
+@asynccontextmanager
+async def started(home: Home) -> AsyncIterator[Home]:
+    await home.client.start()
+    running = asyncio.create_task(home.client.run(), name="run")
+    try:
+        yield home
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await home.client.stop()
+
+
+async def in_service(home: Home, *, other_than: Link | None = None) -> Link:
     await wait_for(lambda: home.link() not in (None, other_than), "a session in service")
-    return home.link()
+    link = home.link()
+    assert link is not None
+    return link
+
+
+async def settled() -> None:
+    """Nothing runs but the test and the clients' main tasks."""
+    test = asyncio.current_task()
+    await wait_for(
+        lambda: all(task is test or task.get_name() == "run" for task in asyncio.all_tasks()),
+        "everything to be settled",
+    )
 
 
 async def through(site: Site, home: Home, number: int) -> None:

@@ -1,8 +1,7 @@
 """What a client has in the kernel: before, during and after a session, and when the host or the file changes."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from dtun.errors import ConfigError
 from dtun.network.plan import BLOCK_METRIC
 from dtun.network.state import Dns, DropOtherTrafficToServer, Route, Rule, Sysctl
 from dtun.platform.interface import NextHop
-from tests.unit.sites import Home, Site, in_service, wait_for
+from tests.unit.sites import Home, Site, in_service, settled, started, wait_for
 
 TUN = "dtun0"
 FIRST_HALF = ip_network("0.0.0.0/1")
@@ -23,23 +22,10 @@ LOOPBACK = ip_network("127.0.0.1/32")
 
 
 @asynccontextmanager
-async def started(home: Home) -> AsyncIterator[Home]:
-    await home.client.start()
-    running = asyncio.create_task(home.client.run())
-    try:
-        yield home
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
-        await home.client.stop()
-
-
-@asynccontextmanager
 async def connected(site: Site, directory: Path, **settings: object) -> AsyncIterator[Home]:
-    async with started(Home(site, directory, **settings)) as home:
+    async with started(Home(site, directory, None, **settings)) as home:
         await in_service(home)
-        await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+        await settled()
         yield home
 
 
@@ -47,7 +33,7 @@ async def lose(site: Site, home: Home) -> None:
     """The server goes away and says so."""
     await site.server.stop()
     await wait_for(lambda: home.link() is None, "the goodbye")
-    await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+    await settled()
 
 
 def routes(home: Home) -> frozenset[Route]:
@@ -156,10 +142,9 @@ async def test_what_the_kernel_refuses_is_told_once_and_in_the_status(
     home.kernel.refuses[wanted] = "it is routed through wg0 already"
     async with started(home):
         await in_service(home)
-        await wait_for(lambda: not home.client._tasks._running, "everything to be settled")
+        await settled()
         home.kernel.changed()
-        tunnel = home.client.status()["tunnels"][0]  # type: ignore[index]
-        assert tunnel["warnings"] == [
+        assert home.row()["warnings"] == [
             "route 192.0.2.0/24 dev dtun0 is not in place: it is routed through wg0 already"
         ]
         assert caplog.text.count("it is routed through wg0 already") == 1
@@ -208,7 +193,7 @@ async def test_what_cannot_change_is_kept_and_said(site: Site, tmp_path: Path) -
     async with connected(site, tmp_path) as home:
         (line,) = await home.client.reload(changed(home, tun="other0"), dry_run=False)
         assert line == "tun: other0 instead of dtun0 (needs a restart, kept as it was)"
-        assert home.client.status()["tunnels"][0]["device"] == TUN  # type: ignore[index]
+        assert home.row()["device"] == TUN
 
 
 async def test_a_servers_file_is_no_file_for_a_client(site: Site, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A server, and clients, on loopback sockets: only the kernel's devices and routes are made up."""
 
 import asyncio
+import itertools
 import logging
 import socket
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dtun.client import client as client_module
+from dtun.client import states
+from dtun.client.dialer import Dialer
 from dtun.dtls import key_takeover
 from dtun.dtls.records import AeadRecords
 from dtun.dtls.status import ExportError
 from dtun.network.state import Address, Route
-from dtun.protocol.messages import Hello
+from dtun.pacing import Backoff
+from dtun.protocol.messages import Hello, Renew
 from dtun.protocol.record import hello_request
 from dtun.server import demux
 from dtun.session.link import Link
@@ -29,6 +32,8 @@ from tests.unit.sites import (
     packet,
     sees_packet,
     serving,
+    settled,
+    started,
     through,
     wait_for,
     waiting_at,
@@ -187,9 +192,14 @@ async def test_a_tunnel_comes_up_and_carries_packets(site: Site, home: Home) -> 
     assert home.client.summary().startswith("connected to 127.0.0.1")
 
 
+def ask_for_renewal(site: Site) -> None:
+    for link in site.server.links:
+        link.send(Renew())
+
+
 async def test_a_renewed_session_takes_over_without_a_gap(site: Site, home: Home) -> None:
     before = await in_service(home)
-    home.client._want("renewal")
+    ask_for_renewal(site)
     await in_service(home, other_than=before)
     await through(site, home, 1)
     assert len(home.hooks.ran) == 1, "the tunnel was up all the time"
@@ -266,14 +276,24 @@ async def test_a_server_that_forgot_us_is_found_again_by_its_hint(site: Site, ho
 async def test_forged_hints_cause_a_bounded_number_of_new_sessions(
     site: Site, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    del site
-    monkeypatch.setattr(client_module, "HINT_INTERVAL", 3600.0)
-    link = await in_service(home)
-    wanted: list[str] = []
-    monkeypatch.setattr(home.client, "_want", wanted.append)
+    monkeypatch.setattr(states, "HINT_INTERVAL", 3600.0)
+    connect, attempts = Dialer.connect, itertools.count()
+
+    async def counted(dialer: Dialer) -> str | None:
+        next(attempts)
+        return await connect(dialer)
+
+    first = await in_service(home)
+    await settled()
+    monkeypatch.setattr(Dialer, "connect", counted)
     for _ in range(100):
-        home.client._on_handshake(link, hello_request(0))  # type: ignore[arg-type]
-    assert wanted == ["hint"]
+        first.receive(hello_request(0))
+    second = await in_service(home, other_than=first)
+    await settled()
+    for _ in range(100):
+        second.receive(hello_request(0))
+    await through(site, home, 1)
+    assert next(attempts) == 1
 
 
 async def test_a_server_that_stops_says_so_and_the_client_waits_for_the_next(site: Site, home: Home) -> None:
@@ -291,7 +311,7 @@ async def test_a_server_that_stops_says_so_and_the_client_waits_for_the_next(sit
 
 
 async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    site: Site, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await in_service(home)
 
@@ -300,9 +320,9 @@ async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
         raise OSError(f"{offloads} is not for this device")
 
     monkeypatch.setattr(home.kernel.tuns["dtun0"], "enable_offloads", fail_once)
-    home.client._want("renewal")
-    await wait_for(lambda: home.client._last_error is not None, "the failure")
-    await wait_for(lambda: home.client._last_error is None, "another try that worked")
+    ask_for_renewal(site)
+    await wait_for(lambda: home.row()["last_error"] is not None, "the failure")
+    await wait_for(lambda: home.row()["last_error"] is None, "another try that worked")
     assert home.link() not in (None, before)
 
 
@@ -320,20 +340,23 @@ async def test_an_up_hook_does_not_run_for_a_session_that_was_lost_meanwhile(sit
     await site.server.stop()
     await wait_for(lambda: home.link() is None, "the goodbye")
     gate.set()
-    await wait_for(lambda: not home.client._tasks._running, "everything to be over")
+    await settled()
     assert [line for line in home.hooks.ran if line.startswith("/up")] == []
 
 
-async def test_a_change_of_the_host_ends_the_wait_for_the_next_try(
-    site: Site, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await in_service(home)
-    monkeypatch.setattr(home.client._backoff, "next", lambda: 3600.0)
-    for link in list(site.server.links):
-        link.close("other", "for the test")
-    await wait_for(lambda: home.link() is None, "the goodbye")
-    home.kernel.changed()
-    await in_service(home)
+class LongWait(Backoff):
+    def next(self) -> float:
+        return 3600.0
+
+
+async def test_a_change_of_the_host_ends_the_wait_for_the_next_try(site: Site, tmp_path: Path) -> None:
+    async with started(Home(site, tmp_path, backoff=LongWait())) as home:
+        await in_service(home)
+        for link in list(site.server.links):
+            link.close("other", "for the test")
+        await wait_for(lambda: home.link() is None, "the goodbye")
+        home.kernel.changed()
+        await in_service(home)
 
 
 async def test_a_session_that_ends_in_the_breath_in_which_it_began_is_reported(home: Home) -> None:
