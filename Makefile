@@ -34,7 +34,8 @@ test: setup ## run all tests
 	$(VENV)/python -m pytest $(ARGS)
 
 fuzz: setup ## feed each parser with bad input for FUZZ seconds, from another SEED each time
-	DTUN_FUZZ_SECONDS=$(FUZZ) DTUN_FUZZ_SEED=$(SEED) $(VENV)/python -m pytest --timeout 0 $(ARGS) tests/fuzz
+	DTUN_FUZZ_SECONDS=$(FUZZ) DTUN_FUZZ_SEED=$(SEED) $(VENV)/python -m pytest --timeout 0 $(ARGS) \
+		tests/fuzz tests/unit/session/test_bad_network.py
 
 lint: setup ## ruff and mypy, changing nothing
 	$(VENV)/ruff check .

@@ -13,6 +13,7 @@ from dtun.dtls.engine import ClientEngine, ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.dtls.suites import DEFAULT_SUITES, LEGACY_SUITE, Suite
 from dtun.protocol.messages import AnyNetwork, Hello, Message, Welcome
+from dtun.protocol.record import is_client_hello
 from dtun.session.dialect import Count, Dialect, NativeDialect
 from dtun.session.go import GoClientDialect, GoServerDialect
 from dtun.session.session import AnyAssociation, Closed, Established, Event, Received, Session
@@ -139,7 +140,7 @@ class World:
     def _deliver(self, path: Path, datagram: bytes, *, to_server: bool) -> None:
         if not to_server:
             self.clients[path].session.receive(datagram, self.now)
-        elif path not in self.servers:
+        elif path not in self.servers or is_client_hello(datagram):
             self.listener.receive(datagram, path, self.now)
         else:
             self.servers[path].session.receive(datagram, self.now)
@@ -167,6 +168,7 @@ class World:
         return moved
 
     def _verified(self, event: Verified[Key]) -> None:
+        assert event.path not in self.servers, "one handshake made two sessions"
         session = Session(event.association, self._server_dialect, self.now, handshake_deadline=self.now)
         self.servers[event.path] = End(session)
         for plaintext in event.early:

@@ -109,10 +109,9 @@ def test_a_thousand_clients_are_a_table_in_no_time(
         for number in range(1000)
     ]
     serve(tmp_path / "it.sock", {**SERVER, "tunnels": rows})
-    began = time.perf_counter()
+    began = time.process_time()
     assert main(["status", "--socket", str(tmp_path / "it.sock")]) == 0
-    # A twentieth of that on an idle machine.
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 0.5
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "750 of 1000 clients connected"
     table = lines[2:1003]

@@ -94,7 +94,7 @@ def test_an_ordinary_path_costs_one_round_trip_and_two_probes() -> None:
 
 
 @given(st.integers(SMALLEST, 9000), st.sampled_from((1500, 9000, 16384)), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=100)
 def test_every_path_is_measured_to_within_some_bytes_in_seconds(mtu: int, interface: int, icmp: bool) -> None:
     path = Path(mtu, interface=interface, icmp=icmp)
     assert path.advance(60, path.settled) < 5
@@ -103,7 +103,7 @@ def test_every_path_is_measured_to_within_some_bytes_in_seconds(mtu: int, interf
 
 
 @given(st.integers(SMALLEST, 9000), st.integers(SMALLEST, 16384))
-@settings(max_examples=200)
+@settings(max_examples=40)
 def test_a_wrong_estimate_of_the_kernel_does_no_lasting_harm(mtu: int, estimate: int) -> None:
     path = Path(mtu, interface=1500, estimate=estimate)
     assert path.advance(60, path.settled) < 5
@@ -117,7 +117,7 @@ def test_a_wrong_estimate_of_the_kernel_does_no_lasting_harm(mtu: int, estimate:
     st.floats(0, 0.5),
     st.integers(0, 2**32),
 )
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_loss_and_jitter_delay_it_but_never_make_it_too_high(
     mtu: int, loss: float, rtt: float, jitter: float, seed: int
 ) -> None:
@@ -135,7 +135,7 @@ def test_loss_and_jitter_delay_it_but_never_make_it_too_high(
 
 
 @given(st.integers(SMALLEST, 1492), st.integers(8, 900), st.floats(0.001, 0.3))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_path_that_shrinks_is_noticed_within_seconds(mtu: int, step: int, rtt: float) -> None:
     before = min(mtu + step, 1500)
     path = Path(before, rtt=rtt)
