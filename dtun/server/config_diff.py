@@ -1,7 +1,7 @@
-"""What another configuration means for a server that runs: the difference, for a person to read. Pure.
+"""What another configuration changes in a running server, as lines for a person. Pure.
 
-Most of it takes effect at once (`live`), some of it ends the sessions that it concerns, which then come back
-(`reconnect`), and some cannot be changed under a running server (`restart`): that is kept as it is.
+Most changes take effect at once (`live`), some end the sessions that they concern, whose clients reconnect
+(`reconnect`), and some are impossible in a running server (`restart`): these settings are kept as they are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from dtun.config import ANY_ID, ClientEntry, Key, ServerConfig
 from dtun.session.config_change import Step, shown
 
 KEEPS: Final = ("pool", "pool6", "state_directory", "runtime_directory")
-"""What a running server keeps: addresses that others have learned, and directories that are locked and in use."""
+"""What a running server keeps: addresses that other hosts have learned, and directories that it has locked."""
 
 _NEW_SESSIONS = "for new sessions"
 _NEXT_RUN = "from the next run on"
@@ -30,7 +30,7 @@ _SERVER_EFFECTS: Final[Mapping[str, str]] = {
     "push_dns": _PUSHED,
     "push_domains": _PUSHED,
 }
-# Where an entry's key is kept says nothing; whether it is another key does, see `_keys`.
+# Where an entry's key is stored does not matter; whether it is another key does, see `_keys`.
 _KEY_FIELDS: Final = frozenset({"key", "key_file", "credential", "next_key_file", "next_credential"})
 
 
@@ -40,22 +40,22 @@ def changed_settings(old: ServerConfig, new: ServerConfig) -> list[Step]:
 
 
 def usable(old: ServerConfig, new: ServerConfig) -> ServerConfig:
-    """`new` but for what a running server keeps."""
+    """`new`, except for what a running server keeps."""
     kept: dict[str, Any] = {name: getattr(old, name) for name in _restarts(old, new)}
     if "pool" in kept or "pool6" in kept:
-        # Fixed addresses of another pool are of no use in this one.
+        # Fixed addresses of another pool are not in this one.
         kept["clients"] = {
-            name: _settled(old.clients.get(name), entry) for name, entry in new.clients.items()
+            name: _with_addresses_of(old.clients.get(name), entry) for name, entry in new.clients.items()
         }
     return new.model_copy(update=kept)
 
 
 def keys_of(entry: ClientEntry) -> tuple[Key, ...]:
-    """The keys that a client may have, of which there are two while its key is being changed."""
+    """The keys that a client may use: two while its key is being changed."""
     return (entry.psk,) if entry.next_psk is None else (entry.psk, entry.next_psk)
 
 
-def _settled(before: ClientEntry | None, entry: ClientEntry) -> ClientEntry:
+def _with_addresses_of(before: ClientEntry | None, entry: ClientEntry) -> ClientEntry:
     addresses = (before.address, before.address6) if before else (None, None)
     return entry.model_copy(update=dict(zip(("address", "address6"), addresses, strict=True)))
 
@@ -86,7 +86,7 @@ def _listen(old: ServerConfig, new: ServerConfig) -> Iterator[Step]:
             yield Step("listen", f"{endpoint} is new")
     for endpoint in old.listen:
         if endpoint not in new.listen:
-            yield Step("listen", f"{endpoint} is no more; sessions there are to be made anew", "reconnect")
+            yield Step("listen", f"{endpoint} is removed; sessions there are renewed", "reconnect")
 
 
 def _clients(old: ServerConfig, new: ServerConfig) -> Iterator[Step]:
@@ -98,8 +98,10 @@ def _clients(old: ServerConfig, new: ServerConfig) -> Iterator[Step]:
             yield from _entry(_where(name), before, entry, addresses=old.pool == new.pool)
     for name in old.clients:
         if name not in new.clients:
-            only_now = " has an entry no more" if new.entry(name) else " is removed and its session ends"
-            yield Step(_where(name), only_now.strip(), "reconnect")
+            what = (
+                "has no entry of its own any more" if new.entry(name) else "is removed and its session ends"
+            )
+            yield Step(_where(name), what, "reconnect")
 
 
 def _entry(where: str, old: ClientEntry, new: ClientEntry, *, addresses: bool) -> Iterator[Step]:
@@ -120,9 +122,7 @@ def _entry(where: str, old: ClientEntry, new: ClientEntry, *, addresses: bool) -
 
 def _keys(where: str, old: tuple[Key, ...], new: tuple[Key, ...]) -> Iterator[Step]:
     if not set(old) <= set(new):
-        what = (
-            "a key is valid no more; a session made with it is to be renewed, and ends after a minute if not"
-        )
+        what = "a key is not valid any more; a session made with it ends in a minute unless it is renewed"
         yield Step(where, what, "reconnect")
     if not set(new) <= set(old):
         yield Step(where, "another key is valid" if set(old) <= set(new) else "its new key is valid")

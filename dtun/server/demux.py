@@ -1,11 +1,11 @@
-"""Where datagrams come in at a server: to the session they belong to, to a handshake, or to nobody.
+"""Delivers the datagrams that arrive at a server's listening sockets.
 
-    listening socket -+-> path of a session ----------------> that session
-                      +-> handshake record -----------------> dtun.dtls.listener: cookie, handshake, key proven
-                      +-> record of an unknown address -----> whose keys open it? that session has moved
-                                                        `---> nobody's: a hint to shake hands anew
+    listening socket -+-> path of a session -----------> that session
+                      +-> handshake record ------------> dtun.dtls.listener: cookie, handshake, key proven
+                      +-> record from an unknown path -> a session whose keys open it: its client has moved
+                                                    `--> else a HelloRequest: make a new session
 
-Nothing here can be made to do more for a stranger than a cookie exchange, or a few trial decryptions.
+Without a valid key, a sender can cause no more work than a cookie exchange or a few trial decryptions.
 """
 
 import asyncio
@@ -27,34 +27,33 @@ BATCH = 64
 """Datagrams taken from a listening socket in one turn."""
 
 HINTS_PER_SECOND = 100.0
-"""HelloRequests that go to addresses without a session, at most. They are no larger than what they answer."""
+"""Limit for HelloRequests to addresses without a session. They are not larger than the datagrams that they answer."""
 
 _HINT = hello_request(0)
 
 
 class Demux:
-    """The listening sockets of a server and what comes in there.
+    """The listening sockets of a server, and the sessions by their paths.
 
-    `welcome` makes a link for a client that has proven its key. `failed` hears of handshakes
-    with a valid cookie that came to nothing. `drops` counts what was for nobody, by reason.
+    `make_link` is called for a client that has proven its key, `failed` for a failed handshake with a valid cookie.
     """
 
     def __init__(
         self,
         listener: Listener[Key],
         *,
-        welcome: Callable[[Verified[Key], socket.socket], Link],
+        make_link: Callable[[Verified[Key], socket.socket], Link],
         failed: Callable[[Failed[Key]], None],
         loop: asyncio.AbstractEventLoop,
         fdstore: FdStore,
     ) -> None:
-        self._fdstore = fdstore
-        self.drops: Counter[str] = Counter()
         self._listener = listener
-        self._welcome = welcome
+        self._make_link = make_link
         self._failed = failed
         self._loop = loop
-        # By a number that is never used again, unlike a descriptor: paths of sessions have it in them.
+        self._fdstore = fdstore
+        self._drops: Counter[str] = Counter()
+        # By a number that is never used again, unlike a descriptor: the paths of sessions contain it.
         self._sockets: dict[int, socket.socket] = {}
         self._numbers: dict[Endpoint, int] = {}
         self._opened = 0
@@ -70,16 +69,16 @@ class Demux:
         return self._listener.half_open
 
     @property
-    def all_drops(self) -> Counter[str]:
-        """Datagrams that led to nothing, by reason, those of the cookie exchange included."""
-        return self.drops + self._listener.drops
+    def drops(self) -> Counter[str]:
+        """Dropped datagrams by reason, those of the cookie exchange included."""
+        return self._drops + self._listener.drops
 
     @property
     def links(self) -> Iterable[Link]:
         return self._paths.keys()
 
     def open(self, endpoint: Endpoint, listener: socket.socket, *, keep: bool = True) -> None:
-        """Take datagrams from this listening socket; it is closed with the demultiplexer."""
+        """Receive from this listening socket, and close it in the end. With `keep`, the fd store gets a copy."""
         self._opened += 1
         self._numbers[endpoint] = self._opened
         self._sockets[self._opened] = listener
@@ -88,7 +87,7 @@ class Demux:
         self._loop.add_reader(listener, self._readable, self._opened, listener)
 
     def adopt(self, link: Link) -> bool:
-        """A session that a process before this one has made. False if nobody listens any more where it was made."""
+        """Add a session of the process before this one. False if its address is not listened on any more."""
         host, port = link.local_address, link.local_port
         for endpoint, number in self._numbers.items():
             if endpoint.port == port and (endpoint.address.is_unspecified or str(endpoint.address) == host):
@@ -98,8 +97,8 @@ class Demux:
                 return True
         return False
 
-    def shut(self, endpoint: Endpoint) -> list[Link]:
-        """Take no more datagrams there. Returns the sessions that were made there, which go on."""
+    def close_endpoint(self, endpoint: Endpoint) -> list[Link]:
+        """Stop listening there. Returns the sessions that were made there, which stay."""
         number = self._numbers.pop(endpoint)
         listener = self._sockets.pop(number)
         self._loop.remove_reader(listener)
@@ -108,12 +107,12 @@ class Demux:
         return [link for link, path in self._paths.items() if path.socket == number]
 
     def is_open_for(self, link: Link) -> bool:
-        """Whether the address that this session was made at is still listened on."""
+        """Whether the server still listens on the address at which this session was made."""
         path = self._paths.get(link)
         return path is not None and path.socket in self._sockets
 
     def close(self) -> None:
-        """Take no more datagrams. Sessions go on until they are closed."""
+        """Stop listening. Sessions stay until they are closed."""
         if self._timer is not None:
             self._timer.cancel()
         for listener in self._sockets.values():
@@ -122,14 +121,26 @@ class Demux:
         self._sockets.clear()
         self._numbers.clear()
 
-    def forget(self, link: Link) -> None:
-        """A session is over."""
+    def remove(self, link: Link) -> None:
+        """Forget a session that has ended."""
         path = self._paths.pop(link, None)
         if path is not None and self._links.get(path) is link:
             del self._links[path]
 
-    def handshake(self, link: Link, datagram: bytes) -> None:
-        """A handshake record on the path of a session: perhaps the client has started anew (RFC 6347, 4.2.8)."""
+    def receive(self, number: int, arrival: Arrival) -> None:
+        """Take a datagram that has arrived at the listening socket with this number."""
+        path = Path(number, arrival.peer, arrival.local)
+        now = self._loop.time()
+        link = self._links.get(path)
+        if link is not None:
+            link.receive(arrival.datagram)
+        elif self._listener.receive(arrival.datagram, path, now):
+            self._flush()
+        else:
+            self._receive_from_unknown_path(arrival.datagram, path, now)
+
+    def receive_handshake(self, link: Link, datagram: bytes) -> None:
+        """Take a handshake record on the path of a session: the client may have restarted (RFC 6347, section 4.2.8)."""
         path = self._paths.get(link)
         if path is None or path.socket not in self._sockets:
             return
@@ -142,26 +153,15 @@ class Demux:
             arrival = udp.receive(listener)
             if arrival is None:
                 return
-            self._arrived(number, arrival)
-
-    def _arrived(self, number: int, arrival: Arrival) -> None:
-        path = Path(number, arrival.peer, arrival.local)
-        now = self._loop.time()
-        link = self._links.get(path)
-        if link is not None:
-            link.receive(arrival.datagram)
-        elif self._listener.receive(arrival.datagram, path, now):
-            self._flush()
-        else:
-            self._stranger(arrival.datagram, path, now)
+            self.receive(number, arrival)
 
     def _flush(self) -> None:
-        """Send the listener's answers, act on what has happened, set the timer."""
+        """Send the listener's answers, handle its events, set the timer."""
         for datagram, path in self._listener.take_outgoing():
             listener = self._sockets.get(path.socket)
             if listener is not None:
                 udp.answer(listener, datagram, path.peer, path.local)
-        # After the listener's last flight, since the session may have something to say at once.
+        # After the listener's last flight, since the session may send at once.
         for event in self._listener.take_events():
             if isinstance(event, Verified):
                 self._verified(event)
@@ -180,29 +180,29 @@ class Demux:
         path = event.path
         before = self._links.get(path)
         if before is not None:
-            # The same address and port, a new association: the old one has no way left to its client.
-            before.close("replaced", "the client has started anew", tell=False)
+            # The same address and port, but a new association: the client does not have the old one any more.
+            before.close("replaced", "the client has restarted", tell=False)
         listener = self._sockets.get(path.socket)
         if listener is None:
             return
         try:
             connected, strays = udp.accept(listener, path.peer, path.local)
         except OSError:
-            self.drops["no socket for a session"] += 1
+            self._drops["no socket for a session"] += 1
             return
-        link = self._welcome(event, connected)
+        link = self._make_link(event, connected)
         self._links[path] = link
         self._paths[link] = path
         link.start(event.early)
         for stray in strays:
-            self._arrived(path.socket, stray)
+            self.receive(path.socket, stray)
 
-    def _stranger(self, datagram: bytes, path: Path, now: float) -> None:
+    def _receive_from_unknown_path(self, datagram: bytes, path: Path, now: float) -> None:
         sequence = sequence_of(datagram)
         if sequence < 0:
-            self.drops["unexpected record"] += 1
+            self._drops["unexpected record"] += 1
             return
-        # Wherever it is now, it sends to the address of ours that it knows.
+        # A client that has moved still sends to the same address of the server.
         ours = (path.socket, path.local)
         attached = (
             link
@@ -213,25 +213,25 @@ class Demux:
             before = link.highest
             link.receive(datagram)
             if link.highest > before:
-                self._moved(link, path)
+                self._move(link, path)
                 return
-        self.drops["record of no session"] += 1
-        # Every real record is longer; the answer must not exceed the question, whose sender may be forged.
+        self._drops["record of no session"] += 1
+        # Every real record is longer. The answer must not be larger than the datagram, whose source may be forged.
         if len(datagram) >= len(_HINT):
             self._hint(path, now)
 
-    def _moved(self, link: Link, path: Path) -> None:
+    def _move(self, link: Link, path: Path) -> None:
         try:
             link.move(path.peer)
         except OSError:
-            self.drops["no route to a moved client"] += 1
+            self._drops["no route to a moved client"] += 1
             return
-        self.forget(link)
+        self.remove(link)
         self._links[path] = link
         self._paths[link] = path
 
     def _hint(self, path: Path, now: float) -> None:
-        """Tell a client whose session this server does not know (it was restarted) to make a new one."""
+        """Tell a client whose session this server does not know, after its own restart, to make a new one."""
         listener = self._sockets.get(path.socket)
         if listener is not None and self._hints.allow(now) is not None:
             udp.answer(listener, _HINT, path.peer, path.local)

@@ -1,4 +1,4 @@
-"""Which of the subnets that a client asks for the server routes to it. Pure."""
+"""Decides which of the subnets that a client asks for are routed to it. Pure."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from dtun.protocol.messages import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a client gets of what it asked for, and what it does not get and why."""
+    """The subnets that a client gets, and those that it does not get, with reasons."""
 
     granted: tuple[Network, ...]
     refused: tuple[Refusal, ...]
@@ -19,10 +19,10 @@ class Grant:
 def grant(
     requested: Iterable[Network], allows: Callable[[Network], bool], taken: Mapping[Network, str]
 ) -> Grant:
-    """Judge each requested subnet.
+    """Grant or refuse each requested subnet.
 
-    `allows` tells whether the client may ask for it; `taken` maps networks that are somebody else's to
-    words for their owner.
+    `allows` tells whether the client may ask for it; `taken` maps networks that belong to others to a description of
+    their owner.
     """
     owned = _Owned(taken)
     granted: list[Network] = []
@@ -37,7 +37,7 @@ def grant(
 
 
 class _Owned:
-    """Finds who has a network already. Clients may ask for a thousand, where others have thousands: no look at each.
+    """Finds the owner of a network without a comparison with each: there may be thousands, and a thousand requests.
 
     Two networks overlap only if one is a part of the other.
     """
@@ -48,7 +48,7 @@ class _Owned:
         self._sorted = sorted(taken, key=_place)
 
     def objection(self, subnet: Network) -> str | None:
-        """The network that overlaps this one, with its owner."""
+        """A reason to refuse this subnet: the network that overlaps it, with its owner."""
         for network in self._near(subnet):
             owner = self._taken.get(network)
             if owner is not None and network.overlaps(subnet):
@@ -56,7 +56,7 @@ class _Owned:
         return None
 
     def _near(self, subnet: Network) -> Iterable[Network]:
-        """All that can contain this one, and then the first that it can contain."""
+        """The networks that may contain this one, and then the first one that it may contain."""
         for version, length in self._lengths:
             if version == subnet.version and length <= subnet.prefixlen:
                 yield subnet.supernet(new_prefix=length)
@@ -65,7 +65,7 @@ class _Owned:
 
 
 def _place(network: Network) -> tuple[int, int, int]:
-    """An order in which a network comes right before its parts."""
+    """A sort key that puts a network right before its parts."""
     return network.version, int(network.network_address), network.prefixlen
 
 

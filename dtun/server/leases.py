@@ -1,7 +1,7 @@
-"""Which client has which tunnel address. Fixed ones come from the config; the others are leases.
+"""Which client has which tunnel address. Fixed ones come from the configuration; the others are leases.
 
-A lease is remembered across restarts, so that what hosts behind a client have learned stays true. When
-the pool is full, the lease that has been unused for longest goes to somebody new.
+Leases are stored, so that a client keeps its address when the server restarts. When the pool is full, a new client
+gets the lease that has been unused for longest.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ log = logging.getLogger("dtun.leases")
 
 
 class PoolFullError(Exception):
-    """Every address of the pool is in use now."""
+    """All addresses of the pool are in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two ends of a client's tunnel, as the server sees them: `local` is the server's own."""
+    """The addresses of the two ends of a client's tunnel; `local` is the server's."""
 
     local: IPv4Address
     peer: IPv4Address
@@ -32,9 +32,9 @@ class Pair:
 
 
 class Leases:
-    """Gives out address pairs. The server has the first host address of the pool, in every pair.
+    """Assigns address pairs. The server has the first host address of the pool, in every pair.
 
-    A client's IPv6 address is as far into `pool6` as its IPv4 address is into `pool`, unless it has a fixed one.
+    A client's IPv6 address has the same offset in `pool6` as its IPv4 address in `pool`, unless it is fixed.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Leases:
         self._load()
 
     def pair(self, identity: str, in_use: Callable[[str], bool]) -> Pair:
-        """The address pair of this identity, leased now if it has none yet. `in_use` tells who may not lose theirs.
+        """The address pair of this identity, leased now if it has none yet. `in_use` tells which may not lose theirs.
 
         Raises:
-            PoolFullError: there is no address left, and none to take from somebody who is away.
+            PoolFullError: there is no free address, and none to take from a client that is away.
         """
         fixed = self._fixed.get(identity)
         if fixed is not None:
@@ -79,12 +79,12 @@ class Leases:
         return self._complete(identity, address)
 
     def current(self, identity: str) -> Pair | None:
-        """The address pair that this identity has, if it has one. That it was asked for does not make it used."""
+        """The address pair that this identity has, if it has one. Unlike `pair`, this does not count as use."""
         address = self._fixed.get(identity) or self._leased.get(identity)
         return None if address is None else self._complete(identity, address)
 
     def fix(self, fixed: Mapping[str, IPv4Address], fixed6: Mapping[str, IPv6Address]) -> None:
-        """These are the fixed addresses from now on. A lease that is in the way of one ends."""
+        """Set the fixed addresses. Leases that conflict with them end."""
         self._fixed = dict(fixed)
         self._fixed6 = dict(fixed6)
         taken = set(self._fixed.values())
@@ -98,12 +98,12 @@ class Leases:
             self._save()
 
     def forget(self, identity: str) -> None:
-        """This identity is no more; its address is free."""
+        """Free the address of an identity that was removed."""
         if self._leased.pop(identity, None) is not None:
             self._save()
 
     def used(self, identity: str) -> None:
-        """Note that this identity was connected until now."""
+        """Note that this identity was connected until now: its lease is the last to be taken over."""
         if identity in self._leased:
             self._leased[identity] = self._leased.pop(identity)
 
@@ -127,14 +127,14 @@ class Leases:
         return None
 
     def _clashes6(self, address: IPv4Address) -> bool:
-        """Whether the IPv6 address that comes with this one is somebody's fixed one."""
+        """Whether the IPv6 address that belongs to this one is a fixed one of any client."""
         return self._pool6 is not None and self._companion(address) in self._fixed6.values()
 
     def _offset(self, address: IPv4Address) -> int:
         return int(address) - int(self._pool.network_address)
 
     def _addresses(self) -> Iterator[IPv4Address]:
-        """All host addresses but the server's, beginning after the one given out last: a short search."""
+        """All host addresses but the server's, from the one after the last assigned one on: that one is likely free."""
         last = self._last
         for offset in chain(range(self._next, last + 1), range(2, min(self._next, last + 1))):
             yield self._pool[offset]
@@ -156,12 +156,12 @@ class Leases:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s: cannot read the leases, starting without: %s", self._path, error)
+            log.warning("%s: cannot read the leases, starting with none: %s", self._path, error)
             return
         taken = set(self._fixed.values())
         for identity, address in leases.items():
             usable = 2 <= self._offset(address) <= self._last and address not in taken
-            # The config may have changed since: another pool, other fixed addresses.
+            # The configuration may have changed since: another pool, other fixed addresses.
             if usable and not self._clashes6(address) and identity not in self._fixed:
                 taken.add(address)
                 self._leased[identity] = address
@@ -175,7 +175,7 @@ class Leases:
             {"leases": {identity: str(address) for identity, address in self._leased.items()}}, indent=1
         )
         try:
-            # Who has connected, and when last, is nobody else's business.
+            # Which clients connect, and which was last, is private: mode 0700 and 0600.
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("w") as file:
                 os.fchmod(file.fileno(), 0o600)
@@ -186,8 +186,7 @@ class Leases:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                log.warning(
-                    "%s: cannot write the leases, they last until the next start: %s", self._path, error
-                )
+                text = "%s: cannot write the leases, they are lost at the next start: %s"
+                log.warning(text, self._path, error)
             with contextlib.suppress(OSError):
                 temporary.unlink()

@@ -1,4 +1,4 @@
-"""Where the listening sockets of a server come from: a socket unit, the process before this one, or the kernel."""
+"""Gets a server's listening sockets: from a socket unit, from the process before this one, or new ones."""
 
 import logging
 import socket
@@ -12,37 +12,37 @@ log = logging.getLogger("dtun.server")
 
 
 class Listeners:
-    """Finds the sockets for a start."""
+    """Gets the listening sockets for a start."""
 
     def __init__(self, fdstore: FdStore) -> None:
         self._fdstore = fdstore
         self._given = fdstore.listeners()
 
     def find(self, endpoint: Endpoint) -> tuple[socket.socket, bool]:
-        """The socket for this address, and whether a successor depends on us to keep it: systemd has that of a unit.
+        """The socket for this address, and whether it has to go into the fd store: systemd keeps that of a unit.
 
         Raises:
-            UnavailableError: the port is taken, perhaps by a socket unit that says something else than `listen`.
-            PermissionDeniedError: ports below 1024 need a right that this process does not have.
+            UnavailableError: the port is taken, perhaps by a socket unit with another address than `listen`.
+            PermissionDeniedError: this process may not use ports below 1024.
         """
         try:
             return self._find(endpoint)
         except DtunError:
-            self._let_go()
+            self._close_rest()
             raise
 
     def close(self) -> None:
-        """What a socket unit has and `listen` does not name."""
+        """Close the sockets of a socket unit that `listen` does not name, with a warning."""
         for unused in self._given:
             where = udp.show(unused.getsockname())
             log.warning("the socket unit listens on %s, which `listen` does not name; it is not used", where)
-        self._let_go()
+        self._close_rest()
 
     def _find(self, endpoint: Endpoint) -> tuple[socket.socket, bool]:
         kept = self._fdstore.take(listener_name(endpoint))
         for index, sock in enumerate(self._given):
             if sock.getsockname()[:2] == (str(endpoint.address), endpoint.port):
-                if kept is not None:  # from before there was a unit
+                if kept is not None:  # the unit is new
                     discard(kept)
                     self._fdstore.forget(listener_name(endpoint))
                 _check(sock)
@@ -60,14 +60,14 @@ class Listeners:
                     ) from error
             raise
 
-    def _let_go(self) -> None:
+    def _close_rest(self) -> None:
         for unused in self._given:
             unused.close()
         self._given.clear()
 
 
 def _check(given: socket.socket) -> None:
-    """One that serves IPv6 and IPv4 at once is none of ours: its clients' addresses would be of another form."""
+    """Refuse a socket for both IPv6 and IPv4: the addresses of IPv4 clients would have another form there."""
     if given.family == socket.AF_INET6 and not given.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
         where = udp.show(given.getsockname())
         raise UnavailableError(

@@ -1,7 +1,7 @@
-"""Brings a running server in line with its new configuration. Whom that does not concern does not notice.
+"""Applies another configuration to a running server. Clients that it does not concern are not disturbed.
 
-It goes by what is there, not by what has changed: each identity, session and socket is looked at, and kept as it is if
-the configuration still wants it so.
+It checks what is there, not what has changed in the configuration: each identity, session and socket is kept if the new
+configuration still allows it.
 """
 
 import asyncio
@@ -24,13 +24,14 @@ from dtun.session.link import Link
 log = logging.getLogger("dtun.server")
 
 Claim = tuple[Network, ...]
+"""The subnets that a client may ask for."""
 
-PATIENCE = 60.0
-"""Seconds for a client to replace a session that must not stay: made with a former key, or at a former address."""
+RENEWAL_TIME = 60.0
+"""Seconds that a client has to replace a session that must not stay: made with a former key, or at a former address."""
 
 
 class ServerReload:
-    """Follows configurations, one at a time."""
+    """Applies configurations, one at a time."""
 
     def __init__(
         self, identities: Identities, logins: Logins, demux: Demux, loop: asyncio.AbstractEventLoop
@@ -41,19 +42,19 @@ class ServerReload:
         self._loop = loop
 
     async def apply(self, config: ServerConfig) -> list[str]:
-        """Serve as `config` says from now on. Returns what did not work, in lines for a person."""
+        """Serve as `config` says from now on. Returns what did not work, as lines for a person."""
         identities = self._identities
         problems: list[str] = []
         async with identities.lock:
             before = identities.config
             identities.reconfigure(config)
             leaving = self._dismiss()
-        # Without the lock: whoever logs in does not wait for the hooks of others.
+        # Without the lock: logins need not wait for these hooks.
         await asyncio.gather(*(self._remove(identity) for identity in leaving))
         async with identities.lock:
-            problems += await self._move()
+            problems += await self._readdress()
             problems += await self._create()
-            renewing = self._look_at_sessions()
+            renewing = self._reconfigure()
             problems += await self._forward(before)
             problems += await self._regrant(before)
             problems += self._listen(before, renewing)
@@ -62,11 +63,11 @@ class ServerReload:
         return [f"error: {problem}" for problem in problems]
 
     def _dismiss(self) -> list[Identity]:
-        """End the sessions of those who are clients no more, or get another device. Returns whose device goes."""
+        """End the sessions of former clients, and of those that get another device. Returns them, to be removed."""
         config, identities = self._identities.config, self._identities
         for link in list(self._demux.links):
             if config.entry(link.session.association.identity or "") is None:
-                link.close("refused", "the server's configuration has this id no more")
+                link.close("refused", "the server's configuration does not have this id any more")
         leaving = []
         for name, identity in list(identities.by_name.items()):
             entry = config.entry(name)
@@ -75,7 +76,7 @@ class ServerReload:
             elif entry.tun == identity.entry.tun:
                 continue
             elif identity.link is not None:
-                identity.link.close("other", "its device on the server is another now; come again")
+                identity.link.close("other", "its device on the server has changed; reconnect")
             identities.dismiss(identity)
             leaving.append(identity)
         return leaving
@@ -84,16 +85,16 @@ class ServerReload:
         await identity.run_down_hook("refused")
         await self._identities.remove(identity)
 
-    async def _move(self) -> list[str]:
-        """Give another address to whom the configuration gives one, or takes the present one from."""
+    async def _readdress(self) -> list[str]:
+        """Give clients the addresses that the configuration demands."""
         identities, problems = self._identities, []
         moving = []
-        # First away with all: two may change places.
+        # All are detached first: two clients may swap their addresses.
         for name, identity in list(identities.by_name.items()):
             if identities.leases.current(name) == identity.pair:
                 continue
             if identity.link is not None:
-                identity.link.close("other", "its address in the tunnel is another now; come again")
+                identity.link.close("other", "its address in the tunnel has changed; reconnect")
             await identities.detach(identity)
             moving.append(identity)
         for identity in moving:
@@ -122,8 +123,8 @@ class ServerReload:
                 problems.append(f"client {name}: {error}")
         return problems
 
-    def _look_at_sessions(self) -> set[Link]:
-        """Tell the identities what holds for them now. Returns the sessions that are to be renewed for it."""
+    def _reconfigure(self) -> set[Link]:
+        """Update the entries of all identities. Returns the sessions that have to be renewed because of that."""
         identities = self._identities
         renewing = set()
         for identity in identities.by_name.values():
@@ -134,7 +135,7 @@ class ServerReload:
             link = active.link
             usable = usable_keys(entry, link.session.association.suite)
             if not usable:
-                link.close("other", "its entry is for another kind of dtun now")
+                link.close("other", "`compat` of its entry has changed on the server")
             elif active.key not in usable:
                 renewing.add(link)
                 self._end_later(link, self._has_valid_key, "its key is not valid any more")
@@ -143,7 +144,7 @@ class ServerReload:
         return renewing
 
     async def _forward(self, before: ServerConfig) -> list[str]:
-        """Switch forwarding and NAT on or off, and make room for the packets of new devices."""
+        """Switch forwarding and NAT on or off, and update them for new devices."""
         identities = self._identities
         problems = []
         if before.forwards != identities.config.forwards:
@@ -156,7 +157,7 @@ class ServerReload:
         return problems
 
     async def _regrant(self, before: ServerConfig) -> list[str]:
-        """Judge anew which subnets whom belong to: what one has lost, another may get."""
+        """Grant subnets anew: one client may get what another has lost, so in two rounds."""
         claims = _claims(before), _claims(self._identities.config)
         if claims[0] == claims[1]:
             return []
@@ -177,7 +178,7 @@ class ServerReload:
         return problems
 
     def _may_differ(self, identity: Identity, hello: Hello, claimed: Mapping[str, Claim]) -> bool:
-        """Whether another judgement is possible: its own claim has changed, or others' matter to it."""
+        """Whether its grants may change: its own claim has changed, or depends on those of other clients."""
         entry = identity.entry
         return (
             entry.any_private
@@ -186,7 +187,7 @@ class ServerReload:
         )
 
     def _listen(self, before: ServerConfig, renewing: set[Link]) -> list[str]:
-        """Open and close listening sockets. If a new one cannot be had, the old ones stay: better than none."""
+        """Open and close listening sockets. If a new one cannot be opened, the old ones stay."""
         config, demux = self._identities.config, self._demux
         problems: list[str] = []
         opened: list[Endpoint] = []
@@ -194,7 +195,7 @@ class ServerReload:
             if endpoint in before.listen:
                 continue
             try:
-                # From 0.0.0.0 to one address of the same port, and the reverse: it is ours that is in the way.
+                # From 0.0.0.0 to one address of the same port or the reverse, the port is taken by this server itself.
                 ours = any(endpoint.port == other.port for other in (*before.listen, *opened))
                 demux.open(endpoint, udp.listen(str(endpoint.address), endpoint.port, shared=ours))
             except DtunError as error:
@@ -208,14 +209,16 @@ class ServerReload:
             return problems
         for endpoint in before.listen:
             if endpoint not in config.listen:
-                log.info("listening on UDP %s no more", endpoint)
-                for link in demux.shut(endpoint):
+                log.info("stopped listening on UDP %s", endpoint)
+                for link in demux.close_endpoint(endpoint):
                     renewing.add(link)
-                    self._end_later(link, demux.is_open_for, "the server has left this address")
+                    self._end_later(
+                        link, demux.is_open_for, "the server does not listen on this address any more"
+                    )
         return []
 
     async def _apply(self, identity: Identity) -> list[str]:
-        await asyncio.sleep(0)  # there may be a thousand of them, and packets do not wait
+        await asyncio.sleep(0)  # there may be a thousand clients: let packets through in between
         try:
             await self._identities.apply(identity, identity.mtu, identity.granted)
         except DtunError as error:
@@ -223,18 +226,18 @@ class ServerReload:
         return []
 
     def _end_later(self, link: Link, may_stay: Callable[[Link], bool], text: str) -> None:
-        """End this session when its time is over, unless it is in order by then."""
+        """End this session after RENEWAL_TIME, unless it may stay then."""
 
-        def look() -> None:
+        def end() -> None:
             if not may_stay(link):
                 link.close("other", text)
 
-        self._loop.call_later(PATIENCE, look)
+        self._loop.call_later(RENEWAL_TIME, end)
 
     def _has_valid_key(self, link: Link) -> bool:
         identity = self._identities.served_by(link)
         if identity is None or identity.active is None:
-            return True  # not in service any more: it ends anyway
+            return True  # replaced: it ends anyway
         return identity.active.key in usable_keys(identity.entry, link.session.association.suite)
 
     def _pool_is_full(self, name: str) -> str:

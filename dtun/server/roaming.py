@@ -1,8 +1,8 @@
-"""A record from an address that has no session: whose could it be? (NAT rebinding.) Pure.
+"""Chooses the sessions that a record from an unknown address may belong to (NAT rebinding). Pure.
 
-DTLS 1.2 records without connection IDs (RFC 9146) name no session, so the record is tried with the keys
-of those whose next sequence numbers it could have. A trial costs microseconds, and anybody can send
-garbage, so trials are limited: in all, and for each datagram.
+DTLS 1.2 records without connection IDs (RFC 9146) do not name their session, so the record is tried with the keys
+of the sessions that may have its sequence number next. A trial costs microseconds, and anybody can send garbage, so
+trials are limited: in all, and for each datagram.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from dtun.pacing import RateLimiter
 
 SEQUENCE_REACH = 1 << 16
-"""How far ahead of the last known record one may be: the NAT forgot the client a moment ago, not long ago."""
+"""How far a record may be ahead of the last known one: the client's address changed a moment ago, not long ago."""
 
 TRIALS_PER_SECOND = 2000.0
 TRIALS_PER_DATAGRAM = 64
@@ -34,7 +34,7 @@ class Trials:
         self._limiter = RateLimiter(burst=TRIALS_PER_SECOND, per_seconds=1)
 
     def candidates(self, sessions: Iterable[_C], sequence: int, now: float) -> Iterator[_C]:
-        """Those worth a trial for a record with this sequence number, nearest first, as far as the limits go."""
+        """The sessions to try for a record with this sequence number, nearest first, within the limits."""
         near = sorted(
             (session for session in sessions if 0 < sequence - session.highest <= SEQUENCE_REACH),
             key=lambda session: sequence - session.highest,

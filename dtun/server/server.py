@@ -1,12 +1,13 @@
-"""The server: sessions that come and go, and what that means for the identities that stay.
+"""The server: starts and stops, makes sessions, and passes their events on.
 
-A client that has proven its key says hello, and `logins` lets it in. `reconcile` follows a new configuration.
+Demux receives datagrams, Authenticator finds keys, Logins lets clients in, Identities has their devices and addresses,
+and ServerReload applies another configuration.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dtun.config import ANY_ID, Config, Key, ServerConfig
 from dtun.dtls.listener import Verified
@@ -28,7 +29,7 @@ from dtun.session.dialect import Count, Dialect, NativeDialect
 from dtun.session.go import GoServerDialect
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
-from dtun.session.log import about
+from dtun.session.log import SessionLog
 from dtun.session.session import (
     AnyAssociation,
     Closed,
@@ -44,8 +45,8 @@ from dtun.text import printable
 
 log = logging.getLogger("dtun.server")
 
-SETTLE_TIME = 0.2
-"""Seconds until a burst of changes on the host is over."""
+HOST_CHANGE_DELAY = 0.2
+"""Seconds from a change of the host's network until the server reacts: changes come in bursts."""
 
 
 class Server:
@@ -59,7 +60,7 @@ class Server:
         loop: asyncio.AbstractEventLoop,
         fdstore: FdStore | None = None,
     ) -> None:
-        """`fdstore` has what a process before this one has kept, and gets what a successor will need."""
+        """`fdstore` has what the process before this one has left, and keeps what a successor needs."""
         self._fdstore = fdstore or NoFdStore()
         self._kernel = kernel
         self._loop = loop
@@ -70,25 +71,20 @@ class Server:
         self._host_timer: asyncio.TimerHandle | None = None
         self._stall = StallDetector()
         self._authenticator = Authenticator(self.identities, loop)
-        self._demux = Demux(
+        self.demux = Demux(
             self._authenticator.listener,
-            welcome=self._new_link,
+            make_link=self._new_link,
             failed=self._authenticator.failed,
             loop=loop,
             fdstore=self._fdstore,
         )
-        self._server_reload = ServerReload(self.identities, self._logins, self._demux, loop)
-
-    @property
-    def links(self) -> Iterable[Link]:
-        """All sessions, those included that have not logged in yet."""
-        return self._demux.links
+        self._server_reload = ServerReload(self.identities, self._logins, self.demux, loop)
 
     async def start(self) -> None:
         """Make the devices of the configured clients and listen.
 
         Raises:
-            DtunError: something that this needs is missing, taken or not allowed; `stop` still is to be called.
+            DtunError: something that this needs is missing, taken or not allowed. Call `stop` then, too.
         """
         config = self.identities.config
         self._kernel.watch(self._host_changed)
@@ -98,8 +94,8 @@ class Server:
                     await self.identities.create(name)
             listeners = Listeners(self._fdstore)
             for endpoint in config.listen:
-                listener, is_to_be_kept = listeners.find(endpoint)
-                self._demux.open(endpoint, listener, keep=is_to_be_kept)
+                listener, keep = listeners.find(endpoint)
+                self.demux.open(endpoint, listener, keep=keep)
                 log.info("listening on UDP %s", endpoint)
             listeners.close()
             async with self.identities.lock:
@@ -111,27 +107,27 @@ class Server:
             log.warning("cannot add %s: %s", describe(thing), reason)
 
     async def run(self) -> None:
-        """Everything happens in the event loop; there is nothing to do but to be there."""
+        """Wait until cancelled: everything happens in callbacks of the event loop."""
         await self._loop.create_future()
 
     async def stop(self) -> None:
-        """Say goodbye to everybody and remove what was made."""
+        """Close all sessions and remove what was made."""
         if self._host_timer is not None:
             self._host_timer.cancel()
-        for link in list(self.links):
-            link.close("stopped", "the server stops")
-        self._demux.close()
+        for link in list(self.demux.links):
+            link.close("stopped", "the server is stopping")
+        self.demux.close()
         await self._tasks.cancel()
         identities = list(self.identities.by_name.values())
-        # All at once: the service manager does not wait for one slow hook after the other.
+        # All at once: the service manager does not wait for slow hooks one after the other.
         await asyncio.gather(*(identity.run_down_hook("stopped") for identity in identities))
         await self.identities.remove_all()
 
     async def suspend(self) -> None:
-        """Go, and leave devices and sessions as they are, for the successor that the fdstore hands them to."""
+        """Stop working. Devices and sessions stay as they are in the fd store, for a successor process."""
         if self._host_timer is not None:
             self._host_timer.cancel()
-        self._demux.close()
+        self.demux.close()
         await self._tasks.cancel()
         for identity in self.identities.by_name.values():
             identity.suspend()
@@ -151,7 +147,7 @@ class Server:
                 self._loop.time(),
             )
             link = self._link(sock, session)
-            if self._demux.adopt(link) and await self._logins.resume(link, saved):
+            if self.demux.adopt(link) and await self._logins.resume(link, saved):
                 link.flush()
                 return
         except (DtunError, PoolFullError, OSError, ValueError) as error:
@@ -166,12 +162,12 @@ class Server:
         saved.close()
 
     async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
-        """Go on with another configuration; nobody notices whom it does not concern. Returns what that means, in lines.
+        """Apply another configuration. Returns the changes, as lines for a person.
 
-        With `dry_run` nothing is done.
+        Clients that it does not concern are not disturbed. With `dry_run` nothing is changed.
 
         Raises:
-            ConfigError: it is not one of a server.
+            ConfigError: it has no server section.
         """
         if config.server is None:
             raise ConfigError(f"{config.path}: has no server section any more; nothing was changed")
@@ -186,10 +182,10 @@ class Server:
             return lines
 
     def kick(self, name: str) -> str:
-        """End the session of this client, which may come back. Returns what was done, in words.
+        """End the session of this client, which may reconnect. Returns a line that says what was done.
 
         Raises:
-            UnavailableError: there is no such client, or it is away.
+            UnavailableError: there is no such client, or it is not connected.
         """
         identity = self.identities.by_name.get(name)
         if identity is None:
@@ -201,19 +197,19 @@ class Server:
         return f"the session of client '{name}' from {endpoint} was ended"
 
     def status(self) -> dict[str, object]:
-        """How every client is doing."""
+        """The state of the server and of each client, as plain values."""
         now = self._loop.time()
         identities = self.identities.by_name.values()
         return {
             "tunnels": [identity.status(now) for identity in identities],
-            "half_open": self._demux.half_open,
-            "drops": dict(self._demux.all_drops),
+            "half_open": self.demux.half_open,
+            "drops": dict(self.demux.drops),
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
             "warnings": self.identities.forwarding.warnings,
         }
 
     def stalled(self) -> bool:
-        """Whether packets of a client wait for long that could go."""
+        """Whether packets of a client have waited for long although they could be carried."""
         planes = [plane for one in self.identities.by_name.values() if (plane := one.plane()) is not None]
         return self._stall.stalled(planes, self._loop.time())
 
@@ -237,7 +233,7 @@ class Server:
             sock,
             session,
             on_event=self._on_event,
-            on_handshake=self._demux.handshake,
+            on_handshake=self.demux.receive_handshake,
             on_path=lambda link, number: None,  # noqa: ARG005 - ICMP is not authentic; keepalive decides
             loop=self._loop,
         )
@@ -257,35 +253,32 @@ class Server:
             case Received(Welcome() | Renew()):
                 link.close("other", "the client sent a message that only a server sends")
             case WornOut():
-                self._ask_for_another(link)
+                self._renew(link)
             case PathMtuChanged():
                 self._tasks.spawn(self._logins.resize(link))
             case Closed():
-                self._demux.forget(link)
+                self.demux.remove(link)
                 self._logins.closed(link, event)
             case _:
                 pass
 
-    def _ask_for_another(self, link: Link) -> None:
-        """The key of this session is worn out."""
+    def _renew(self, link: Link) -> None:
+        """Ask the client for a new session, since the key of this one is worn out."""
         association = link.session.association
         if association.native:
             link.send(Renew())
             return
-        name = association.identity
-        log.warning(
-            "%s: the key of this session has done half of what its cipher allows; start the original dtun at %s again",
-            name,
-            link.endpoint,
-            extra=about(client=name, reason="worn out", peer=link.endpoint),
-        )
+        # An original Go dtun cannot be asked.
+        name, peer = association.identity, link.endpoint
+        text = "%s: the key of this session is half worn out; restart the original dtun at %s"
+        SessionLog(log).warning(text, name, peer, client=name, reason="worn out", peer=peer)
 
     # The host
 
     def _host_changed(self) -> None:
         if self._host_timer is not None:
             self._host_timer.cancel()
-        self._host_timer = self._loop.call_later(SETTLE_TIME, self._refresh_forwarding)
+        self._host_timer = self._loop.call_later(HOST_CHANGE_DELAY, self._refresh_forwarding)
 
     def _refresh_forwarding(self) -> None:
         identities = self.identities

@@ -125,12 +125,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield made
 
 
-async def test_the_front_door_and_strangers(site: Site) -> None:
+async def test_the_listening_socket_and_unknown_addresses(site: Site) -> None:
     client = RawClient(site)
     said: list[bytes] = []
     with client.socket, mock.patch.object(udp, "receive", overheard(said)):
         await client.connect()
-        demux = site.server._demux
+        demux = site.server.demux
         (link,) = demux.links
         await wait_for(lambda: link.attached, "the data plane")
         fuzzer = Fuzzer([*said, record.hello_request(1), forged(client.session.association.seal(b"next"))])
@@ -147,11 +147,11 @@ async def test_the_front_door_and_strangers(site: Site) -> None:
                 answers.clear()
                 with showing(data):
                     half_open = demux.half_open
-                    demux._arrived(1, Arrival(data, stranger, "127.0.0.1"))
+                    demux.receive(1, Arrival(data, stranger, "127.0.0.1"))
                     assert sum(map(len, answers)) <= len(data), "more than one answer, or a larger one"
                     assert demux.half_open == half_open, "it has no good cookie"
                     # In the client's name, from which the cookie is good.
-                    demux._arrived(1, Arrival(data, peer, "127.0.0.1"))
+                    demux.receive(1, Arrival(data, peer, "127.0.0.1"))
                     assert demux.half_open <= 1
                     assert (list(demux.links), link.peer, link.highest) == ([link], peer, highest)
         assert {"record of no session", "unexpected record"} <= demux.drops.keys()

@@ -161,7 +161,7 @@ def test_a_key_is_changed_over_without_a_break(world: World) -> None:
 
     world.clients["demo"]["key_file"] = world.clients["demo"].pop("next_key_file")
     (line,) = world.reload()
-    assert "a key is valid no more" in line
+    assert "a key is not valid any more" in line
     assert world.server.tunnel("demo")["key"] == "present"
     assert " 0% packet loss" in pings.communicate(timeout=20)[0]
 

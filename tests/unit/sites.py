@@ -94,7 +94,7 @@ class Site:
 
     async def restart(self) -> None:
         """As after a power failure: nobody is told."""
-        for link in list(self.server.links):
+        for link in list(self.server.demux.links):
             link.close("stopped", "", tell=False)
         await self.server.stop()
         self.server = self.make_server()

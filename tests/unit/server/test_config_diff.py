@@ -103,7 +103,7 @@ def test_listening_addresses_come_and_go() -> None:
         "listen: 192.0.2.2:99 is new (at once)"
     ]
     assert lines(config(), config(listen="192.0.2.2"))[1] == (
-        "listen: 192.0.2.1:443 is no more; sessions there are to be made anew (reconnects)"
+        "listen: 192.0.2.1:443 is removed; sessions there are renewed (reconnects)"
     )
 
 

@@ -91,7 +91,7 @@ async def test_a_client_that_says_hello_again_and_again_is_let_in_once(
     client = make_client()
     await client.connect()
     looks = slow_look(site)
-    (link,) = site.server.links
+    (link,) = site.server.demux.links
     assert client.hello is not None
     for _ in range(20):
         client.session.send(client.hello, time.monotonic())
@@ -124,7 +124,7 @@ async def test_sessions_that_never_say_hello_are_bounded(
         client.hello = None
         await client.until(lambda client=client: client.events != [], "the handshake")  # type: ignore[misc]
     await silent[0].until(lambda: silent[0].closed is not None, "the oldest to be sent away")
-    await wait_for(lambda: len(list(site.server.links)) == 2, "the others")
+    await wait_for(lambda: len(list(site.server.demux.links)) == 2, "the others")
     honest = make_client()
     await honest.connect()
 
@@ -132,7 +132,7 @@ async def test_sessions_that_never_say_hello_are_bounded(
 async def test_sessions_that_were_replaced_are_bounded(site: Site, make_client: MakeClient) -> None:
     for _ in range(5):
         await make_client().connect()
-    assert len(list(site.server.links)) == 2
+    assert len(list(site.server.demux.links)) == 2
 
 
 async def test_a_client_that_comes_and_goes_does_not_fill_the_log(
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_while_it_is_let_in_does_no_harm(
     await until_waiting(gate, client)
     client.session.close("stopped", "never mind", time.monotonic())
     client.turn()
-    await wait_for(lambda: not list(site.server.links), "the goodbye to arrive")
+    await wait_for(lambda: not list(site.server.demux.links), "the goodbye to arrive")
     tasks = len(asyncio.all_tasks())
     gate.open.set()
     await wait_for(lambda: len(asyncio.all_tasks()) < tasks, "the server to be done with it")
@@ -173,7 +173,7 @@ async def test_an_address_is_not_taken_away_from_a_client_that_is_being_let_in(
         await first.connect()
         first.session.close("stopped", "back soon", time.monotonic())
         first.turn()
-        await wait_for(lambda: not list(tiny.server.links), "the goodbye to arrive")
+        await wait_for(lambda: not list(tiny.server.demux.links), "the goodbye to arrive")
         gate = slow_look(tiny)
         await until_waiting(gate, again)
         await other.until(lambda: other.events != [], "the handshake of somebody else")

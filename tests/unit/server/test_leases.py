@@ -192,7 +192,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     path = tmp_path / "leases.json"
     path.write_text('{"leases": {"a": ')
     make(path=path)
-    assert caplog.messages[0].startswith(f"{path}: cannot read the leases, starting without")
+    assert caplog.messages[0].startswith(f"{path}: cannot read the leases, starting with none")
 
 
 def test_a_file_that_cannot_be_written_is_named_once(

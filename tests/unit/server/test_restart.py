@@ -22,7 +22,7 @@ async def suspended(directory: Path) -> AsyncIterator[tuple[Site, RawClient]]:
     with client.socket:
         await client.connect()
         await wait_for(lambda: site.hooks.ran != [], "the up hook")
-        before = list(site.server.links)
+        before = list(site.server.demux.links)
         await site.server.suspend()
         fdstore.start_successor()
         site.server = site.make_server(fdstore)
@@ -53,7 +53,7 @@ async def test_a_client_that_leaves_during_the_start_does_not_stop_it(
         client.turn()
 
         async def slow() -> list[LocalNetwork]:
-            await wait_for(lambda: not list(site.server.links), "the goodbye to arrive")
+            await wait_for(lambda: not list(site.server.demux.links), "the goodbye to arrive")
             return []
 
         site.kernel.local_networks = slow  # type: ignore[method-assign]
@@ -75,7 +75,7 @@ async def test_a_session_that_cannot_be_resumed_does_not_stop_the_start(
         with monkeypatch.context() as patch:
             patch.setattr(ClientEntry, "grants", fail)
             await site.server.start()
-        assert list(site.server.links) == []
+        assert list(site.server.demux.links) == []
         assert "cannot resume the session" in caplog.text
         again = RawClient(site)
         with again.socket:
