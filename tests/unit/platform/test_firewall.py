@@ -19,17 +19,17 @@ from dtun.network.state import (
     Masquerade,
 )
 from dtun.platform.linux.netlink.wire import NLM_F_ACK
-from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explanation
+from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explain_refusal
+from dtun.platform.linux.nftables.layout import layout, replacement, update
 from dtun.platform.linux.nftables.monitor import deletes_from
-from dtun.platform.linux.nftables.rules import amendment, layout, replacement
 from dtun.platform.linux.nftables.wire import (
     NFPROTO_INET,
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM,
-    Answer,
-    answers,
-    batch,
+    Reply,
+    encode_batch,
+    replies,
     text,
 )
 
@@ -139,7 +139,7 @@ def names(filters: frozenset[Filter]) -> list[str]:
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="was recorded on a little-endian machine")
 def test_the_bytes_are_those_of_nft() -> None:
-    ours = messages(batch(replacement("dtun-home", layout(FILTERS))))
+    ours = messages(encode_batch(replacement("dtun-home", layout(FILTERS))))
     theirs = messages(SENT_BY_NFT)
     # nft does not ask whether all is done.
     kind, flags, rest = theirs[-2]
@@ -149,7 +149,7 @@ def test_the_bytes_are_those_of_nft() -> None:
 
 
 def test_without_filters_the_table_is_made_and_deleted() -> None:
-    ours = messages(batch(replacement("dtun-home", layout(frozenset()))))
+    ours = messages(encode_batch(replacement("dtun-home", layout(frozenset()))))
     begin, new, delete, end = messages(SENT_BY_NFT)[:3] + messages(SENT_BY_NFT)[-1:]
     kind, flags, rest = delete
     assert ours[:3] == [begin, new, (kind, flags | NLM_F_ACK, rest)]
@@ -198,12 +198,12 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
     before = layout(devices(*range(1000)))
     kinds = []
     for after in (layout(devices(*range(1001))), layout(devices(*range(999)))):
-        changes = amendment("dtun-home", before, after)
+        changes = update("dtun-home", before, after)
         assert changes is not None
         assert sum(len(change.attributes) for change in changes) < 500
         kinds.append([change.kind for change in changes])
     assert kinds == [[NFT_MSG_NEWSETELEM] * 3, [NFT_MSG_DELSETELEM] * 3]
-    assert amendment("dtun-home", before, before) == []
+    assert update("dtun-home", before, before) == []
 
 
 @pytest.mark.parametrize(
@@ -216,8 +216,8 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
     ],
 )
 def test_where_more_than_devices_has_changed_all_is_made_anew(other: frozenset[Filter]) -> None:
-    assert amendment("dtun-home", layout(FILTERS), layout(other)) is None
-    assert amendment("dtun-home", layout(other), layout(FILTERS)) is None
+    assert update("dtun-home", layout(FILTERS), layout(other)) is None
+    assert update("dtun-home", layout(other), layout(FILTERS)) is None
 
 
 def test_a_loss_is_a_deletion_in_our_table_and_in_no_other() -> None:
@@ -243,8 +243,8 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
         # NLMSG_ERROR, or the description of a table (NFT_MSG_NEWTABLE) with some attributes.
         body = bytes(24) if described else struct.pack("=i", -error) + bytes(16)
         datagram += struct.pack("=IHHII", 16 + len(body), 0x0A00 if described else 2, 0, sequence, 7) + body
-    expected = [Answer(sequence, 0 if described else error) for sequence, error, described in said]
-    assert list(answers(datagram)) == expected
+    expected = [Reply(sequence, 0 if described else error) for sequence, error, described in said]
+    assert list(replies(datagram)) == expected
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
         (0, errno.EPROTONOSUPPORT, "this kernel has no nf_tables"),
         (0, errno.ENOMEM, "the kernel refuses the packet filter inet dtun: Cannot allocate memory"),
         (1, errno.EAFNOSUPPORT, "this kernel cannot have a table of family inet: "),
-        (1, errno.EPERM, "the packet filter inet dtun belongs to another process; `nft list tables` tells"),
+        (1, errno.EPERM, "the packet filter inet dtun belongs to another process; see `nft list tables`"),
         (4, errno.ENOENT, "this kernel cannot masquerade (modules nft_chain_nat and nft_masq"),
         (5, errno.EOPNOTSUPP, "this kernel cannot lower TCP segment sizes: "),
         (
@@ -269,4 +269,4 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
 )
 def test_a_refusal_says_what_the_kernel_lacks(sequence: int, number: int, told: str) -> None:
     sent = replacement("dtun", layout(FILTERS))
-    assert explanation("dtun", sent, Answer(sequence, number)).startswith(told)
+    assert explain_refusal("dtun", sent, Reply(sequence, number)).startswith(told)

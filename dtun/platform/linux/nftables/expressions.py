@@ -1,7 +1,7 @@
-"""The small steps that a rule of nf_tables is made of, as the kernel's bytes. Pure.
+"""The expressions of nf_tables rules, encoded. Pure.
 
-A rule is a list of expressions that run one after the other on registers; a comparison that does not hold ends the
-rule. Each expression is one list element (linux/netfilter/nf_tables.h):
+A rule is a list of expressions that work on registers; a false comparison ends the rule. Each expression is a list
+element (linux/netfilter/nf_tables.h):
 
     NFTA_LIST_ELEM
       NFTA_EXPR_NAME    "cmp"
@@ -11,18 +11,18 @@ rule. Each expression is one list element (linux/netfilter/nf_tables.h):
         NFTA_CMP_DATA
           NFTA_DATA_VALUE  ...              in the packet's byte order
 
-The numbers of what is in NFTA_EXPR_DATA, and in which order nft(8) sends it:
+The attributes in NFTA_EXPR_DATA by number, in the order of nft(8):
 
     meta       2 key, 1 register
     cmp        1 register, 2 operation, 3 value
     payload    1 register, 2 which header, 3 offset, 4 length
     bitwise    1 from register, 2 to register, 6 operation (0: mask, then xor), 3 length, 4 mask, 5 xor
-    lookup     2 register, 3 to register, 1 set's name, 4 set's number in this batch
-    fib        3 what to look for, 2 result, 1 to register
-    exthdr     7 from register, 2 kind of option, 3 offset, 4 length, 6 of which protocol
+    lookup     2 register, 3 to register, 1 set's name, 4 set's id in the batch
+    fib        3 flags, 2 result, 1 to register
+    exthdr     7 from register, 2 option, 3 offset, 4 length, 6 protocol
     immediate  1 register, 2 value or verdict
 
-`nft --debug=netlink list ruleset` shows a table in these terms.
+`nft --debug=netlink list ruleset` shows these expressions.
 """
 
 import sys
@@ -38,7 +38,7 @@ _EXPR_NAME, _EXPR_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE = 1, 2, 1
 
 _VERDICT_REGISTER: Final = 0
-_REGISTER: Final = 1  # sixteen bytes, enough for all that is loaded here; a pair of names goes on in the next
+_REGISTER: Final = 1  # 16 bytes; a pair of device names continues in the next
 _NEXT_REGISTER: Final = 2
 
 META_IIFNAME: Final = 6
@@ -61,9 +61,9 @@ _IPPROTO_ICMPV6: Final = 58
 _FAMILY: Final = {4: AF_INET, 6: AF_INET6}  # the same numbers as NFPROTO_IPV4 and NFPROTO_IPV6
 
 # Offset of the destination in an IPv4 header (RFC 791, section 3.1) and an IPv6 header (RFC 8200, section 3).
-_DESTINATION: Final = {4: 16, 6: 24}
+_DESTINATION_OFFSET: Final = {4: 16, 6: 24}
 
-# RFC 9293, sections 3.1 and 3.2: offset of the flags, the flags, kind of the option MSS and where its value is.
+# RFC 9293, sections 3.1 and 3.2: offset of the flags, the flags, the MSS option and the offset of its value.
 _TCP_FLAGS: Final = 13
 _TCP_SYN: Final = 0x02
 _TCP_RST: Final = 0x04
@@ -72,12 +72,12 @@ _TCP_MSS_VALUE: Final = 2
 
 
 def device_is(key: int, name: str) -> bytes:
-    """The packet comes in (META_IIFNAME) or goes out (META_OIFNAME) by the device with this name, now or later."""
+    """The packet's input device (META_IIFNAME) or output device (META_OIFNAME) has this name."""
     return _meta(key) + _compare(name.encode().ljust(_IFNAMSIZ, b"\0"))
 
 
 def version_is(version: int) -> bytes:
-    """IPv4 or IPv6: a table of family inet sees both."""
+    """The packet is IPv4 or IPv6: family inet has both."""
     return _meta(_META_NFPROTO) + _compare(bytes((_FAMILY[version],)))
 
 
@@ -87,7 +87,7 @@ def destination_is(address: IPv4Address | IPv6Address) -> bytes:
 
 
 def udp_port_is(port: int) -> bytes:
-    """UDP to this port (RFC 768). Only the first fragment of a datagram can be seen to be that."""
+    """UDP to this port (RFC 768). Of a fragmented datagram, only the first fragment matches."""
     return _protocol(IPPROTO_UDP) + _payload(_TRANSPORT_HEADER, 2, 2) + _compare(port.to_bytes(2, "big"))
 
 
@@ -96,13 +96,13 @@ def icmpv6_type_is(kind: int) -> bytes:
     return _protocol(_IPPROTO_ICMPV6) + _payload(_TRANSPORT_HEADER, 0, 1) + _compare(bytes((kind,)))
 
 
-def is_not_tcp() -> bytes:
+def protocol_is_not_tcp() -> bytes:
     """Anything but TCP."""
     return _meta(_META_L4PROTO) + _compare(bytes((IPPROTO_TCP,)), _CMP_NEQ)
 
 
-def tcp_does_not_open() -> bytes:
-    """TCP without SYN, or with RST: all but the two segments that may announce a maximum segment size."""
+def tcp_is_not_syn() -> bytes:
+    """TCP without SYN or with RST: such segments do not announce a maximum segment size."""
     registers = number(1, _REGISTER) + number(2, _REGISTER)
     mask = _data(4, bytes((_TCP_SYN | _TCP_RST,)))
     flags = _expression("bitwise", registers, number(6, 0), number(3, 1), mask, _data(5, bytes(1)))
@@ -110,17 +110,17 @@ def tcp_does_not_open() -> bytes:
     return load + flags + _compare(bytes((_TCP_SYN,)), _CMP_NEQ)
 
 
-def in_pair_of_devices(name: str, number_in_batch: int) -> bytes:
-    """The devices that the packet comes in and goes out by are together in this set."""
-    return _meta(META_IIFNAME) + _meta(META_OIFNAME, _NEXT_REGISTER) + _lookup(name, number_in_batch)
+def devices_in_set(name: str, set_id: int) -> bytes:
+    """The pair of input and output device is in this set."""
+    return _meta(META_IIFNAME) + _meta(META_OIFNAME, _NEXT_REGISTER) + _lookup(name, set_id)
 
 
-def goes_into(name: str, number_in_batch: int) -> bytes:
-    """The IPv6 packet goes into one of the networks in this set."""
-    return _destination(6) + _lookup(name, number_in_batch)
+def destination_in_set(name: str, set_id: int) -> bytes:
+    """The IPv6 destination is in a network of this set."""
+    return _destination(6) + _lookup(name, set_id)
 
 
-def begins_like(network: IPv6Network, mask: int) -> bytes:
+def destination_matches(network: IPv6Network, mask: int) -> bytes:
     """The bits of `mask` in the packet's IPv6 destination are those of `network`."""
     registers = number(1, _REGISTER) + number(2, _REGISTER)
     masked = _data(4, mask.to_bytes(16, "big"))
@@ -128,22 +128,21 @@ def begins_like(network: IPv6Network, mask: int) -> bytes:
     return _destination(6) + bits + _compare(network.network_address.packed)
 
 
-def tunnel_is(kind: str) -> bytes:
-    """The packet goes out by a device of this driver (IFLA_INFO_KIND), such as "tun"; from Linux 5.1 on."""
+def output_driver_is(kind: str) -> bytes:
+    """The output device has this driver (IFLA_INFO_KIND), such as "tun". Needs Linux 5.1."""
     return _meta(_META_OIFKIND) + _compare(kind.encode().ljust(_IFNAMSIZ, b"\0"))
 
 
-def is_refused_by_routes() -> bytes:
-    """A packet like this, with its mark, is unreachable for whoever does not insist on a device."""
-    look = (number(3, _FIB_DESTINATION_AND_MARK), number(2, _FIB_RESULT_TYPE), number(1, _REGISTER))
-    return _expression("fib", *look) + _compare(_RTN_UNREACHABLE.to_bytes(4, sys.byteorder))
+def destination_is_unreachable() -> bytes:
+    """The destination is unreachable by the routes for this mark, if no device is given."""
+    attributes = (number(3, _FIB_DESTINATION_AND_MARK), number(2, _FIB_RESULT_TYPE), number(1, _REGISTER))
+    return _expression("fib", *attributes) + _compare(_RTN_UNREACHABLE.to_bytes(4, sys.byteorder))
 
 
-def lower_segment_size(key: int, name: str, number_in_batch: int) -> bytes:
-    """TCP announces no larger segments than this map says for the device (`key`: META_IIFNAME or META_OIFNAME).
+def clamp_mss(key: int, name: str, set_id: int) -> bytes:
+    """Lower the TCP maximum segment size to the map's value for the device (`key`: META_IIFNAME or META_OIFNAME).
 
-    The kernel never makes the value larger, looks for the option in whole TCP headers only, and leaves alone what is
-    not in the map.
+    The kernel never raises the value, and ignores devices that are not in the map.
     """
     store = (
         number(7, _REGISTER),
@@ -152,16 +151,16 @@ def lower_segment_size(key: int, name: str, number_in_batch: int) -> bytes:
         number(4, 2),
         number(6, _EXTHDR_OP_TCPOPT),
     )
-    return _meta(key) + _lookup(name, number_in_batch, value=True) + _expression("exthdr", *store)
+    return _meta(key) + _lookup(name, set_id, value=True) + _expression("exthdr", *store)
 
 
 def masquerade() -> bytes:
-    """The packet, and all of its connection, get the address of the device that they leave by."""
+    """Give the connection's packets the source address of their output device."""
     return _expression("masq")
 
 
 def verdict(code: int) -> bytes:
-    """NF_ACCEPT: this chain is done with the packet. NF_DROP: the packet is gone, and nobody is told."""
+    """NF_ACCEPT ends this chain. NF_DROP discards the packet silently."""
     return _immediate(_VERDICT_REGISTER, nested(_DATA_VERDICT, number(_VERDICT_CODE, code)))
 
 
@@ -170,13 +169,15 @@ def _meta(key: int, register: int = _REGISTER) -> bytes:
 
 
 def _destination(version: int) -> bytes:
-    return version_is(version) + _payload(_NETWORK_HEADER, _DESTINATION[version], 4 if version == 4 else 16)
+    return version_is(version) + _payload(
+        _NETWORK_HEADER, _DESTINATION_OFFSET[version], 4 if version == 4 else 16
+    )
 
 
-def _lookup(name: str, number_in_batch: int, *, value: bool = False) -> bytes:
-    """Ends the rule unless what is in the register is there; with `value`, what a map has for it takes its place."""
+def _lookup(name: str, set_id: int, *, value: bool = False) -> bytes:
+    """End the rule unless the register's value is in the set; with `value`, load what the map has for it."""
     found = number(3, _REGISTER) if value else b""
-    return _expression("lookup", number(2, _REGISTER), found, text(1, name), number(4, number_in_batch))
+    return _expression("lookup", number(2, _REGISTER), found, text(1, name), number(4, set_id))
 
 
 def _protocol(protocol: int) -> bytes:

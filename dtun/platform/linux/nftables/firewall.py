@@ -1,4 +1,4 @@
-"""dtun's own nf_tables table: what is masqueraded, clamped, guarded and kept in, through netlink."""
+"""The packet filter: dtun's own nf_tables table, through nfnetlink."""
 
 import asyncio
 import contextlib
@@ -12,15 +12,15 @@ from typing import Final
 from dtun.errors import UnavailableError
 from dtun.network.state import Filter
 from dtun.platform.linux.netlink.sockets import NETLINK_NETFILTER, open_socket, port_of
+from dtun.platform.linux.nftables.layout import TableLayout, layout, replacement, update
 from dtun.platform.linux.nftables.monitor import FirewallMonitor
-from dtun.platform.linux.nftables.rules import Layout, amendment, layout, replacement
 from dtun.platform.linux.nftables.wire import (
     NFT_MSG_GETTABLE,
-    Answer,
-    Message,
-    answers,
-    batch,
-    request,
+    Reply,
+    Request,
+    encode_batch,
+    encode_single,
+    replies,
     text,
 )
 
@@ -31,117 +31,122 @@ NOT_PERMITTED: Final = (
 
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h
 
-_ANSWER_BYTES: Final = 65536
-"""More than the description of a table takes, or one answer."""
+_REPLY_BYTES: Final = 65536
+"""More than a reply has."""
 
 _SEND_OVERHEAD: Final = 4096
-"""Bytes that the kernel wants in a send buffer beyond the datagram."""
+"""Bytes of the send buffer that the kernel needs besides the datagram."""
 
-# What a kernel without nf_tables says, and one without a part of it.
+# Errors of a kernel without nf_tables, and of one without a part of it.
 _NO_NFTABLES: Final = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
 _NO_SUCH_PART: Final = _NO_NFTABLES | {errno.ENOENT}
 
 
 class FirewallError(UnavailableError):
-    """The kernel refuses to filter packets as wanted; nothing has changed. Says what is missing."""
+    """The kernel refuses the filters, and nothing has changed. The message says what is missing."""
 
 
 class Firewall:
-    """The table `inet NAME` of the network namespace that this runs in. Other tables are nobody's business here.
+    """The table `inet NAME` in the current network namespace. Other tables are never changed.
 
-    The table has no owner in the kernel's sense (NFT_TABLE_F_OWNER): it outlives a killed process, so that its
-    guards do, and the next process replaces or deletes it. `lost` is called, in the event loop, when others take
-    something from it; to have it as it was is for the caller, by another `apply`.
+    The table has no owner in the kernel (NFT_TABLE_F_OWNER), so it outlives a killed process and keeps blocking, until
+    the next process replaces or deletes it. `removed` is called in the event loop when another program deletes
+    something of the table; the next `apply` then restores it.
     """
 
-    def __init__(self, table: str, lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, table: str, removed: Callable[[], None] | None = None) -> None:
         self._table = table
-        self._lost = lost
+        self._removed = removed
         self._monitor: FirewallMonitor | None = None
         self._socket: socket.socket | None = None
-        # What is in the table, as far as this process has put it there and nobody has changed it since.
-        self._known: Layout | None = None
-        # The kernel carries out a batch while it is being sent, and may load modules for it, or wait for somebody
-        # else's batch. One thread, so that batches come in the order in which they were asked for.
+        # What the table contains; None if unknown. Used by the worker only.
+        self._current: TableLayout | None = None
+        # A thread, because the kernel carries out a batch during the send, and may load modules or wait for another
+        # program's batch. Only one, which keeps the batches in order.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="firewall")
 
     async def apply(self, filters: frozenset[Filter]) -> None:
-        """Have exactly these filters, at once; none: no table. Connections that are masqueraded stay as they are.
+        """Replace the contents by these filters, in one step; without filters, remove the table.
+
+        Connections that are masqueraded already go on.
 
         Raises:
-            FirewallError: the kernel refuses, and everything is as before.
+            FirewallError: the kernel refuses, and nothing has changed.
         """
         loop = asyncio.get_running_loop()
-        if filters and self._lost is not None and self._monitor is None:
-            # Before there is something to lose.
+        if filters and self._removed is not None and self._monitor is None:
+            # Before the first filter, so that no removal is missed.
             with contextlib.suppress(OSError):
                 port = await loop.run_in_executor(self._worker, self._port)
-                self._monitor = FirewallMonitor(self._table, (port,), self._taken)
+                self._monitor = FirewallMonitor(self._table, (port,), self._on_removed)
         await loop.run_in_executor(self._worker, self._apply, filters)
 
     async def present(self) -> bool:
-        """Whether the table exists, from this process or one before it.
+        """Whether the table exists, whichever process created it.
 
         Raises:
-            FirewallError: the kernel does not say.
+            FirewallError: the kernel cannot be read.
         """
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._present)
 
     def close(self) -> None:
-        """Wait for what is under way, some milliseconds. The table stays as it is."""
+        """Close the sockets, after waiting some milliseconds for a batch in progress. The table stays."""
         if self._monitor is not None:
             self._monitor.close()
         self._worker.shutdown()
         if self._socket is not None:
             self._socket.close()
 
-    def _taken(self) -> None:
-        """The next `apply` makes all of it anew."""
-        self._known = None
-        if self._lost is not None:
-            self._lost()
+    def _on_removed(self) -> None:
+        self._worker.submit(self._forget)
+        if self._removed is not None:
+            self._removed()
+
+    def _forget(self) -> None:
+        """Make the next `apply` replace the whole table."""
+        self._current = None
 
     def _apply(self, filters: frozenset[Filter]) -> None:
-        wanted = layout(filters)
-        known, self._known = self._known, None
-        changes = None if known is None else amendment(self._table, known, wanted)
-        if changes is None or not self._amend(changes):
-            self._replace(wanted)
-        self._known = wanted
+        desired = layout(filters)
+        current, self._current = self._current, None
+        changes = None if current is None else update(self._table, current, desired)
+        if changes is None or not self._update(changes):
+            self._replace(desired)
+        self._current = desired
 
-    def _amend(self, changes: list[Message]) -> bool:
-        """Whether the kernel takes these few changes. If not, the table is not what it was."""
+    def _update(self, changes: list[Request]) -> bool:
+        """Send a few changes; False if the kernel refuses, because the table is not as expected."""
         if not changes:
             return True
-        found = self._ask(batch(changes))
-        return bool(found) and not any(answer.error for answer in found)
+        found = self._send(encode_batch(changes))
+        return bool(found) and not any(reply.error for reply in found)
 
-    def _replace(self, wanted: Layout) -> None:
-        messages = replacement(self._table, wanted)
-        found = self._ask(batch(messages))
-        refused = next((answer for answer in found if answer.error), None)
-        if refused is not None and not (_no_nftables(refused) and not wanted.chains):
-            raise FirewallError(explanation(self._table, messages, refused))
+    def _replace(self, desired: TableLayout) -> None:
+        requests = replacement(self._table, desired)
+        found = self._send(encode_batch(requests))
+        refused = next((reply for reply in found if reply.error), None)
+        if refused is not None and not (_no_nftables(refused) and not desired.chains):
+            raise FirewallError(explain_refusal(self._table, requests, refused))
         if refused is None and not found:
-            raise FirewallError("the kernel did not answer whether it filters packets as wanted; try again")
+            raise FirewallError("the kernel did not acknowledge the packet filter; try again")
 
     def _present(self) -> bool:
-        message = Message(NFT_MSG_GETTABLE, text(1, self._table), purpose="show its tables")
-        for answer in self._ask(request(message)):
-            if answer.error and answer.error not in _NO_SUCH_PART:
-                raise FirewallError(explanation(self._table, [message], answer))
-            return not answer.error
+        request = Request(NFT_MSG_GETTABLE, text(1, self._table), purpose="show its tables")
+        for reply in self._send(encode_single(request)):
+            if reply.error and reply.error not in _NO_SUCH_PART:
+                raise FirewallError(explain_refusal(self._table, [request], reply))
+            return not reply.error
         return False
 
-    def _ask(self, datagram: bytes) -> list[Answer]:
-        """What the kernel answers, all of which is there when the datagram is sent."""
+    def _send(self, datagram: bytes) -> list[Reply]:
+        """Send a datagram; returns the replies, which the kernel has queued by the end of the send."""
         try:
             kernel = self._opened()
             _make_room(kernel, len(datagram) + _SEND_OVERHEAD)
             kernel.sendto(datagram, (0, 0))
             return _received(kernel)
         except OSError as error:
-            return [Answer(0, error.errno or errno.EIO)]
+            return [Reply(0, error.errno or errno.EIO)]
 
     def _port(self) -> int:
         """See `port_of`."""
@@ -154,8 +159,8 @@ class Firewall:
         return self._socket
 
 
-def explanation(table: str, messages: Sequence[Message], refused: Answer) -> str:
-    """In a person's words why the kernel does not carry out a batch of `messages`, or a single one."""
+def explain_refusal(table: str, requests: Sequence[Request], refused: Reply) -> str:
+    """Return the message for a person when the kernel refused a batch or a single request."""
     if refused.sequence == 0 and refused.error == errno.EPERM:
         return NOT_PERMITTED
     if _no_nftables(refused):
@@ -163,42 +168,42 @@ def explanation(table: str, messages: Sequence[Message], refused: Answer) -> str
             "this kernel has no nf_tables (CONFIG_NF_TABLES): load that module, or use a kernel that has it"
         )
     reason = os.strerror(refused.error)
-    if not 1 <= refused.sequence <= len(messages):
+    if not 1 <= refused.sequence <= len(requests):
         return f"the kernel refuses the packet filter inet {table}: {reason}"
     if refused.error == errno.EPERM:
-        return f"the packet filter inet {table} belongs to another process; `nft list tables` tells"
-    purpose = messages[refused.sequence - 1].purpose
+        return f"the packet filter inet {table} belongs to another process; see `nft list tables`"
+    purpose = requests[refused.sequence - 1].purpose
     if refused.error in _NO_SUCH_PART:
         return f"this kernel cannot {purpose}: {reason}"
     return f"the kernel refuses to {purpose} in the packet filter inet {table}: {reason}"
 
 
-def _no_nftables(answer: Answer) -> bool:
-    """Whether the whole of nf_tables is missing: the answer is then to the frame around the batch."""
-    return answer.sequence == 0 and answer.error in _NO_NFTABLES
+def _no_nftables(reply: Reply) -> bool:
+    """Whether nf_tables is missing as a whole: the error then has the number of the batch."""
+    return reply.sequence == 0 and reply.error in _NO_NFTABLES
 
 
 def _make_room(kernel: socket.socket, size: int) -> None:
-    """A send buffer for a datagram of `size` bytes: the default is enough for some three hundred rules."""
+    """Make room for a datagram of `size` bytes. The default is enough for some three hundred rules."""
     if kernel.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= size:
         return
     try:
         kernel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
     except PermissionError:
-        # Only the host's own administrator may go beyond net.core.wmem_max.
+        # Without CAP_NET_ADMIN in the initial user namespace, up to net.core.wmem_max.
         kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
-def _received(kernel: socket.socket) -> list[Answer]:
-    found: list[Answer] = []
+def _received(kernel: socket.socket) -> list[Reply]:
+    found: list[Reply] = []
     while True:
         try:
-            data = kernel.recv(_ANSWER_BYTES)
+            data = kernel.recv(_REPLY_BYTES)
         except BlockingIOError:
             return found
         except OSError as error:
-            # So many were refused that not all answers had room: what did have is still there.
+            # More errors than the queue has room for: those that were queued can still be read.
             if error.errno != errno.ENOBUFS:
                 raise
         else:
-            found.extend(answers(data))
+            found.extend(replies(data))

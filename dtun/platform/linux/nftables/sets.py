@@ -1,13 +1,13 @@
-"""The sets and maps that rules look things up in: one more device is one more element, and no more rules. Pure.
+"""Sets and maps, so that another device is another element and not another rule. Pure.
 
-The attributes that are sent (linux/netfilter/nf_tables.h), by number:
+Attributes by number (linux/netfilter/nf_tables.h):
 
     set         1 table, 2 name, 3 flags, 4 type of key, 5 its length, 6 type of value, 7 its length,
-                10 number in the batch, 13 notes
-    elements    1 table, 2 name of the set, 4 its number in the batch, 3 list of elements
+                10 id in the batch, 13 user data
+    elements    1 table, 2 name of the set, 4 its id in the batch, 3 list of elements
     element     3 flags, 1 key, 2 value
 
-Types and notes are nft(8)'s own, for whoever lists the table; the kernel only keeps them. A note is
+Types and user data are for nft(8), which lists the table by them; the kernel only stores them. User data is
 
     | kind u8 | length u8 | value |     0: byte order of keys, 1: of values; u32 in the host's order
 """
@@ -26,7 +26,7 @@ from dtun.platform.linux.nftables.wire import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM,
-    Message,
+    Request,
     nested,
     number,
     text,
@@ -41,86 +41,85 @@ _TYPE_PAIR_OF_IFNAMES: Final = _TYPE_IFNAME << 6 | _TYPE_IFNAME
 _IFNAMSIZ: Final = 16
 
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
-_NOTE: Final = struct.Struct("=BBI")
+_USER_DATA: Final = struct.Struct("=BBI")
 
-_AT_ONCE: Final = 500
-"""Elements in one message: a list of them is an attribute, which ends at 64 KiB."""
+_PER_MESSAGE: Final = 500
+"""Elements per message: their list is an attribute, which is limited to 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """`head` are the attributes from the flags on; `elements` are the kernel's bytes, each without a number of its own.
-    `notes` are nft's.
+    """A set or map: encoded attributes from the flags on (`head`), encoded elements, user data for nft(8).
 
-    Each element stands for itself, unless they are the edges of networks (`edges`).
+    Elements are independent of each other, unless they are the edges of intervals (`edges`).
     """
 
     name: str
     head: bytes
     elements: tuple[bytes, ...]
     purpose: str
-    notes: bytes = b""
+    user_data: bytes = b""
     edges: bool = False
 
 
-def pairs_of_devices(name: str, pairs: Collection[tuple[str, str]], purpose: str) -> Set:
-    """Names of devices, two by two."""
+def device_pairs(name: str, pairs: Collection[tuple[str, str]], purpose: str) -> Set:
+    """A set of pairs of device names."""
     head = number(3, 0) + number(4, _TYPE_PAIR_OF_IFNAMES) + number(5, 2 * _IFNAMSIZ)
     return Set(name, head, tuple(_key(_padded(one) + _padded(two)) for one, two in sorted(pairs)), purpose)
 
 
-def sizes_by_device(name: str, sizes: Mapping[str, int], purpose: str) -> Set:
-    """A map from the names of devices to numbers of two bytes, as they stand in a packet."""
+def size_by_device(name: str, sizes: Mapping[str, int], purpose: str) -> Set:
+    """A map from device names to 16-bit numbers in network byte order."""
     head = number(3, _MAP) + number(4, _TYPE_IFNAME) + number(5, _IFNAMSIZ)
     head += number(6, _TYPE_INTEGER) + number(7, 2)
-    notes = _NOTE.pack(0, 4, _HOST_ENDIAN) + _NOTE.pack(1, 4, _BIG_ENDIAN)
+    user_data = _USER_DATA.pack(0, 4, _HOST_ENDIAN) + _USER_DATA.pack(1, 4, _BIG_ENDIAN)
     return Set(
-        name, head, tuple(_size(device, size) for device, size in sorted(sizes.items())), purpose, notes
+        name, head, tuple(_size(device, size) for device, size in sorted(sizes.items())), purpose, user_data
     )
 
 
 def networks(name: str, members: Collection[Network], purpose: str) -> Set:
-    """Networks of IPv6."""
+    """A set of IPv6 networks."""
     head = number(3, _INTERVAL) + number(4, _TYPE_IP6ADDR) + number(5, 16)
-    notes = _NOTE.pack(0, 4, _BIG_ENDIAN)
-    return Set(name, head, tuple(_edges(members)), purpose, notes, edges=True)
+    user_data = _USER_DATA.pack(0, 4, _BIG_ENDIAN)
+    return Set(name, head, tuple(_edges(members)), purpose, user_data, edges=True)
 
 
-def new_set(table: str, which: Set, number_in_batch: int) -> Message:
-    """Makes it, empty."""
-    head = text(1, table) + text(2, which.name) + which.head + number(10, number_in_batch)
-    if which.notes:
-        head += attribute(13, which.notes)
-    return Message(NFT_MSG_NEWSET, head, NLM_F_CREATE, which.purpose)
+def new_set(table: str, nft_set: Set, set_id: int) -> Request:
+    """Return the request that creates the set, empty."""
+    head = text(1, table) + text(2, nft_set.name) + nft_set.head + number(10, set_id)
+    if nft_set.user_data:
+        head += attribute(13, nft_set.user_data)
+    return Request(NFT_MSG_NEWSET, head, NLM_F_CREATE, nft_set.purpose)
 
 
-def new_elements(table: str, which: Set, number_in_batch: int) -> Iterator[Message]:
-    """Fills it."""
-    return _of_elements(NFT_MSG_NEWSETELEM, table, which, which.elements, number(4, number_in_batch))
+def add_elements(table: str, nft_set: Set, set_id: int) -> Iterator[Request]:
+    """Return the requests that fill the set."""
+    return _of_elements(NFT_MSG_NEWSETELEM, table, nft_set, nft_set.elements, number(4, set_id))
 
 
-def amendment(table: str, before: Set, after: Set) -> Iterator[Message]:
-    """What turns one into the other; their edges are the same, if they have any."""
+def update(table: str, before: Set, after: Set) -> Iterator[Request]:
+    """Return the requests that turn one into the other. Not for sets of intervals."""
     had, has = set(before.elements), set(after.elements)
-    gone = [element for element in before.elements if element not in has]
-    come = [element for element in after.elements if element not in had]
-    yield from _of_elements(NFT_MSG_DELSETELEM, table, after, gone)
-    yield from _of_elements(NFT_MSG_NEWSETELEM, table, after, come)
+    removed = [element for element in before.elements if element not in has]
+    added = [element for element in after.elements if element not in had]
+    yield from _of_elements(NFT_MSG_DELSETELEM, table, after, removed)
+    yield from _of_elements(NFT_MSG_NEWSETELEM, table, after, added)
 
 
 def _of_elements(
-    kind: int, table: str, which: Set, elements: Sequence[bytes], set_number: bytes = b""
-) -> Iterator[Message]:
-    head = text(1, table) + text(2, which.name) + set_number
+    kind: int, table: str, nft_set: Set, elements: Sequence[bytes], set_number: bytes = b""
+) -> Iterator[Request]:
+    head = text(1, table) + text(2, nft_set.name) + set_number
     flags = NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0
     rest = iter(elements)
-    while some := list(islice(rest, _AT_ONCE)):
+    while some := list(islice(rest, _PER_MESSAGE)):
         listed = (nested(position, element) for position, element in enumerate(some, 1))
-        yield Message(kind, head + nested(3, *listed), flags, which.purpose)
+        yield Request(kind, head + nested(3, *listed), flags, nft_set.purpose)
 
 
 def _edges(members: Collection[Network]) -> Iterator[bytes]:
-    """Where the networks begin and where what is between them does, from the lowest address on."""
+    """Yield the start of each network and of each gap between them, by address."""
     ranges: list[tuple[int, int]] = []
     for network in aggregate(members):
         first, end = int(network.network_address), int(network.broadcast_address) + 1

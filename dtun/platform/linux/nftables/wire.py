@@ -1,6 +1,8 @@
-"""The bytes of nfnetlink: attributes, messages, a batch that holds or fails as a whole, and the kernel's answers. Pure.
+"""The wire format of nfnetlink: requests, atomic batches and the kernel's replies. Pure.
 
-A message (linux/netlink.h, linux/netfilter/nfnetlink.h), in the host's byte order but for the last field:
+Why not with pyroute2: docs/decisions/0004-netlink.md.
+
+A message (linux/netlink.h, linux/netfilter/nfnetlink.h), in host byte order except for the resource id:
 
      0                   1                   2                   3
      0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -18,8 +20,8 @@ A message (linux/netlink.h, linux/netfilter/nfnetlink.h), in the host's byte ord
     | attributes ...                                                |
     +---------------------------------------------------------------+
 
-An attribute (struct nlattr); its value is padded to four bytes, which `length` does not count. Numbers in the values
-of nf_tables are big-endian:
+An attribute (struct nlattr). The value is padded to four bytes, not counted in `length`. Numbers in values are
+big-endian:
 
     +-------------------------------+-------------------------------+
     | length in bytes, with these 4 | kind, NLA_F_NESTED (bit 15)   |
@@ -70,23 +72,23 @@ NFT_MSG_DELSETELEM: Final = 14
 
 
 def number(kind: int, value: int) -> bytes:
-    """An attribute of 32 bits; a negative number in two's complement."""
+    """Encode a 32-bit attribute; a negative number in two's complement."""
     return attribute(kind, _NUMBER.pack(value & 0xFFFFFFFF))
 
 
 def text(kind: int, value: str) -> bytes:
-    """An attribute that is a name, with the zero byte at its end."""
+    """Encode a NUL-terminated string attribute."""
     return attribute(kind, value.encode() + b"\0")
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute that is made of others."""
+    """Encode an attribute that contains attributes."""
     return attribute(kind | _NLA_F_NESTED, b"".join(attributes))
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A request to nf_tables in the family inet. `purpose`: what it is good for, to tell a person if it is refused."""
+class Request:
+    """A request to nf_tables, family inet. `purpose` completes the message "this kernel cannot ..."."""
 
     kind: int
     attributes: bytes
@@ -95,47 +97,47 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the kernel says to the message with this sequence number; `error` is an errno, 0 if it is done."""
+class Reply:
+    """The kernel's reply to the request with this sequence number; `error` is an errno, 0 for success."""
 
     sequence: int
     error: int
 
 
-def request(message: Message) -> bytes:
-    """A single question, outside of a batch; its sequence number is 0."""
-    return _nftables(message, 0, 0)
+def encode_single(request: Request) -> bytes:
+    """Encode a single request outside of a batch, with sequence number 0."""
+    return _nftables(request, 0, 0)
 
 
-def batch(messages: Sequence[Message]) -> bytes:
-    """One datagram that the kernel carries out as a whole or not at all.
+def encode_batch(requests: Sequence[Request]) -> bytes:
+    """Encode a datagram that the kernel carries out as a whole or not at all.
 
-    The first of `messages` has the sequence number 1: 0 is that of the frame around them, to which the kernel answers
-    when it rejects everything (a missing right, for one). The last asks for an answer in any case.
+    The first of `requests` has the sequence number 1. An error with number 0 is about the whole batch, such as a
+    missing permission. The last request asks for an acknowledgement.
     """
-    last = len(messages)
+    last = len(requests)
     return b"".join(
         (
             _frame(_NFNL_MSG_BATCH_BEGIN, 0),
             *(
-                _nftables(message, NLM_F_ACK if sequence == last else 0, sequence)
-                for sequence, message in enumerate(messages, 1)
+                _nftables(request, NLM_F_ACK if sequence == last else 0, sequence)
+                for sequence, request in enumerate(requests, 1)
             ),
             _frame(_NFNL_MSG_BATCH_END, last + 1),
         )
     )
 
 
-def answers(data: bytes) -> Iterator[Answer]:
-    """The answers in one datagram from the kernel. A message that is not an error is the reply to a question."""
+def replies(data: bytes) -> Iterator[Reply]:
+    """Decode the replies in one datagram. A message that is not an error is the result of a query."""
     for kind, _, sequence, _, body in netlink_messages(data):
-        yield Answer(sequence, -NLMSGERR.unpack_from(body)[0] if kind == NLMSG_ERROR else 0)
+        yield Reply(sequence, -NLMSGERR.unpack_from(body)[0] if kind == NLMSG_ERROR else 0)
 
 
-def _nftables(message: Message, more_flags: int, sequence: int) -> bytes:
-    kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind
-    body = _NFGEN.pack(NFPROTO_INET, 0, 0) + message.attributes
-    return netlink_message(kind, NLM_F_REQUEST | message.flags | more_flags, sequence, body)
+def _nftables(request: Request, more_flags: int, sequence: int) -> bytes:
+    kind = NFNL_SUBSYS_NFTABLES << 8 | request.kind
+    body = _NFGEN.pack(NFPROTO_INET, 0, 0) + request.attributes
+    return netlink_message(kind, NLM_F_REQUEST | request.flags | more_flags, sequence, body)
 
 
 def _frame(kind: int, sequence: int) -> bytes:

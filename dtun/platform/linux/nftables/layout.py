@@ -1,20 +1,20 @@
-"""From filters to the chains, rules and sets of one nf_tables table, family inet: IPv4 and IPv6 in one. Pure.
+"""Chains, rules and sets for the filters, in one nf_tables table of family inet (IPv4 and IPv6). Pure.
 
     chain            hook         priority        rules
-    nat_postrouting  postrouting  100 (srcnat)    masquerade what goes from inside to outside
-    clamp_forward    forward      -150 (mangle)   lower the TCP segment size, both ways through the device
-    guard_output     output       -10             accept UDP to the server's port; drop what else goes there;
-                                                  drop IPv6 that routes alone do not keep in
-    guard_forward    forward      -10             the same for the server
+    nat_postrouting  postrouting  100 (srcnat)    masquerade packets from an inside to an outside device
+    clamp_forward    forward      -150 (mangle)   lower the TCP segment size, in both directions
+    guard_output     output       -10             accept UDP to the server's port, drop other packets to the server;
+                                                  drop IPv6 packets that would leave outside the tunnel
+    guard_forward    forward      -10             accept and drop packets to the server likewise
 
-    set or map       of                           in
+    set or map       contains                     used by
     masqueraded      devices inside and outside   nat_postrouting
     clamped4, 6      devices with segment sizes   clamp_forward
     open6            networks                     guard_output
 
-A chain without rules is not made: without masquerading, for one, the kernel need not track connections.
+A chain without rules is not created. So without masquerading the kernel does not track connections.
 
-The attributes that are sent (linux/netfilter/nf_tables.h), by number:
+Attributes by number (linux/netfilter/nf_tables.h):
 
     table   1 name, 2 flags
     chain   1 table, 3 name, 7 type, 5 policy, 4 hook (1 number, 2 priority)
@@ -42,18 +42,18 @@ from dtun.platform.linux.nftables.expressions import (
     META_OIFNAME,
     NF_ACCEPT,
     NF_DROP,
-    begins_like,
+    clamp_mss,
+    destination_in_set,
     destination_is,
+    destination_is_unreachable,
+    destination_matches,
     device_is,
-    goes_into,
+    devices_in_set,
     icmpv6_type_is,
-    in_pair_of_devices,
-    is_not_tcp,
-    is_refused_by_routes,
-    lower_segment_size,
     masquerade,
-    tcp_does_not_open,
-    tunnel_is,
+    output_driver_is,
+    protocol_is_not_tcp,
+    tcp_is_not_syn,
     udp_port_is,
     verdict,
     version_is,
@@ -65,7 +65,7 @@ from dtun.platform.linux.nftables.wire import (
     NFT_MSG_NEWRULE,
     NFT_MSG_NEWTABLE,
     NLM_F_APPEND,
-    Message,
+    Request,
     nested,
     number,
     text,
@@ -74,30 +74,30 @@ from dtun.platform.linux.nftables.wire import (
 # From linux/netfilter.h: nf_inet_hooks.
 _FORWARD, _LOCAL_OUT, _POST_ROUTING = 2, 3, 4
 
-# From linux/netfilter_ipv4.h. The guard comes before the filters of others, and after NAT of the host's own packets.
+# From linux/netfilter_ipv4.h. _GUARD comes before other programs' filters, and after NAT of the host's own packets.
 _MANGLE: Final = -150
 _GUARD: Final = -10
 _SRCNAT: Final = 100
 
-# Bytes of the smallest IP header and the smallest TCP header: what of a packet is no segment (RFC 6691, section 2).
+# Bytes of the IP and TCP headers without options, which do not count as segment (RFC 6691, section 2).
 _HEADERS: Final = {4: 20 + 20, 6: 40 + 20}
 
 _NEIGHBOUR_DISCOVERY: Final = (135, 136)
 """Neighbor Solicitation and Neighbor Advertisement (RFC 4861, sections 4.3 and 4.4)."""
 
 
-_OF_THE_LINK: Final = ((IPv6Network("fe80::/10"), 0xFFC0 << 112), (IPv6Network("ff02::/16"), 0xFF0F << 112))
-"""What no router forwards: link-local addresses, and multicast of that scope with any flags (RFC 4291, 2.5.6, 2.7)."""
+_LINK_LOCAL: Final = ((IPv6Network("fe80::/10"), 0xFFC0 << 112), (IPv6Network("ff02::/16"), 0xFF0F << 112))
+"""Link-local addresses, and link-local multicast with any flags (RFC 4291, 2.5.6, 2.7): no router forwards them."""
 
-_TUNNELS: Final = ("tun", "wireguard")
-"""Drivers of devices whose packets leave the host inside of others, and are looked at then."""
+_TUNNEL_DRIVERS: Final = ("tun", "wireguard")
+"""Drivers of tunnels. Their packets leave the host inside other packets, which are filtered instead."""
 
 _CLAMPED: Final = {4: "clamped4", 6: "clamped6"}
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain that accepts what no rule drops. `purpose`: what its rules do, and what the kernel needs for it."""
+    """A base chain that accepts what no rule drops. `purpose` completes the message "this kernel cannot ..."."""
 
     name: str
     type: Literal["filter", "nat"]
@@ -108,78 +108,79 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """All that is in the table. Rules know a set by its place here, counted from 1, as well as by its name."""
+class TableLayout:
+    """The contents of the table. A set's id in a batch is its position here, from 1."""
 
     sets: tuple[Set, ...]
     chains: tuple[Chain, ...]
 
 
-def layout(filters: Collection[Filter]) -> Layout:
-    """The sets that are needed and the chains that have rules; the same filters always give the same."""
+def layout(filters: Collection[Filter]) -> TableLayout:
+    """Return the table for these filters, the same for the same filters in any order."""
     masquerades = {(what.inside, what.outside) for what in filters if isinstance(what, Masquerade)}
     clamps = _smallest(what for what in filters if isinstance(what, ClampMss))
     guards = sorted(
         (what for what in filters if isinstance(what, DropOtherTrafficToServer)),
         key=lambda what: (what.server.version, what.server.packed, what.port),
     )
-    enclosures = [what for what in filters if isinstance(what, DropIPv6OutsideTunnel)]
+    outside = [what for what in filters if isinstance(what, DropIPv6OutsideTunnel)]
     nat = "masquerade (modules nft_chain_nat and nft_masq; family inet from Linux 5.2 on)"
     clamp, guard = "lower TCP segment sizes", "guard the server's address"
-    keep_in = guard
-    if enclosures:
-        keep_in = "keep IPv6 in the tunnel (Linux 5.1 or later)"
+    ipv6 = guard
+    if outside:
+        ipv6 = "keep IPv6 in the tunnel (Linux 5.1 or later)"
     elif DropUnreachableIPv6() in filters:
-        keep_in = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
+        ipv6 = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
     found: list[Set] = []
     if masquerades:
-        found.append(sets.pairs_of_devices("masqueraded", masquerades, nat))
+        found.append(sets.device_pairs("masqueraded", masquerades, nat))
     if clamps:
         for version, headers in _HEADERS.items():
             sizes = {device: max(0, mtu - headers) for device, mtu in clamps.items()}
-            found.append(sets.sizes_by_device(_CLAMPED[version], sizes, clamp))
-    opened = {network for what in enclosures for network in what.allowed}
+            found.append(sets.size_by_device(_CLAMPED[version], sizes, clamp))
+    opened = {network for what in outside for network in what.allowed}
     if opened:
-        found.append(sets.networks("open6", opened, keep_in))
+        found.append(sets.networks("open6", opened, ipv6))
     numbers = {which.name: position for position, which in enumerate(found, 1)}
-    output = (*_guard(guards, on_link=True), *_keep_in(filters, numbers))
+    output = (*_guard(guards, on_link=True), *_drop_ipv6(filters, numbers))
     made = (
         Chain("nat_postrouting", "nat", _POST_ROUTING, _SRCNAT, tuple(_masquerade(numbers)), nat),
         Chain("clamp_forward", "filter", _FORWARD, _MANGLE, tuple(_clamp(numbers)), clamp),
-        Chain("guard_output", "filter", _LOCAL_OUT, _GUARD, output, keep_in),
+        Chain("guard_output", "filter", _LOCAL_OUT, _GUARD, output, ipv6),
         Chain("guard_forward", "filter", _FORWARD, _GUARD, tuple(_guard(guards, on_link=False)), guard),
     )
-    return Layout(tuple(found), tuple(chain for chain in made if chain.rules))
+    return TableLayout(tuple(found), tuple(chain for chain in made if chain.rules))
 
 
 def _smallest(clamps: Iterable[ClampMss]) -> dict[str, int]:
-    """The MTU by device."""
+    """Return the smallest MTU by device."""
     found: dict[str, int] = {}
     for what in clamps:
         found[what.device] = min(what.mtu, found.get(what.device, what.mtu))
     return found
 
 
-def replacement(table: str, wanted: Layout) -> list[Message]:
-    """What makes the table hold exactly this, whatever it holds now; if that is nothing, there is no table.
+def replacement(table: str, wanted: TableLayout) -> list[Request]:
+    """Return the batch that replaces the table, or only deletes it if there are no chains.
 
-    To delete a table that is not there is an error, so it is made first: as a whole, the batch has no in-between.
+    The table is created before it is deleted, because the deletion of a missing table is an error. A batch is atomic:
+    no packet sees the steps.
     """
     name = text(1, table)
-    new = Message(NFT_MSG_NEWTABLE, name + number(2, 0), purpose="have a table of family inet")
-    messages = [new, Message(NFT_MSG_DELTABLE, name, purpose="replace its own table")]
+    new = Request(NFT_MSG_NEWTABLE, name + number(2, 0), purpose="have a table of family inet")
+    messages = [new, Request(NFT_MSG_DELTABLE, name, purpose="replace its own table")]
     if wanted.chains:
         messages.append(new)
     messages.extend(_new_chain(table, chain) for chain in wanted.chains)
     for position, which in enumerate(wanted.sets, 1):
         messages.append(sets.new_set(table, which, position))
-        messages.extend(sets.new_elements(table, which, position))
+        messages.extend(sets.add_elements(table, which, position))
     messages.extend(_new_rule(table, chain, rule) for chain in wanted.chains for rule in chain.rules)
     return messages
 
 
-def amendment(table: str, before: Layout, after: Layout) -> list[Message] | None:
-    """What makes the one into the other, which is little where only devices come and go; None: replace it all."""
+def update(table: str, before: TableLayout, after: TableLayout) -> list[Request] | None:
+    """Return the few changes that turn `before` into `after`; None if the table must be replaced."""
     if before.chains != after.chains or not after.chains:
         return None
     if [which.name for which in before.sets] != [which.name for which in after.sets]:
@@ -187,11 +188,11 @@ def amendment(table: str, before: Layout, after: Layout) -> list[Message] | None
     both = list(zip(before.sets, after.sets, strict=True))
     if any(one.edges and one.elements != other.elements for one, other in both):
         return None
-    return [message for one, other in both for message in sets.amendment(table, one, other)]
+    return [message for one, other in both for message in sets.update(table, one, other)]
 
 
-def _new_chain(table: str, chain: Chain) -> Message:
-    return Message(
+def _new_chain(table: str, chain: Chain) -> Request:
+    return Request(
         NFT_MSG_NEWCHAIN,
         text(1, table)
         + text(3, chain.name)
@@ -203,8 +204,8 @@ def _new_chain(table: str, chain: Chain) -> Message:
     )
 
 
-def _new_rule(table: str, chain: Chain, expressions: bytes) -> Message:
-    return Message(
+def _new_rule(table: str, chain: Chain, expressions: bytes) -> Request:
+    return Request(
         NFT_MSG_NEWRULE,
         text(1, table) + text(2, chain.name) + nested(4, expressions),
         NLM_F_CREATE | NLM_F_APPEND,
@@ -214,50 +215,50 @@ def _new_rule(table: str, chain: Chain, expressions: bytes) -> Message:
 
 def _masquerade(numbers: Mapping[str, int]) -> Iterator[bytes]:
     if "masqueraded" in numbers:
-        # A packet knows in postrouting where it came in from Linux 5.7 on. The host's own packets came in nowhere.
-        yield in_pair_of_devices("masqueraded", numbers["masqueraded"]) + masquerade()
+        # Postrouting knows the input device from Linux 5.7 on. Packets of the host itself have none.
+        yield devices_in_set("masqueraded", numbers["masqueraded"]) + masquerade()
 
 
 def _clamp(numbers: Mapping[str, int]) -> Iterator[bytes]:
     if _CLAMPED[4] not in numbers:
         return
-    # Nearly all packets are done with here.
-    yield is_not_tcp() + verdict(NF_ACCEPT)
-    yield tcp_does_not_open() + verdict(NF_ACCEPT)
+    # Nearly all packets end here.
+    yield protocol_is_not_tcp() + verdict(NF_ACCEPT)
+    yield tcp_is_not_syn() + verdict(NF_ACCEPT)
     for direction in (META_IIFNAME, META_OIFNAME):
         for version, name in _CLAMPED.items():
-            yield version_is(version) + lower_segment_size(direction, name, numbers[name])
+            yield version_is(version) + clamp_mss(direction, name, numbers[name])
 
 
 def _guard(guards: Collection[DropOtherTrafficToServer], *, on_link: bool) -> Iterator[bytes]:
-    """All that is accepted, then all that is dropped: a server may have several ports."""
+    """Accept rules before drop rules, because a server may have several ports."""
     for what in guards:
         yield destination_is(what.server) + udp_port_is(what.port) + verdict(NF_ACCEPT)
     servers: dict[Address, None] = dict.fromkeys(what.server for what in guards)
     for server in servers:
         if on_link and server.version == 6:
-            # A server on the same link could not be found without; IPv4 has ARP for that, which is not filtered here.
+            # For a server on the same link. IPv4 uses ARP, which is not filtered here.
             for kind in _NEIGHBOUR_DISCOVERY:
                 yield destination_is(server) + icmpv6_type_is(kind) + verdict(NF_ACCEPT)
     for server in servers:
         yield destination_is(server) + verdict(NF_DROP)
 
 
-def _keep_in(filters: Collection[Filter], numbers: Mapping[str, int]) -> Iterator[bytes]:
-    """After the guards: IPv6 by a device that a program insists on, where Linux looks past unreachable routes."""
-    enclosed = any(isinstance(what, DropIPv6OutsideTunnel) for what in filters)
-    if not enclosed and DropUnreachableIPv6() not in filters:
+def _drop_ipv6(filters: Collection[Filter], numbers: Mapping[str, int]) -> Iterator[bytes]:
+    """Drop IPv6 that a program sends through a device of its choice: Linux then ignores unreachable routes."""
+    drop_outside = any(isinstance(what, DropIPv6OutsideTunnel) for what in filters)
+    if not drop_outside and DropUnreachableIPv6() not in filters:
         return
-    for network, mask in _OF_THE_LINK:
-        yield begins_like(network, mask) + verdict(NF_ACCEPT)
-    if not enclosed:
-        yield version_is(6) + is_refused_by_routes() + verdict(NF_DROP)
+    for network, mask in _LINK_LOCAL:
+        yield destination_matches(network, mask) + verdict(NF_ACCEPT)
+    if not drop_outside:
+        yield version_is(6) + destination_is_unreachable() + verdict(NF_DROP)
         return
     yield device_is(META_OIFNAME, "lo") + verdict(NF_ACCEPT)
-    for kind in _TUNNELS:
-        yield tunnel_is(kind) + verdict(NF_ACCEPT)
+    for kind in _TUNNEL_DRIVERS:
+        yield output_driver_is(kind) + verdict(NF_ACCEPT)
     for type_ in _NEIGHBOUR_DISCOVERY:
         yield version_is(6) + icmpv6_type_is(type_) + verdict(NF_ACCEPT)
     if "open6" in numbers:
-        yield goes_into("open6", numbers["open6"]) + verdict(NF_ACCEPT)
+        yield destination_in_set("open6", numbers["open6"]) + verdict(NF_ACCEPT)
     yield version_is(6) + verdict(NF_DROP)
