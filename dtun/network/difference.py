@@ -1,4 +1,4 @@
-"""From what is to what should be: the ordered changes that turn one network state into another."""
+"""The ordered changes that turn one network state into another. Pure."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -23,32 +23,34 @@ from dtun.network.state import (
 )
 
 Thing = Sysctl | NetDevice | Filter | PointToPoint | Route | Rule | Dns
+"""Any part of a network state."""
+
 Action = Literal["add", "replace", "remove"]
 Order = tuple[object, ...]
 T = TypeVar("T", Sysctl, NetDevice, Filter, PointToPoint, Route, Rule, Dns)
 
-# What the kernel makes of a route without a metric. An IPv6 route of metric 0 gets the default, too.
+# The kernel's metric for a route without one. An IPv6 route of metric 0 gets it, too.
 DEFAULT_METRIC = {4: 0, 6: 1024}
 
-# Networks of a filter that are worth a line.
+# Networks of a filter that are named in its description.
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step. `previous` is what a replacement takes the place of, and None otherwise."""
+    """One step. `previous` is what a "replace" replaces; otherwise None."""
 
     action: Action
     what: Thing
     previous: Thing | None = None
 
     def __str__(self) -> str:
-        """The step in the words of ip(8) and its kin, such as "add route 10.0.0.0/16 dev dtun-demo"."""
+        """In the syntax of ip(8), such as "add route 10.0.0.0/16 dev dtun-demo"."""
         return f"{self.action} {describe(self.what)}"
 
 
 def describe(thing: Thing) -> str:  # noqa: PLR0911 - one for each kind
-    """What it is, in the words of ip(8), sysctl(8), nft(8) and resolvectl(1), without a verb."""
+    """One line in the syntax of ip(8), sysctl(8), nft(8) or resolvectl(1), without a verb."""
     match thing:
         case Sysctl(name, value):
             return f"sysctl {name}={value}"
@@ -67,8 +69,8 @@ def describe(thing: Thing) -> str:  # noqa: PLR0911 - one for each kind
             return f"filter {_describe_filter(thing)}"
 
 
-def slot(thing: Thing) -> Hashable:
-    """What only one thing in the kernel can have: two things with the same slot replace each other."""
+def unique_key(thing: Thing) -> Hashable:
+    """The key by which the kernel tells things of one kind apart: a new thing replaces one with the same key."""
     match thing:
         case Route():
             destination = thing.destination
@@ -84,15 +86,15 @@ def slot(thing: Thing) -> Hashable:
 
 
 def difference(desired: NetworkState, actual: NetworkState) -> tuple[Change, ...]:
-    """The changes that make `actual` into `desired`, in an order that leaves no gap.
+    """The changes that turn `actual` into `desired`, in an order that leaves no gap.
 
-    What is new comes before what goes, and everything after what it stands on: sysctls, links, filters, addresses,
-    routes, rules, name servers; removals in reverse. Narrow routes are added first and removed last, so that a host
-    route that keeps the tunnel's own packets out of the tunnel is there for as long as the wide route into it.
+    Additions come before removals, and each kind after those that it depends on: sysctls, devices, filters, addresses,
+    routes, rules, name servers; removals in reverse order. Narrow routes are added first and removed last, so that the
+    host route to a server exists for as long as a wide route into the tunnel.
     """
     kinds = (
         _changes(desired.sysctls, actual.sysctls, _sysctl_order),
-        _changes(desired.devices, actual.devices, _link_order),
+        _changes(desired.devices, actual.devices, _device_order),
         _changes(desired.filters, actual.filters, _filter_order),
         _changes(desired.addresses, actual.addresses, _address_order),
         _changes(desired.routes, actual.routes, _route_order),
@@ -100,8 +102,8 @@ def difference(desired: NetworkState, actual: NetworkState) -> tuple[Change, ...
         _changes(desired.dns, actual.dns, _dns_order),
     )
     return (
-        *(change for arrivals, _ in kinds for change in arrivals),
-        *(change for _, leavers in reversed(kinds) for change in reversed(leavers)),
+        *(change for additions, _ in kinds for change in additions),
+        *(change for _, removals in reversed(kinds) for change in reversed(removals)),
     )
 
 
@@ -109,28 +111,28 @@ def _changes(
     desired: frozenset[T], actual: frozenset[T], order: Callable[[T], Order]
 ) -> tuple[list[Change], list[Change]]:
     """Additions with replacements, and removals; both in `order`."""
-    coming = sorted(desired - actual, key=order)
-    going = sorted(actual - desired, key=order)
-    if not coming or not going:
-        # Nobody takes anybody's place: thousands of routes need not be asked for their slots.
-        return [Change("add", thing) for thing in coming], [Change("remove", thing) for thing in going]
-    rivals: dict[Hashable, list[T]] = {}
-    for thing in reversed(going):
-        rivals.setdefault(slot(thing), []).append(thing)
-    arrivals = []
-    for thing in coming:
-        rival = rivals.get(slot(thing))
-        arrivals.append(Change("replace", thing, rival.pop()) if rival else Change("add", thing))
-    replaced = {change.previous for change in arrivals}
-    return arrivals, [Change("remove", thing) for thing in going if thing not in replaced]
+    new = sorted(desired - actual, key=order)
+    old = sorted(actual - desired, key=order)
+    if not new or not old:
+        # No replacements: saves the keys of thousands of routes.
+        return [Change("add", thing) for thing in new], [Change("remove", thing) for thing in old]
+    old_by_key: dict[Hashable, list[T]] = {}
+    for thing in reversed(old):
+        old_by_key.setdefault(unique_key(thing), []).append(thing)
+    additions = []
+    for thing in new:
+        same_key = old_by_key.get(unique_key(thing))
+        additions.append(Change("replace", thing, same_key.pop()) if same_key else Change("add", thing))
+    replaced = {change.previous for change in additions}
+    return additions, [Change("remove", thing) for thing in old if thing not in replaced]
 
 
 def _sysctl_order(sysctl: Sysctl) -> Order:
     return sysctl.name, sysctl.value
 
 
-def _link_order(link: NetDevice) -> Order:
-    return link.name, link.mtu
+def _device_order(device: NetDevice) -> Order:
+    return device.name, device.mtu
 
 
 def _filter_order(thing: Filter) -> Order:
@@ -205,8 +207,8 @@ def _describe_filter(thing: Filter) -> str:
         case DropOtherTrafficToServer(server, port):
             return f"to {server} only udp dport {port}"
         case DropUnreachableIPv6():
-            return "ip6 unreachable, by any device, drop"
+            return "drop ip6 to unreachable destinations on any device"
         case DropIPv6OutsideTunnel(networks):
-            beside = f" and to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""
+            allowed = f" except to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""
             more = f" and {len(networks) - _NAMED} more" if len(networks) > _NAMED else ""
-            return f"ip6 only through tunnels{beside}{more}"
+            return f"drop ip6 outside tunnels{allowed}{more}"

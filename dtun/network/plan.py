@@ -1,14 +1,14 @@
-"""What a client wants in the kernel, worked out as a whole from what it is told and what the host is like. Pure.
+"""The desired network state of a client, computed from its configuration, its session and the underlay. Pure.
 
     routing: main                                        routing: policy
-    main table                                           rule: unless marked, look in our table first
+    main table                                           rule: unless marked, use our table first
       0.0.0.0/1, 128.0.0.0/1     dev TUN                 our table
       bypassed networks          via the host's gateway    0.0.0.0/0            dev TUN
-      the server                 via its way of today      bypassed, local      throw: on to the main table
-      0.0.0.0/1, 128.0.0.0/1     unreachable, far worse    0.0.0.0/0            unreachable, far worse
+      the server                 via its present gateway   bypassed, local      throw: to the main table
+      0.0.0.0/1, 128.0.0.0/1     unreachable               0.0.0.0/0            unreachable
 
-The unreachable routes are the kill switch, and what keeps IPv6 in when the tunnel has none. They stay in the kernel
-when the process is killed, while the routes through TUN go with the device.
+The unreachable routes, with the worst metric, are the kill switch; they also block IPv6 when the tunnel has none. When
+the process is killed, they stay in the kernel, and the routes through TUN are removed with the device.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,10 +38,10 @@ from dtun.network.state import (
 Version = Literal[4, 6]
 
 BLOCK_METRIC: Final = 0xFFFF0000
-"""Worse than the metric of any route that somebody else would make: it counts when all others are gone."""
+"""Worse than the metric of other programs' routes, so that the kernel uses it only when all others are gone."""
 
 RULE_PRIORITY: Final = 7217
-"""Before the main table's 32766, after the local table's 0."""
+"""Before the main table (32766), after the local table (0)."""
 
 MAIN_FIRST_PRIORITY: Final = RULE_PRIORITY - 1
 
@@ -53,9 +53,9 @@ _VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The table of our own, and the firewall mark of the tunnel's own packets, which do not look there.
+    """Policy routing: our own table, and the firewall mark of the tunnel's UDP packets, which do not use it.
 
-    `after_main`: others do so only after the main table, whose default routes (prefix length 0) do not count then.
+    `after_main`: the main table comes first, without its default routes.
     """
 
     table: int
@@ -65,7 +65,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a client wants. `bypassed` is aggregated; `ipv6` None: block it if all of IPv4 goes into the tunnel."""
+    """What a client is configured to route. `bypassed` is aggregated.
+
+    `ipv6` None: block IPv6 outside the tunnel if all of IPv4 or of IPv6 goes through it.
+    """
 
     device: str
     included: tuple[Network, ...] = ()
@@ -84,7 +87,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class TunnelSettings:
-    """What the session in service has brought. `mtu` in bytes; `dns` is for this device."""
+    """What the current session brings: MTU in bytes, address pairs (local, peer), name servers."""
 
     mtu: int
     pairs: tuple[tuple[Address, Address], ...]
@@ -97,7 +100,7 @@ class TunnelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """How the host gets somewhere without the tunnel. `gateway` is None for a neighbour on the link."""
+    """A next hop in the underlay. `gateway` is None for a destination on the link."""
 
     device: str
     gateway: Address | None = None
@@ -105,9 +108,9 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class UnderlayRoutes:
-    """The host around the tunnel: the ways to the servers, its default gateways by IP version, its own networks.
+    """The underlay: next hops to the servers, default gateways by IP version, and the host's own networks.
 
-    `ports` are those of the servers (UDP).
+    `ports` are the servers' UDP ports.
     """
 
     servers: Mapping[Address, Hop] = field(default_factory=dict)
@@ -116,8 +119,8 @@ class UnderlayRoutes:
     local: tuple[Network, ...] = ()
 
 
-def plan_client(routing: Routing, tunnel: TunnelSettings | None, outside: UnderlayRoutes) -> NetworkState:
-    """Everything that the client should have in the kernel now; without a tunnel, that is what blocks."""
+def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: UnderlayRoutes) -> NetworkState:
+    """Everything that the client should have in the kernel now. Without a session (`tunnel` None), only what blocks."""
     links: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
     if tunnel is not None:
@@ -126,10 +129,10 @@ def plan_client(routing: Routing, tunnel: TunnelSettings | None, outside: Underl
     inside = {version: _inside(routing, tunnel, version) for version in _VERSIONS}
     blocked = [version for version in _VERSIONS if _is_blocked(routing, tunnel, version)]
     if routing.policy is None:
-        routes = frozenset(_main_routes(routing, inside, blocked, outside))
+        routes = frozenset(_main_routes(routing, inside, blocked, underlay))
         rules: frozenset[Rule] = frozenset()
     else:
-        routes = frozenset(_policy_routes(routing, routing.policy, inside, blocked, outside))
+        routes = frozenset(_policy_routes(routing, routing.policy, inside, blocked, underlay))
         rules = frozenset(_rules(routing.policy, {route.destination.version for route in routes}))
     return NetworkState(
         links,
@@ -137,18 +140,18 @@ def plan_client(routing: Routing, tunnel: TunnelSettings | None, outside: Underl
         routes,
         rules,
         frozenset(_sysctls(routing, tunnel)),
-        frozenset(_filters(routing, tunnel, blocked, outside)),
+        frozenset(_filters(routing, tunnel, blocked, underlay)),
         frozenset({tunnel.dns} if tunnel is not None and tunnel.dns is not None else ()),
     )
 
 
 def device_only(state: NetworkState) -> NetworkState:
-    """The same while there is no session and traffic is to take the host's own ways: only the device is left."""
+    """Without routes, rules, filters and name servers: all traffic uses the host's own routes."""
     return NetworkState(state.devices, state.addresses, sysctls=state.sysctls)
 
 
 def is_pinned(routing: Routing, server: Address) -> bool:
-    """Whether packets to this server would go into the tunnel, or be blocked, without a route of their own."""
+    """Whether the server needs a host route: else its packets would go into the tunnel or be blocked."""
     return any(server in network for network in routing.included) or (
         server.version == 6 and _may_block_ipv6(routing)
     )
@@ -168,7 +171,7 @@ def _may_block_ipv6(routing: Routing) -> bool:
 
 
 def _is_blocked(routing: Routing, tunnel: TunnelSettings | None, version: int) -> bool:
-    """Whether what the tunnel does not take of this IP version is refused."""
+    """Whether packets of this IP version are refused outside the tunnel."""
     if routing.block and (routing.everything(version) or (version == 6 and _may_block_ipv6(routing))):
         return True
     if version == 4 or tunnel is None or not _may_block_ipv6(routing):
@@ -177,31 +180,36 @@ def _is_blocked(routing: Routing, tunnel: TunnelSettings | None, version: int) -
 
 
 def _main_routes(
-    routing: Routing, inside: Mapping[Version, list[Network]], blocked: list[Version], outside: UnderlayRoutes
+    routing: Routing,
+    inside: Mapping[Version, list[Network]],
+    blocked: list[Version],
+    underlay: UnderlayRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
-        around, wanted = _ways(routing, inside[version], version, outside, blocked=version in blocked)
+        around, wanted = _around_and_inside(
+            routing, inside[version], version, underlay, blocked=version in blocked
+        )
         for network in wanted:
             yield Route(network, routing.device)
-        way = outside.gateways.get(version)
-        if way is not None:
+        gateway = underlay.gateways.get(version)
+        if gateway is not None:
             for network in around:
-                yield Route(network, way.device, way.gateway)
+                yield Route(network, gateway.device, gateway.gateway)
         if version in blocked:
             for network in split_default([EVERYTHING[version]]):
                 yield Route(network, metric=BLOCK_METRIC, kind="unreachable")
-    for server, way in outside.servers.items():
+    for server, hop in underlay.servers.items():
         if is_pinned(routing, server):
-            yield Route(ip_network(server), way.device, way.gateway)
+            yield Route(ip_network(server), hop.device, hop.gateway)
 
 
-def _ways(
-    routing: Routing, inside: list[Network], version: Version, outside: UnderlayRoutes, *, blocked: bool
+def _around_and_inside(
+    routing: Routing, inside: list[Network], version: Version, underlay: UnderlayRoutes, *, blocked: bool
 ) -> tuple[list[Network], list[Network]]:
-    """The networks to route around the tunnel, and those to route into it."""
-    # What is blocked has to be bypassed, too, whether or not the tunnel is there.
+    """The networks to route around the tunnel, and the networks to route into it."""
+    # With a kill switch, bypassed networks need routes of their own even without a tunnel.
     covered = [EVERYTHING[version]] if blocked else inside
-    bypassed = _parts(routing.bypassed, version, covered, but=outside.local)
+    bypassed = _parts(routing.bypassed, version, covered, but=underlay.local)
     if not bypassed:
         return [], split_default(inside)
     if blocked:
@@ -212,19 +220,20 @@ def _ways(
 def _parts(
     networks: Iterable[Network], version: Version, of: Iterable[Network], *, but: Iterable[Network]
 ) -> list[Network]:
-    """Those of this IP version that are inside `of`, but not inside `but`. There may be thousands."""
-    inside, spared = PrefixSet(of), PrefixSet(but)
+    """Those of this IP version that are inside `of`, but not inside `but`."""
+    inside, excepted = PrefixSet(of), PrefixSet(but)
     return [
         network
         for network in networks
-        if network.version == version and network in inside and network not in spared
+        if network.version == version and network in inside and network not in excepted
     ]
 
 
 def _fewest(included: list[Network], bypassed: list[Network]) -> tuple[list[Network], list[Network]]:
-    """Routes around the tunnel and routes into it: two lists in all, or one that leaves out what is bypassed.
+    """Networks to route around the tunnel and into it, in the fewest routes.
 
-    The one is better if it is no longer: what is left out takes whatever way the host has for it.
+    Either both lists, or only routes into the tunnel that leave out the bypassed networks. The latter is preferred if
+    it is not longer, because bypassed packets then use whatever routes the host has.
     """
     left = subtract(included, bypassed)
     if len(left) <= len(split_default(included)) + len(bypassed):
@@ -237,7 +246,7 @@ def _policy_routes(
     policy: Policy,
     inside: Mapping[Version, list[Network]],
     blocked: list[Version],
-    outside: UnderlayRoutes,
+    underlay: UnderlayRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
         for network in inside[version]:
@@ -245,12 +254,11 @@ def _policy_routes(
         if version in blocked:
             yield Route(EVERYTHING[version], metric=BLOCK_METRIC, table=policy.table, kind="unreachable")
         covered = [EVERYTHING[version]] if version in blocked else inside[version]
-        # The server, although its packets are marked: the host's check of where answers come from (rp_filter) does
-        # not know the mark.
-        spared = aggregate([*routing.bypassed, *outside.local, *map(ip_network, outside.servers)])
-        for network in _parts(spared, version, covered, but=()):
+        # The servers, too, although the tunnel's packets are marked: reverse path filtering ignores the mark.
+        outside = aggregate([*routing.bypassed, *underlay.local, *map(ip_network, underlay.servers)])
+        for network in _parts(outside, version, covered, but=()):
             if network in covered:
-                continue  # nothing is left for the tunnel
+                continue  # would leave nothing for the tunnel
             yield Route(network, table=policy.table, kind="throw")
 
 
@@ -271,17 +279,17 @@ def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl
 
 
 def _filters(
-    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], outside: UnderlayRoutes
+    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], underlay: UnderlayRoutes
 ) -> Iterator[Filter]:
     if routing.forwarding and tunnel is not None:
         yield ClampMss(routing.device, tunnel.mtu)
     if routing.block:
-        for server, port in outside.ports:
+        for server, port in underlay.ports:
             if is_pinned(routing, server):
                 yield DropOtherTrafficToServer(server, port)
-    # Linux looks past unreachable routes of IPv6 for a socket that is bound to a device.
+    # For a socket that is bound to a device, Linux ignores unreachable IPv6 routes through other devices.
     if 6 in blocked and routing.block:
-        spared = aggregate((*routing.bypassed, *outside.local))
-        yield DropIPv6OutsideTunnel(tuple(network for network in spared if network.version == 6))
+        allowed = aggregate((*routing.bypassed, *underlay.local))
+        yield DropIPv6OutsideTunnel(tuple(network for network in allowed if network.version == 6))
     elif 6 in blocked:
         yield DropUnreachableIPv6()

@@ -1,8 +1,8 @@
-"""Arithmetic with networks: join them, take some out of others, look addresses up. Pure, for lists of thousands.
+"""Set arithmetic with networks: union, difference, membership. Pure, and fast for lists of thousands.
 
-A network is handled as the numbers of its first and its last address. Two CIDR blocks (RFC 4632, section 3.1) either
-lie one inside the other or have nothing in common, so a sorted list needs to be walked only once. Results are in
-order: IPv4 before IPv6, then by address.
+A network is handled as the numbers of its first and its last address. Of two CIDR blocks (RFC 4632, section 3.1), one
+contains the other or they do not overlap, so one pass over a sorted list is enough. Results are sorted: IPv4 before
+IPv6, then by address.
 """
 
 from bisect import bisect_left, bisect_right
@@ -11,11 +11,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dtun.network.state import Address, Network
 
-_ADDRESSES = (IPv4Address, IPv6Address)  # isinstance() takes its time with a union
+_ADDRESSES = (IPv4Address, IPv6Address)  # isinstance() is slow with a union
 
 
 class PrefixSet:
-    """Many networks, made ready for one `in` after the other. It is about the union of them, see `covers`."""
+    """The union of many networks, for fast `in` tests, see `covers`."""
 
     __slots__ = ("_spans",)
 
@@ -35,9 +35,9 @@ class PrefixSet:
 
 
 def covers(networks: Iterable[Network] | PrefixSet, inner: Address | Network) -> bool:
-    """Whether every address of `inner` is in one of `networks`: two halves of a network cover it as well.
+    """Whether the union of `networks` contains every address of `inner`.
 
-    A list is walked for each call; for many calls on a long one, make `PrefixSet` of it first.
+    For many calls with a long list, make a `PrefixSet` of it first.
     """
     if isinstance(networks, PrefixSet):
         return inner in networks
@@ -55,7 +55,7 @@ def covers(networks: Iterable[Network] | PrefixSet, inner: Address | Network) ->
 
 
 def aggregate(networks: Iterable[Network]) -> list[Network]:
-    """The shortest list of networks with the same addresses in them."""
+    """The shortest list of networks with the same addresses."""
     by_version: dict[int, dict[tuple[int, int], Network]] = {4: {}, 6: {}}
     for network in networks:
         by_version[network.version][int(network.network_address), network.prefixlen] = network
@@ -63,18 +63,18 @@ def aggregate(networks: Iterable[Network]) -> list[Network]:
 
 
 def _joined(blocks: dict[tuple[int, int], Network]) -> Iterator[Network]:
-    """Of one IP version: without those inside of others, and the two halves of a network as that network."""
+    """For one IP version: drop networks inside others, and join the two halves of a network."""
     if not blocks:
         return
     bits = next(iter(blocks.values())).max_prefixlen
     kept: list[tuple[int, int]] = []
-    end = -1  # the last address of what is kept
+    end = -1  # the last address in `kept`
     for first, length in sorted(blocks):
         if first <= end:
             continue
         end = first | _host_mask(bits - length)
         start, prefix = first, length
-        # The upper half has come: does its lower half wait for it?
+        # Join an upper half with its lower half.
         while kept and kept[-1] == (start ^ (1 << (bits - prefix)), prefix):
             start, prefix = kept.pop()
             prefix -= 1
@@ -84,7 +84,7 @@ def _joined(blocks: dict[tuple[int, int], Network]) -> Iterator[Network]:
 
 
 def subtract(included: Iterable[Network], excluded: Iterable[Network]) -> list[Network]:
-    """The shortest list of networks with the addresses of `included` that are in none of `excluded`."""
+    """The shortest list of networks with the addresses that are in `included` and not in `excluded`."""
     holes: dict[int, list[tuple[int, int]]] = {4: [], 6: []}
     for network in aggregate(excluded):
         holes[network.version].append(_span(network))
@@ -92,7 +92,7 @@ def subtract(included: Iterable[Network], excluded: Iterable[Network]) -> list[N
 
 
 def _without(network: Network, holes: list[tuple[int, int]]) -> Iterator[Network]:
-    """What is left of a network. The holes are in order, and none touches half of another."""
+    """The rest of a network without `holes`, which are sorted and do not overlap."""
     start, end = _span(network)
     index = bisect_left(holes, start, key=lambda hole: hole[1])
     if index == len(holes) or end < holes[index][0]:
@@ -106,9 +106,9 @@ def _without(network: Network, holes: list[tuple[int, int]]) -> Iterator[Network
 
 
 def _cover(bits: int, first: int, last: int) -> Iterator[Network]:
-    """The fewest networks that are the addresses from `first` to `last`; none if there are none."""
+    """The fewest networks with exactly the addresses from `first` to `last`."""
     while first <= last:
-        # As large as the alignment of its start allows, and as what is left to cover.
+        # The largest block that is aligned at its start and does not exceed `last`.
         aligned = (first & -first).bit_length() - 1 if first else bits
         host_bits = min(aligned, (last - first + 1).bit_length() - 1)
         yield _network(bits, first, bits - host_bits)
@@ -116,7 +116,7 @@ def _cover(bits: int, first: int, last: int) -> Iterator[Network]:
 
 
 def split_default(networks: Iterable[Network]) -> list[Network]:
-    """Everything as two split_default, so that the default route itself stays as it is; the rest unchanged."""
+    """Replace 0.0.0.0/0 and ::/0 by their halves, so that the host's default route is not replaced."""
     return [
         part for network in networks for part in (network.subnets() if network.prefixlen == 0 else (network,))
     ]

@@ -1,4 +1,4 @@
-"""What dtun wants the kernel to look like: links, addresses, routes and what goes with them, as plain values."""
+"""A network state as plain values: devices, addresses, routes, rules, settings, filters and name servers."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -8,15 +8,15 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 MAIN_TABLE = 254
-"""The routing table that everybody uses (RT_TABLE_MAIN)."""
+"""The default routing table (RT_TABLE_MAIN)."""
 
 RouteKind = Literal["unicast", "unreachable", "throw"]
-"""What becomes of a packet: it is sent, refused, or left to the next policy rule as if there were no such route."""
+"""What the route does with a packet: send it, refuse it, or continue with the next policy rule ("throw")."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetDevice:
-    """A TUN device that is up. `mtu` in bytes, of the packets inside the tunnel."""
+    """A TUN device that is up. `mtu` in bytes, for packets inside the tunnel."""
 
     name: str
     mtu: int
@@ -24,7 +24,7 @@ class NetDevice:
 
 @dataclass(frozen=True, slots=True)
 class PointToPoint:
-    """An address pair on a device: `local` is ours, `peer` is at the other end of the tunnel."""
+    """An address pair of a device: `local` is ours, `peer` is the other end of the tunnel."""
 
     device: str
     local: Address
@@ -33,10 +33,10 @@ class PointToPoint:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`destination` goes out of `device`, to `gateway` if there is one, from `source` if that matters.
+    """Packets to `destination` leave through `device`, via `gateway` if there is one, from `source` if it is set.
 
-    Only "unicast" has a device; the others have an empty name there. Of two routes with the same destination, the
-    smaller `metric` counts.
+    `device` is empty for kinds other than "unicast". Of two routes with the same destination, the kernel uses the one
+    with the smaller `metric`.
     """
 
     destination: Network
@@ -50,9 +50,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy rule (ip-rule(8)): packets of this IP `version` look in `table`, smaller priorities first.
+    """A policy rule (ip-rule(8)): packets of this IP `version` use `table`; smaller priorities come first.
 
-    `unless_mark`: not those with this firewall mark. `suppress_prefix_length`: not by a route as wide as this or wider.
+    `unless_mark`: except packets with this firewall mark. `suppress_prefix_length`: ignore the table's routes with a
+    prefix of this length or shorter.
     """
 
     version: Literal[4, 6]
@@ -64,7 +65,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A setting of the kernel, such as net.ipv4.ip_forward. What it was before comes back in the end."""
+    """A kernel setting, such as net.ipv4.ip_forward. Its previous value is restored on removal."""
 
     name: str
     value: str
@@ -72,7 +73,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """What comes from the device `inside` and leaves by the device `outside` gets that one's address (RFC 2663)."""
+    """Packets from device `inside` to device `outside` get the address of `outside` as their source (NAT, RFC 2663)."""
 
     inside: str
     outside: str
@@ -80,7 +81,7 @@ class Masquerade:
 
 @dataclass(frozen=True, slots=True)
 class ClampMss:
-    """Forwarded TCP through `device` announces segments that fit into `mtu` bytes (RFC 4459, section 3.2)."""
+    """Limit the MSS of TCP forwarded through `device` to what fits `mtu` bytes (RFC 4459, section 3.2)."""
 
     device: str
     mtu: int
@@ -88,7 +89,7 @@ class ClampMss:
 
 @dataclass(frozen=True, slots=True)
 class DropOtherTrafficToServer:
-    """To `server`, this host sends and forwards nothing but UDP to `port`."""
+    """Drop everything that this host sends or forwards to `server`, except UDP to `port`."""
 
     server: Address
     port: int
@@ -96,26 +97,26 @@ class DropOtherTrafficToServer:
 
 @dataclass(frozen=True, slots=True)
 class DropUnreachableIPv6:
-    """IPv6 that the routes refuse does not leave by a device that a program insists on, either."""
+    """Drop IPv6 to destinations with an unreachable route, also from sockets that are bound to a device."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropIPv6OutsideTunnel:
-    """IPv6 of this host leaves through tunnels alone, and to the networks in `allowed`, whatever the routes say.
-
-    What is for the link alone is left in peace.
-    """
+    """Drop this host's IPv6 outside tunnels, except to `allowed` and link-local networks, whatever its routes."""
 
     allowed: tuple[Network, ...] = ()
 
 
 Filter = Masquerade | ClampMss | DropOtherTrafficToServer | DropUnreachableIPv6 | DropIPv6OutsideTunnel
-"""What the packet filter does for us."""
+"""A rule of the packet filter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """Name servers to ask through `device`. `domains` with a leading "~" are only routed there, "~." is every name."""
+    """Name servers that are reached through `device`, for `domains`.
+
+    A domain with a leading "~" is not a search domain; "~." means every name (see resolvectl(1)).
+    """
 
     device: str
     servers: tuple[Address, ...]
@@ -124,7 +125,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class NetworkState:
-    """Everything that one dtun process has, or wants, in the kernel and in the host's resolver."""
+    """Everything that one dtun process has, or wants to have, in the kernel and in the host's resolver."""
 
     devices: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()

@@ -214,8 +214,8 @@ def test_a_network_that_is_here_already(tmp_path: Path) -> None:
     code, lines, _ = simulated("plan", "-c", str(written(tmp_path, routes=["192.168.1.0/24"])))
     assert code == 1
     assert lines[-1] == (
-        "conflict: 192.168.1.0/24, to go through the tunnel, is this host's own network 192.168.1.0/24 (en0): "
-        "the route there stays, and dtun's is refused"
+        "conflict: 192.168.1.0/24, routed through the tunnel, is this host's own network 192.168.1.0/24 (en0): "
+        "the existing route stays, and dtun's is refused"
     )
 
 
@@ -248,14 +248,14 @@ def test_the_output_of_explain(tmp_path: Path) -> None:
     code, lines, _ = simulated("explain", "-c", path, "1.1.1.1")
     assert code == 0
     assert lines == [
-        "1.1.1.1 goes out of en0 by way of 192.168.1.1, not through the tunnel",
-        "  route: 0.0.0.0/0 via 192.168.1.1 dev en0 (not of dtun)",
-        "  why:   the configuration does not name it, so the host's own routes decide",
+        "1.1.1.1 leaves through en0 via 192.168.1.1, not through the tunnel",
+        "  route: 0.0.0.0/0 via 192.168.1.1 dev en0 (not made by dtun)",
+        "  why:   no setting covers it, so the host's own routes apply",
     ]
     _, lines, _ = simulated("explain", "-c", path, "10.9.0.1")
     assert lines[-2:] == [
         "  why:   client.routes[0] sends 10.9.0.0/16 through the tunnel",
-        "  but:   the configuration wants it in the tunnel; is dtun connected (dtun status)?",
+        "  but:   it should go through the tunnel; is dtun connected (dtun status)?",
     ]
 
 

@@ -21,16 +21,16 @@ def explained(host: Host, daemon: Daemon, address: str) -> list[str]:
     [
         (
             "main",
-            ("128.0.0.0/1 dev dtun0", "32766, which looks in table main"),
-            ("192.0.2.0/24 via 198.18.1.1 dev eth0", "32766, which looks in table main", "dtun has made it"),
+            ("128.0.0.0/1 dev dtun0", "32766, which uses table main"),
+            ("192.0.2.0/24 via 198.18.1.1 dev eth0", "32766, which uses table main", "made by dtun"),
         ),
         (
             "policy",
-            ("0.0.0.0/0 dev dtun0 table 7217", "7217, which looks in table 7217"),
+            ("0.0.0.0/0 dev dtun0 table 7217", "7217, which uses table 7217"),
             (
                 "0.0.0.0/0 via 198.18.1.1 dev eth0 metric 100",
-                "32766, which looks in table main",
-                "not of dtun",
+                "32766, which uses table main",
+                "not made by dtun",
             ),
         ),
     ],
@@ -55,12 +55,12 @@ def test_on_a_client(
     route, rule = into
     assert explained(world.home, client, THERE) == [
         f"{THERE} goes through the tunnel (dtun0)",
-        f"route: {route} (dtun has made it)",
+        f"route: {route} (made by dtun)",
         f"rule:  {rule}",
         "why:   client.routes[0] sends 0.0.0.0/0 through the tunnel",
     ]
     route, rule, whose = around
-    out = "goes out of eth0 by way of 198.18.1.1, not through the tunnel"
+    out = "leaves through eth0 via 198.18.1.1, not through the tunnel"
     assert explained(world.home, client, BYPASSED) == [
         f"{BYPASSED} {out}",
         f"route: {route} ({whose})",
@@ -74,14 +74,14 @@ def test_on_a_client(
     assert explained(world.home, client, SERVER)[0] == f"{SERVER} {out}"
     assert "it is a server of this tunnel" in explained(world.home, client, SERVER)[-1]
     refused, *_, why, but = explained(world.home, client, WORLD6[0])
-    assert refused.startswith(f"{WORLD6[0]} is refused: nothing leaves this host")
+    assert refused.startswith(f"{WORLD6[0]} is blocked: a route of this host refuses it")
     assert why.endswith("sends ::/0 through the tunnel")
-    assert "does its server give it IPv6?" in but
+    assert "does its server assign IPv6 addresses?" in but
 
     client.kill()
     server.kill()
     refused, *_, but = explained(world.home, client, THERE)
-    assert refused.startswith(f"{THERE} is refused: nothing leaves this host")
+    assert refused.startswith(f"{THERE} is blocked: a route of this host refuses it")
     assert "is dtun connected (dtun status)?" in but
 
 
@@ -94,10 +94,10 @@ def test_on_a_server(net: Topology, tmp_path: Path) -> None:
     belongs = "why:   10.0.0.0/16 belongs to client home (dtun-home), which is"
     assert explained(world.far, server, "10.0.3.4") == [
         "10.0.3.4 goes through the tunnel (dtun-home)",
-        "route: 10.0.0.0/16 dev dtun-home (dtun has made it)",
-        "rule:  32766, which looks in table main",
+        "route: 10.0.0.0/16 dev dtun-home (made by dtun)",
+        "rule:  32766, which uses table main",
         f"{belongs} connected",
     ]
     assert explained(world.far, server, "198.18.1.2")[-1] == (
-        "why:   no client has it behind it, so the host's own routes decide"
+        "why:   it does not belong to a client, so the host's own routes apply"
     )

@@ -151,10 +151,10 @@ def test_conflicts_are_told_before_anything_is_changed(world: World) -> None:
 
     assert changes(before, snapshot(world.home)) == ""
     conflicts = [line for line in output if line.startswith("conflict: ")]
-    to_go = "to go through the tunnel,"
-    vpn = "contains a network of another VPN, 10.9.0.0/24 (vpn0): that part of it stays outside the tunnel"
-    local = "is this host's own network 198.18.1.0/24 (eth0): the route there stays, and dtun's is refused"
-    own = "is kept out of the tunnel, but contains the tunnel's own address"
+    to_go = "routed through the tunnel,"
+    vpn = "contains the network 10.9.0.0/24 of another VPN (vpn0): that part of it stays outside the tunnel"
+    local = "is this host's own network 198.18.1.0/24 (eth0): the existing route stays, and dtun's is refused"
+    own = "bypasses the tunnel, but contains the tunnel's own address"
     for told in (
         f"10.86.0.0/16 {own} 10.86.0.1",
         f"10.86.0.0/16 {own} 10.86.0.2",

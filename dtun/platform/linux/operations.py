@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
-from dtun.network.difference import Change, slot
+from dtun.network.difference import Change, unique_key
 from dtun.network.state import MAIN_TABLE, Dns, Filter, NetDevice, PointToPoint, Route, Rule, Sysctl
 from dtun.platform.linux import observed
 from dtun.platform.linux.missing import missing
@@ -187,7 +187,7 @@ class Operations:
         other = observed.matching(desired.destination[desired.destination.num_addresses // 2])
         if other is None:
             return f"{desired.destination} is unreachable by another program's route already; {ADVICE}"
-        if slot(other.route) != slot(desired):
+        if unique_key(other.route) != unique_key(desired):
             return f"{desired.destination} is routed by another program already; {ADVICE}"
         via = f" via {other.route.gateway}" if other.route.gateway else ""
         owner = PROTOCOL_NAMES.get(other.protocol, "another program")

@@ -1,4 +1,4 @@
-"""What the plan warns of before anything is changed."""
+"""Conflicts that `dtun plan` reports."""
 
 from ipaddress import ip_address, ip_network
 
@@ -33,28 +33,31 @@ def client(*included: str, bypassed: str = "", subnets: str = "") -> list[str]:
     [
         (
             client("172.17.0.0/16", bypassed="172.16.0.0/12"),
-            "172.17.0.0/16 is to go through the tunnel, but is inside 172.16.0.0/12",
+            "172.17.0.0/16 is routed through the tunnel, but is inside 172.16.0.0/12",
         ),
         (
             client(bypassed="10.86.0.0/16"),
-            "10.86.0.0/16 is kept out of the tunnel, but contains the tunnel's own address",
+            "10.86.0.0/16 bypasses the tunnel, but contains the tunnel's own address",
         ),
-        (client(subnets="198.51.100.0/24"), "contains the server 198.51.100.7: a loop"),
-        (client("192.168.1.0/24"), "is this host's own network 192.168.1.0/24 (eth0): the route there stays"),
+        (client(subnets="198.51.100.0/24"), "contains the server 198.51.100.7: a routing loop"),
+        (
+            client("192.168.1.0/24"),
+            "is this host's own network 192.168.1.0/24 (eth0): the existing route stays",
+        ),
         (client("192.168.1.128/25"), "is part of this host's own network 192.168.1.0/24 (eth0)"),
-        (client("10.0.0.0/8"), "contains a network of another VPN, 10.8.0.0/16 (wg0)"),
+        (client("10.0.0.0/8"), "contains the network 10.8.0.0/16 of another VPN (wg0)"),
     ],
 )
-def test_a_conflict_is_told_in_one_line(found: list[str], words: str) -> None:
+def test_a_conflict_is_reported_in_one_line(found: list[str], words: str) -> None:
     (line,) = found
     assert words in line
 
 
-def test_everything_conflicts_with_nothing() -> None:
+def test_everything_does_not_conflict() -> None:
     assert client("0.0.0.0/0") == []
 
 
-def test_a_subnet_of_a_client_that_the_server_is_in_itself() -> None:
+def test_a_subnet_of_a_client_that_is_the_servers_own() -> None:
     (line,) = server_conflicts([RoutedNetwork(ip_network("192.168.0.0/16"), "behind client home")], [LAN])
     assert line.startswith(
         "192.168.0.0/16, behind client home, contains this host's own network 192.168.1.0/24"

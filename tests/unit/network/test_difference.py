@@ -1,4 +1,4 @@
-"""The difference between two network states, carried out on a model that is as strict as the kernel."""
+"""The difference between two network states, applied to a model that is as strict as the kernel."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from hypothesis import given, strategies as st
 
-from dtun.network.difference import Change, Thing, difference, slot
+from dtun.network.difference import Change, Thing, difference, unique_key
 from dtun.network.state import (
     ClampMss,
     Dns,
@@ -33,7 +33,7 @@ NETWORKS = st.sampled_from(
         for text in ("10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0", "fd00::/8", "::/0")
     ]
 )
-LINKS = st.builds(NetDevice, DEVICES, st.integers(1280, 1500))
+DEVICES_UP = st.builds(NetDevice, DEVICES, st.integers(1280, 1500))
 PAIRS = st.builds(PointToPoint, DEVICES, ADDRESSES, ADDRESSES)
 T = TypeVar("T", bound=Thing)
 METRICS = st.sampled_from([None, 0, 7, 1024])
@@ -78,20 +78,20 @@ SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2)
 DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
 
 
-def one_per_slot(elements: st.SearchStrategy[T]) -> st.SearchStrategy[frozenset[T]]:
-    """A kernel has one thing per slot, so a state that asks for more is none."""
-    return st.lists(elements, unique_by=slot, max_size=8).map(frozenset)
+def one_per_key(elements: st.SearchStrategy[T]) -> st.SearchStrategy[frozenset[T]]:
+    """The kernel has one thing for each key, so states with more are invalid."""
+    return st.lists(elements, unique_by=unique_key, max_size=8).map(frozenset)
 
 
 STATES = st.builds(
     NetworkState,
-    one_per_slot(LINKS),
-    one_per_slot(PAIRS),
-    one_per_slot(ROUTES),
-    one_per_slot(RULES),
-    one_per_slot(SYSCTLS),
-    one_per_slot(FILTERS),
-    one_per_slot(DNS),
+    one_per_key(DEVICES_UP),
+    one_per_key(PAIRS),
+    one_per_key(ROUTES),
+    one_per_key(RULES),
+    one_per_key(SYSCTLS),
+    one_per_key(FILTERS),
+    one_per_key(DNS),
 )
 KINDS = [field.name for field in fields(NetworkState)]
 
@@ -118,10 +118,10 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
 
 
 def carry_out(changes: Iterable[Change], state: NetworkState) -> NetworkState:
-    """What a kernel does; it refuses to add to a slot that is taken, and to remove what is not there."""
-    things = {(type(thing), slot(thing)): thing for thing in everything(state)}
+    """What a kernel does. It refuses to add what has a key in use, and to remove what does not exist."""
+    things = {(type(thing), unique_key(thing)): thing for thing in everything(state)}
     for change in changes:
-        key = type(change.what), slot(change.what)
+        key = type(change.what), unique_key(change.what)
         match change.action:
             case "add":
                 assert key not in things, f"{change}: taken by {things.get(key)}"
@@ -142,19 +142,19 @@ def test_carrying_out_the_difference_gives_the_desired_state(
 
 
 @given(STATES)
-def test_there_is_no_difference_to_oneself(state: NetworkState) -> None:
+def test_equal_states_have_no_difference(state: NetworkState) -> None:
     assert difference(state, state) == ()
 
 
 @given(STATES, STATES)
-def test_what_stays_is_never_named(desired: NetworkState, actual: NetworkState) -> None:
+def test_unchanged_things_are_not_in_a_change(desired: NetworkState, actual: NetworkState) -> None:
     named = {change.what for change in difference(desired, actual)}
     named |= {change.previous for change in difference(desired, actual) if change.previous}
     assert not named & everything(desired) & everything(actual)
 
 
 @given(STATES, STATES)
-def test_what_is_not_ours_is_never_named(desired: NetworkState, actual: NetworkState) -> None:
+def test_only_things_of_the_two_states_are_in_a_change(desired: NetworkState, actual: NetworkState) -> None:
     known = everything(desired) | everything(actual)
     for change in difference(desired, actual):
         assert change.what in known
@@ -162,9 +162,7 @@ def test_what_is_not_ours_is_never_named(desired: NetworkState, actual: NetworkS
 
 
 @given(STATES, STATES)
-def test_nothing_is_removed_before_everything_new_is_there(
-    desired: NetworkState, actual: NetworkState
-) -> None:
+def test_removals_come_after_additions(desired: NetworkState, actual: NetworkState) -> None:
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
         (NetDevice,),
@@ -196,25 +194,25 @@ def test_a_route_that_moves_to_another_device_is_replaced_without_a_gap() -> Non
     assert changes == (Change("replace", new, old),)
 
 
-def test_no_metric_is_the_metric_that_the_kernel_takes_then() -> None:
+def test_a_missing_metric_is_the_kernels_default() -> None:
     wide, wide6 = ip_network("0.0.0.0/0"), ip_network("::/0")
-    assert slot(Route(wide, "a")) == slot(Route(wide, "a", metric=0))
-    assert slot(Route(wide6, "a")) == slot(Route(wide6, "a", metric=1024))
-    assert slot(Route(wide, "a")) != slot(Route(wide, "a", metric=1024))
+    assert unique_key(Route(wide, "a")) == unique_key(Route(wide, "a", metric=0))
+    assert unique_key(Route(wide6, "a")) == unique_key(Route(wide6, "a", metric=1024))
+    assert unique_key(Route(wide, "a")) != unique_key(Route(wide, "a", metric=1024))
 
 
-def test_the_way_to_the_server_is_pinned_before_everything_goes_into_the_tunnel() -> None:
-    pin = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.168.1.1"))
+def test_the_host_route_to_the_server_comes_before_wide_routes_into_the_tunnel() -> None:
+    host_route = Route(ip_network("203.0.113.5/32"), "eth0", ip_address("192.168.1.1"))
     everything = Route(ip_network("0.0.0.0/1"), "dtun-a")
-    state = NetworkState(routes=frozenset({everything, pin}))
-    assert [change.what for change in difference(state, NetworkState())] == [pin, everything]
-    assert [change.what for change in difference(NetworkState(), state)] == [everything, pin]
+    state = NetworkState(routes=frozenset({everything, host_route}))
+    assert [change.what for change in difference(state, NetworkState())] == [host_route, everything]
+    assert [change.what for change in difference(NetworkState(), state)] == [everything, host_route]
 
 
 def test_the_same_destination_in_two_tables_is_two_routes() -> None:
     wide = ip_network("0.0.0.0/0")
-    assert slot(Route(wide, "a")) != slot(Route(wide, "a", table=7217))
-    assert slot(Route(wide, "a")) == slot(Route(wide, kind="throw"))
+    assert unique_key(Route(wide, "a")) != unique_key(Route(wide, "a", table=7217))
+    assert unique_key(Route(wide, "a")) == unique_key(Route(wide, kind="throw"))
 
 
 def test_a_setting_and_a_resolver_are_replaced() -> None:
@@ -226,14 +224,14 @@ def test_a_setting_and_a_resolver_are_replaced() -> None:
     ]
 
 
-def test_a_rule_shows_the_way_when_the_table_is_full_and_hides_it_first() -> None:
+def test_a_rule_is_added_after_its_table_and_removed_before_it() -> None:
     route, rule = Route(ip_network("0.0.0.0/0"), "dtun-a", table=7217), Rule(4, 7217, 7217)
     state = NetworkState(routes=frozenset({route}), rules=frozenset({rule}))
     assert [change.what for change in difference(state, NetworkState())] == [route, rule]
     assert [change.what for change in difference(NetworkState(), state)] == [rule, route]
 
 
-def test_changes_read_like_ip() -> None:
+def test_descriptions_of_changes() -> None:
     gateway, source = ip_address("192.168.1.1"), ip_address("192.168.1.7")
     local, peer = ip_address("10.86.0.1"), ip_address("10.86.0.2")
     network = ip_network("10.0.0.0/16")
@@ -253,11 +251,11 @@ def test_changes_read_like_ip() -> None:
             "remove route unreachable 10.0.0.0/16 metric 9"
         ),
         Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
-        Change("add", DropUnreachableIPv6()): "add filter ip6 unreachable, by any device, drop",
-        Change("add", DropIPv6OutsideTunnel()): "add filter ip6 only through tunnels",
+        Change("add", DropUnreachableIPv6()): "add filter drop ip6 to unreachable destinations on any device",
+        Change("add", DropIPv6OutsideTunnel()): "add filter drop ip6 outside tunnels",
         Change(
             "add", DropIPv6OutsideTunnel((ip_network("fd00::/8"),))
-        ): "add filter ip6 only through tunnels and to fd00::/8",
+        ): "add filter drop ip6 outside tunnels except to fd00::/8",
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
         Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",

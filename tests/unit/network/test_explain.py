@@ -1,4 +1,4 @@
-"""`dtun explain`: what happens to a destination, and why, in words."""
+"""The output of `dtun explain`."""
 
 from ipaddress import ip_address, ip_network
 
@@ -34,20 +34,24 @@ def explained(address: str, found: ActualRoute, routing: Routing = ROUTING) -> s
         (
             "8.8.8.8",
             INTO,
-            ["goes through the tunnel (dtun0)", "client.routes sends 0.0.0.0/0", "dtun has made it"],
+            ["goes through the tunnel (dtun0)", "client.routes sends 0.0.0.0/0", "made by dtun"],
         ),
         (
             "203.0.113.9",
             OUT,
-            ["goes out of eth0 by way of 192.168.1.1", "/etc/list.txt:7 keeps 203.0.113.0/24 out"],
+            ["leaves through eth0 via 192.168.1.1", "/etc/list.txt:7 keeps 203.0.113.0/24 out"],
         ),
         ("198.51.100.7", OUT, ["it is a server of this tunnel"]),
-        ("8.8.8.8", REFUSED, ["is refused: nothing leaves this host (dtun blocks it)", "is dtun connected"]),
-        ("8.8.8.8", OUT, ["not through the tunnel", "but:   the configuration wants it in the tunnel"]),
-        ("8.8.8.8", BY_RULE, ["rule:  7216, which looks in table 7217"]),
-        ("203.0.113.9", INTO, ["but:   the configuration wants it outside"]),
-        ("8.8.8.8", ActualRoute(None), ["cannot be reached: the host has no route to it"]),
-        ("2001:db8::1", REFUSED, ["IPv6 may not leave beside it"]),
+        (
+            "8.8.8.8",
+            REFUSED,
+            ["is blocked: a route of this host refuses it (dtun made it)", "is dtun connected"],
+        ),
+        ("8.8.8.8", OUT, ["not through the tunnel", "but:   it should go through the tunnel"]),
+        ("8.8.8.8", BY_RULE, ["rule:  7216, which uses table 7217"]),
+        ("203.0.113.9", INTO, ["but:   it should stay outside the tunnel"]),
+        ("8.8.8.8", ActualRoute(None), ["is unreachable: the host has no route to it"]),
+        ("2001:db8::1", REFUSED, ["IPv6 outside it is blocked"]),
     ],
 )
 def test_a_client(address: str, found: ActualRoute, words: list[str]) -> None:
@@ -56,8 +60,8 @@ def test_a_client(address: str, found: ActualRoute, words: list[str]) -> None:
         assert part in text
 
 
-def test_what_nobody_has_named() -> None:
-    assert "the host's own routes decide" in explained("8.8.8.8", OUT, Routing("dtun0"))
+def test_an_address_that_no_setting_covers() -> None:
+    assert "the host's own routes apply" in explained("8.8.8.8", OUT, Routing("dtun0"))
 
 
 HOME = ServedClient("home", "dtun-home", "connected", (ip_network("10.0.0.0/16"), ip_network("10.86.0.2/32")))
@@ -68,9 +72,9 @@ AWAY = ServedClient("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
     ("address", "device", "words"),
     [
         ("10.0.3.4", "dtun-home", "10.0.0.0/16 belongs to client home (dtun-home), which is connected"),
-        ("10.0.9.4", "dtun-away", "packets are dropped until that client is back"),
-        ("10.0.3.4", "eth1", "a route of another program comes before that client's"),
-        ("192.0.2.1", "eth0", "no client has it behind it"),
+        ("10.0.9.4", "dtun-away", "packets are dropped until that client reconnects"),
+        ("10.0.3.4", "eth1", "a route of another program has precedence"),
+        ("192.0.2.1", "eth0", "it does not belong to a client"),
     ],
 )
 def test_a_server(address: str, device: str, words: str) -> None:

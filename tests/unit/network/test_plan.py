@@ -1,4 +1,4 @@
-"""The plan, judged as a kernel would read it: where does a packet to this address go, in each mode and phase?"""
+"""A client's plan, read like the kernel: where a packet to an address goes, in each mode and phase."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -89,7 +89,7 @@ MODES = [None, POLICY]
 
 @pytest.mark.parametrize("policy", MODES)
 class TestConnected:
-    def test_nothing_but_the_peer_by_default(self, policy: Policy | None) -> None:
+    def test_only_the_peer_by_default(self, policy: Policy | None) -> None:
         state = plan_client(Routing(TUN, policy=policy), WITHOUT6, OUTSIDE)
         assert state == NetworkState(frozenset({NetDevice(TUN, 1400)}), frozenset({PointToPoint(TUN, *PAIR)}))
 
@@ -128,13 +128,13 @@ class TestConnected:
         state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == "unreachable"
 
-    def test_nor_by_a_device_that_a_program_insists_on(self, policy: Policy | None) -> None:
+    def test_nor_from_a_socket_that_is_bound_to_a_device(self, policy: Policy | None) -> None:
         routing = Routing(TUN, (ALL4, ALL6), policy=policy)
         assert plan_client(routing, WITHOUT6, OUTSIDE).filters == {DropUnreachableIPv6()}
         assert plan_client(routing, WITH6, OUTSIDE).filters == frozenset()
         assert plan_client(replace(routing, ipv6="allow"), WITHOUT6, OUTSIDE).filters == frozenset()
 
-    def test_unless_that_is_wanted(self, policy: Policy | None) -> None:
+    def test_unless_ipv6_is_allowed(self, policy: Policy | None) -> None:
         state = plan_client(Routing(TUN, (ALL4,), policy=policy, ipv6="allow"), WITHOUT6, OUTSIDE)
         assert goes(state, "2001:db8:1::1") == UPLINK
 
@@ -148,7 +148,7 @@ class TestConnected:
         assert goes(state, "fd00:10::5") == TUN
         assert goes(state, "2001:db8:1::1") == "unreachable"
 
-    def test_a_server_on_ipv6_is_reached_though_ipv6_is_blocked(self, policy: Policy | None) -> None:
+    def test_a_server_on_ipv6_is_reached_while_ipv6_is_blocked(self, policy: Policy | None) -> None:
         state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, around(SERVER6))
         assert goes(state, SERVER6, mark=POLICY.mark) == UPLINK
 
@@ -164,34 +164,34 @@ class TestKillSwitch:
         assert goes(state, SERVER, POLICY.mark) == goes(state, "203.0.113.9") == UPLINK
         assert state.devices == frozenset()
 
-    def test_while_it_is_there(self, policy: Policy | None) -> None:
+    def test_with_a_tunnel(self, policy: Policy | None) -> None:
         state = plan_client(self.routing(policy), WITHOUT6, OUTSIDE)
         assert goes(state, "8.8.8.8") == TUN
         assert goes(state, "203.0.113.9") == UPLINK
 
-    def test_when_the_process_was_killed_and_the_device_went_with_it(self, policy: Policy | None) -> None:
+    def test_after_the_process_was_killed_and_its_device_removed(self, policy: Policy | None) -> None:
         state = plan_client(self.routing(policy), WITHOUT6, OUTSIDE)
         left = replace(state, routes=frozenset(route for route in state.routes if route.device != TUN))
         assert goes(left, "8.8.8.8") == goes(left, "2001:db8:1::1") == "unreachable"
         assert goes(left, "203.0.113.9") == UPLINK
 
-    def test_the_server_gets_nothing_but_the_tunnel(self, policy: Policy | None) -> None:
+    def test_only_the_tunnels_packets_reach_the_server(self, policy: Policy | None) -> None:
         assert plan_client(self.routing(policy), None, OUTSIDE).filters == {
             DropOtherTrafficToServer(SERVER, 443),
             DropIPv6OutsideTunnel(),
         }
 
-    def test_ipv6_goes_through_tunnels_alone_but_to_what_is_spared(self, policy: Policy | None) -> None:
+    def test_ipv6_outside_tunnels_is_dropped_except_to_allowed_networks(self, policy: Policy | None) -> None:
         bypassed = nets("203.0.113.0/24", "2001:db8:90::/49", "2001:db8:90:8000::/49")
         routing = replace(self.routing(policy), bypassed=bypassed)
         outside = replace(OUTSIDE, local=nets("192.168.1.0/24", "2001:db8:1::/64"))
-        spared = DropIPv6OutsideTunnel(nets("2001:db8:1::/64", "2001:db8:90::/48"))
+        allowed = DropIPv6OutsideTunnel(nets("2001:db8:1::/64", "2001:db8:90::/48"))
         for tunnel in (None, WITHOUT6, WITH6):
-            assert spared in plan_client(routing, tunnel, outside).filters
+            assert allowed in plan_client(routing, tunnel, outside).filters
         elsewhere = replace(routing, included=nets("203.0.113.0/24", "2001:db8:90::/48"))
-        assert spared not in plan_client(elsewhere, WITH6, outside).filters
+        assert allowed not in plan_client(elsewhere, WITH6, outside).filters
 
-    def test_nothing_is_guarded_without_it(self, policy: Policy | None) -> None:
+    def test_no_filters_without_it(self, policy: Policy | None) -> None:
         state = plan_client(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
         assert not any(
             isinstance(what, DropOtherTrafficToServer | DropIPv6OutsideTunnel) for what in state.filters
@@ -200,29 +200,29 @@ class TestKillSwitch:
 
 class TestFewestRoutes:
     def test_one_excluded_half_is_left_out(self) -> None:
-        """10.0.0.0/8 without its second half is one route; with a way around it, it would be two."""
+        """10.0.0.0/8 without its second half is one route; with a route around, two."""
         routing = Routing(TUN, nets("10.0.0.0/8"), nets("10.128.0.0/9"))
         routes = plan_client(routing, WITHOUT6, OUTSIDE).routes
         assert routes == {Route(ip_network("10.0.0.0/9"), TUN)}
 
-    def test_one_host_of_the_world_gets_a_way_around(self) -> None:
+    def test_one_bypassed_host_gets_a_route_around(self) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
         routes = plan_client(routing, WITHOUT6, OUTSIDE).routes
         assert Route(ip_network("203.0.113.1/32"), UPLINK, GATEWAY) in routes
         assert len([route for route in routes if route.destination.version == 4]) == 4
 
-    def test_what_is_not_in_the_tunnel_needs_no_way_around_it(self) -> None:
+    def test_what_is_not_in_the_tunnel_needs_no_route_around_it(self) -> None:
         routing = Routing(TUN, nets("10.0.0.0/8"), nets("203.0.113.0/24"))
         assert plan_client(routing, WITHOUT6, OUTSIDE).routes == {Route(ip_network("10.0.0.0/8"), TUN)}
 
-    def test_without_a_gateway_there_is_no_way_around(self) -> None:
+    def test_without_a_gateway_there_is_no_route_around(self) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
         state = plan_client(routing, WITHOUT6, replace(OUTSIDE, gateways={}))
         assert goes(state, "203.0.113.1") == TUN
 
 
 class TestTheRest:
-    def test_forwarding_lets_packets_pass_and_clamps_their_segments(self) -> None:
+    def test_forwarding_is_enabled_and_the_mss_clamped(self) -> None:
         state = plan_client(Routing(TUN, forwarding=True), WITHOUT6, OUTSIDE)
         assert state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
         assert state.filters == {ClampMss(TUN, 1400)}
@@ -231,18 +231,18 @@ class TestTheRest:
         state = plan_client(Routing(TUN, forwarding=True), WITH6, OUTSIDE)
         assert Sysctl("net.ipv6.conf.all.forwarding", "1") in state.sysctls
 
-    def test_name_servers_come_and_go_with_the_tunnel(self) -> None:
+    def test_name_servers_belong_to_the_tunnel(self) -> None:
         dns = Dns(TUN, (IPv4Address("10.86.0.1"),), ("~.",))
         state = plan_client(Routing(TUN), replace(WITHOUT6, dns=dns), OUTSIDE)
         assert state.dns == {dns}
         assert plan_client(Routing(TUN), None, OUTSIDE).dns == frozenset()
 
-    def test_released_is_the_device_and_nothing_that_leads_there(self) -> None:
+    def test_device_only_has_no_routes(self) -> None:
         state = device_only(plan_client(Routing(TUN, (ALL4,)), WITHOUT6, OUTSIDE))
         assert goes(state, "8.8.8.8") == UPLINK
         assert state.devices == {NetDevice(TUN, 1400)}
 
-    def test_the_hosts_own_routes_come_first_on_request_but_for_its_default_routes(self) -> None:
+    def test_after_main_the_main_table_comes_first_without_its_default_routes(self) -> None:
         policy = replace(POLICY, after_main=True)
         state = plan_client(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
         ours = {Rule(version, 7217, 7217, unless_mark=POLICY.mark) for version in (4, 6)}
@@ -251,7 +251,7 @@ class TestTheRest:
         }
         assert plan_client(Routing(TUN, (ALL4, ALL6), policy=POLICY), WITH6, OUTSIDE).rules == ours
 
-    def test_no_rules_where_there_is_nothing_to_look_for(self) -> None:
+    def test_no_rules_without_routes(self) -> None:
         assert plan_client(Routing(TUN, policy=POLICY), WITHOUT6, OUTSIDE).rules == frozenset()
 
 
@@ -278,7 +278,7 @@ def test_each_address_goes_where_the_configuration_says(
     address: int,
     connected: bool,
 ) -> None:
-    """The server and the local network are spared, then the bypass list, then what is listed; the rest is as it was."""
+    """First the server and the local network, then the bypass list, then listed networks; the rest is unchanged."""
     routing = Routing(TUN, tuple(included), tuple(bypassed), policy, block=block)
     state = plan_client(routing, WITHOUT6 if connected else None, OUTSIDE)
     where = IPv4Address(address)
@@ -287,7 +287,7 @@ def test_each_address_goes_where_the_configuration_says(
     )
     blocks = block and routing.everything(4)
     if where == SERVER or where in LAN:
-        # A network listed by its name is stronger than being in it.
+        # Listed networks have precedence over the local network: not covered here.
         return
     if not wanted:
         assert goes(state, where) == UPLINK

@@ -1,4 +1,4 @@
-"""Networks joined, taken out of each other and looked up, against a model that counts single addresses."""
+"""Set arithmetic with networks, against a model of single addresses."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from dtun.network.prefixes import PrefixSet, aggregate, covers, split_default, subtract
 from dtun.network.state import Network
 
-# 64 addresses of each version, at the end of the world, where an address more would be one too many.
+# The last 64 addresses of each version, where one more would overflow.
 WORLDS: tuple[Network, ...] = (
     IPv4Network("255.255.255.192/26"),
     IPv6Network("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffc0/122"),
@@ -38,7 +38,7 @@ def members(networks: list[Network]) -> set[tuple[int, int]]:
 
 
 def fewest(wanted: set[tuple[int, int]]) -> list[Network]:
-    """Every block that is wholly wanted, and is not a part of another such block."""
+    """Every block with only wanted addresses that is not part of another such block."""
     blocks: list[Network] = []
     for world in WORLDS:
         for longer in range(7):
@@ -104,20 +104,20 @@ def test_an_address_of_one_version_is_in_no_network_of_the_other() -> None:
     assert ip_address("::a00:1") not in PrefixSet(nets("10.0.0.0/8"))
 
 
-def test_generators_are_taken_as_well_as_lists() -> None:
+def test_generators_are_accepted() -> None:
     assert aggregate(network for network in nets("10.0.0.0/9", "10.128.0.0/9")) == nets("10.0.0.0/8")
     assert covers((network for network in nets("10.0.0.0/9", "10.128.0.0/9")), ip_network("10.0.0.0/8"))
 
 
 @pytest.mark.parametrize("work", ["aggregate", "subtract", "look up"])
-def test_ten_thousand_networks_take_no_time(work: str) -> None:
+def test_ten_thousand_networks_take_less_than_a_second(work: str) -> None:
     chance = random.Random(7217)
     many: list[Network] = []
     for _ in range(10_000):
         host_bits = chance.randrange(4, 20)
         many.append(IPv4Network((chance.getrandbits(32) >> host_bits << host_bits, 32 - host_bits)))
     prefixes = PrefixSet(many)
-    # The processor's time: others may be busy on this machine.
+    # Processor time: the machine may be busy.
     start = time.process_time()
     if work == "aggregate":
         assert covers(aggregate(many), many[0])
