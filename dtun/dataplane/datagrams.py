@@ -1,8 +1,8 @@
-"""A connected UDP socket, with many datagrams to the system call where the kernel can (udp(7), linux/udp.h).
+"""A connected UDP socket, with many datagrams for each system call where the kernel can (udp(7), linux/udp.h).
 
-- UDP_SEGMENT: one send of up to 64 datagrams of one size, the last may be shorter. The kernel, or the network card,
-  cuts it late, so that the way through the stack is paid once.
-- UDP_GRO: one receive of as many, with their size beside.
+- UDP_SEGMENT: one send of up to 64 datagrams of one size; the last may be shorter. The kernel or the network card
+  splits it late, so the network stack is passed only once.
+- UDP_GRO: one receive of as many, with their size as ancillary data.
 """
 
 import errno
@@ -19,8 +19,8 @@ MAX_SEGMENTS = 64
 """Datagrams in one send (UDP_MAX_SEGMENTS)."""
 
 MAX_SEND = 65535 - 18 - 40 - 8
-"""Bytes in one send. With the headers of Ethernet, IPv6 and UDP in front a device takes it in one piece; what is
-longer (gso_max_size of most) the kernel would cut up early."""
+"""Bytes in one send. With the headers of Ethernet, IPv6 and UDP this is the gso_max_size of most devices; longer sends
+would be split early by the kernel."""
 
 RECEIVE_SIZE = 65535
 
@@ -32,17 +32,17 @@ _GRO_SIZE = Struct("=i")
 _ANCILLARY = socket.CMSG_SPACE(_GRO_SIZE.size)
 
 _LATER = frozenset({errno.EAGAIN, errno.ENOBUFS})
-# Larger than the path's MTU, and not to be fragmented, which batches never are (EINVAL before Linux 6.14). Or ICMP
-# says so of a datagram that is long gone (udp(7)): a socket hands out such an error once, whatever is sent then.
+# The datagram is larger than the path MTU and may not be fragmented, as batches never may (EINVAL before Linux 6.14).
+# Or ICMP reports it of an earlier datagram (udp(7)): a socket returns such an error once, from whatever call is next.
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.EINVAL})
-# EIO: no checksum offload on the way out; ENOPROTOOPT, EOPNOTSUPP: not in this kernel.
+# EIO: the outgoing device has no checksum offload; ENOPROTOOPT, EOPNOTSUPP: the kernel lacks it.
 _NO_BATCHES = _TOO_LARGE | {errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
 
 
 class Datagrams:
     """Sends and receives batches on one connected, non-blocking socket.
 
-    Falls back to single datagrams where the kernel cannot do batches, or fragments datagrams of this size.
+    Falls back to single datagrams if the kernel cannot send batches, or would have to fragment datagrams of this size.
     """
 
     def __init__(self, sock: socket.socket, *, batches: bool = True) -> None:
@@ -52,17 +52,17 @@ class Datagrams:
         self.coalesces = batches and _turn_on_gro(sock)
 
     def renew(self) -> None:
-        """Try batches again: sizes, or what the kernel does with large datagrams, have changed."""
+        """Try batches again: sizes, or how the kernel treats large datagrams, have changed."""
         self.segments = self._wanted
 
     def send(self, records: Sequence[bytes], refused: Callable[[OSError], None] | None = None) -> int:
-        """Send these in order; returns how many are done with when the socket is full.
+        """Send these in order; returns how many were sent or refused before the socket was full.
 
-        What the network refuses, one datagram or one batch, is gone; `refused` is told, and the others are sent.
-        It is also told of what ICMP says of an earlier datagram.
+        A datagram or batch that the network refuses is lost: `refused` is called with the error, and the others are
+        sent. `refused` is also called with an error that ICMP reported of an earlier datagram.
 
         Raises:
-            OSError: the network refuses one, and there is no `refused`; those before it are gone, too.
+            OSError: the network refuses one, and there is no `refused`; those before it have been sent.
         """
         done, count = 0, len(records)
         while done < count:
@@ -74,7 +74,7 @@ class Datagrams:
                     size = _SIZE.pack(len(records[done]))
                     self.socket.sendmsg(records[done:end], ((_SOL_UDP, _UDP_SEGMENT, size),))
             except OSError as error:
-                more = self.insist(records[done:end], error, refused)
+                more = self.retry(records[done:end], error, refused)
                 if not more:
                     return done
                 done += more
@@ -83,9 +83,13 @@ class Datagrams:
         return done
 
     def receive_into(self, buffer: memoryview) -> tuple[int, int]:
-        """Receive datagrams that follow each other in `buffer`; returns their bytes in all, and the size of each.
+        """Receive consecutive datagrams into `buffer`; returns their bytes in all, and the size of each.
 
-        The last may be shorter. Raises BlockingIOError if there are none, OSError for what ICMP has reported.
+        The last may be shorter.
+
+        Raises:
+            BlockingIOError: there are none.
+            OSError: ICMP has reported an error.
         """
         if not self.coalesces:
             length = self.socket.recv_into(buffer)
@@ -96,18 +100,16 @@ class Datagrams:
                 return length, _GRO_SIZE.unpack_from(data)[0]
         return length, length
 
-    def insist(
-        self, batch: Sequence[bytes], error: OSError, refused: Callable[[OSError], None] | None
-    ) -> int:
-        """Find out what can be done after `error` of a send of this batch, or of this one datagram; see `send`.
+    def retry(self, batch: Sequence[bytes], error: OSError, refused: Callable[[OSError], None] | None) -> int:
+        """Try this batch, or this one datagram, again after a send failed with `error`; see `send`.
 
-        Returns how many are done with: none when the socket is full.
+        Returns how many were sent or refused: none if the socket is full.
         """
         if error.errno in _LATER:
             return 0
         if error.errno in _TOO_LARGE:
             again = self._refusal(batch)
-            if again is None:  # it was an earlier one that was meant
+            if again is None:  # the error was of an earlier datagram
                 if refused is not None:
                     refused(error)
                 return len(batch)
@@ -126,7 +128,7 @@ class Datagrams:
         return len(batch)
 
     def _refusal(self, batch: Sequence[bytes]) -> OSError | None:
-        """Send them; returns why not."""
+        """Send them; returns the error, if there is one."""
         size = ((_SOL_UDP, _UDP_SEGMENT, _SIZE.pack(len(batch[0]))),) if len(batch) > 1 else ()
         try:
             self.socket.sendmsg(batch, size)
@@ -136,15 +138,15 @@ class Datagrams:
 
     def _give_up_batches(self, error: OSError) -> None:
         self.segments = False
-        _say_once(f"batches of datagrams cannot be sent on this path ({error.strerror}); sending one by one")
+        log_once(f"batches of datagrams cannot be sent on this path ({error.strerror}); sending one by one")
 
 
 def batch_end(records: Sequence[bytes], start: int) -> int:
-    """Where the batch ends that starts here: equal sizes, then at most one that is shorter, within the limits."""
+    """The end of the batch that starts here: datagrams of one size, then at most one that is shorter."""
     size = len(records[start])
     limit = min(start + max(1, min(MAX_SEGMENTS, MAX_SEND // max(size, 1))), len(records))
     lengths = list(map(len, records[start:limit]))
-    if lengths.count(size) == len(lengths):  # nearly always, and half as long to find out as one by one
+    if lengths.count(size) == len(lengths):  # the usual case, found out in half the time
         return limit
     equal = next(number for number, length in enumerate(lengths) if length != size)
     return start + equal + (lengths[equal] < size)
@@ -155,13 +157,13 @@ def _turn_on_gro(sock: socket.socket) -> bool:
         try:
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         except OSError:
-            _say_once("this kernel hands out datagrams one by one (Linux 5.0 has UDP_GRO), which costs speed")
+            log_once("this kernel receives datagrams one by one, which costs speed (UDP_GRO needs Linux 5.0)")
         else:
             return True
     return False
 
 
 @cache
-def _say_once(text: str) -> None:
-    """A server with many clients, whose sessions are renewed again and again, would say it each time."""
+def log_once(text: str) -> None:
+    """Log a text once: it would otherwise be repeated for each session."""
     log.info("%s", text)

@@ -1,4 +1,4 @@
-"""A TUN device with IFF_VNET_HDR: the kernel hands out and takes super-packets (linux/if_tun.h)."""
+"""A TUN device with IFF_VNET_HDR, which gives and takes super-packets (linux/if_tun.h)."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _MAX_READ = _HEADER_SIZE + MAX_PACKET
 
 
 class TunDevice(Protocol):
-    """What is to be known of a TUN device: see `dtun.platform.interface.Tun`."""
+    """The properties of a TUN device that matter here: see `dtun.platform.interface.Tun`."""
 
     vnet_header: bool
     family_header: bool
@@ -28,7 +28,7 @@ class TunDevice(Protocol):
 
 
 def device_for(tun: TunDevice, counters: Counters) -> Device:
-    """The data plane's view of a TUN device, by what it can do."""
+    """The data plane's device for this TUN device."""
     if tun.vnet_header:
         return OffloadDevice(tun, counters)
     if tun.family_header:
@@ -37,9 +37,9 @@ def device_for(tun: TunDevice, counters: Counters) -> Device:
 
 
 class OffloadDevice:
-    """Reads super-packets as frames of one segment each, and joins such frames into super-packets again.
+    """Reads super-packets as frames of one segment each, and joins such frames to super-packets again.
 
-    Where the kernel takes super-packets of UDP, datagrams that follow each other are joined, too.
+    If the kernel takes super-packets of UDP, consecutive datagrams of a flow are joined, too.
     """
 
     __slots__ = (
@@ -61,9 +61,9 @@ class OffloadDevice:
         self._counters = counters
         self._odd = b""
         self._joined: Run | Train | None = None
-        # What the frames that go on with it begin with.
+        # The first byte of the frames that can continue it.
         self._joins = b""
-        # As closures, see `AeadRecords.sealer`.
+        # Closures for speed, see `AeadRecords`.
         self.read_one = self._reader()
         self.deliver_one = self._writer()
 
@@ -78,7 +78,7 @@ class OffloadDevice:
             came = read(most)
             if not came:
                 return None
-            if came[1] or came[0] & needs_csum:  # type or flags: the kernel has left something to do
+            if came[1] or came[0] & needs_csum:  # type or flags: segmentation or a checksum is still due
                 self._odd = came
                 return b""
             packet = came[header_size:]
@@ -96,20 +96,20 @@ class OffloadDevice:
         return self._split()
 
     def _split(self) -> Sequence[bytes]:
-        """The frames of what `read_one` has left."""
+        """The frames of the packet that `read_one` left."""
         read, self._odd = self._odd, b""
         packet = read[_HEADER_SIZE:]
         flags, kind, _, size, start, offset = virtio.HEADER.unpack_from(read)
         counters = self._counters
         frames: Sequence[bytes]
         if (kind or flags & virtio.NEEDS_CSUM) and not self._tun.enabled_offloads:
-            # From the kernel's queue, where it has waited since a peer was served that could take it.
+            # It has waited in the kernel's queue since a previous peer, which takes super-packets.
             counters.drops["super-packet for a peer that takes none"] += 1
             return ()
         if kind != virtio.GSO_NONE:
             frames = cut(packet, start, offset, size)
         elif flags & virtio.NEEDS_CSUM:
-            # A virtual machine may name any offset; no checksum of a protocol is that far away.
+            # A virtual machine may state any offset, but no protocol has its checksum further away.
             frames = (partial(packet, start, offset),) if offset <= 255 else ()
         else:
             frames = (packet,)
@@ -123,7 +123,7 @@ class OffloadDevice:
         write, descriptor, counters, no_offload = os.write, self._descriptor, self._counters, NO_OFFLOAD
 
         def deliver_one(plaintext: bytes, accepts: Accepts) -> bool:
-            if plaintext and plaintext[0] & 0xD0 == 0x40:  # the upper half, the version of IP, is 4 or 6
+            if plaintext and plaintext[0] & 0xD0 == 0x40:  # the IP version, in the upper half, is 4 or 6
                 if accepts(plaintext, 0):
                     try:
                         write(descriptor, no_offload + plaintext)
@@ -176,7 +176,7 @@ class OffloadDevice:
             self._write(joined.finish(), joined.packets)
 
     def _begin(self, frame: bytes, accepts: Accepts) -> Run | Train | None:
-        """What this frame starts, if it is well-formed and may come in; a packet that starts nothing is written."""
+        """The super-packet that a frame starts, if it is valid and accepted; a packet that starts none is written."""
         start: Run | Train | None
         pieces = None
         if frame[0] == SEGMENT:

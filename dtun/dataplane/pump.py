@@ -1,14 +1,14 @@
-"""Carries packets between one TUN device and the UDP sockets of its sessions. One turn, followed:
+"""Carries packets between one TUN device and the UDP sockets of its sessions. One turn of the event loop:
 
     out   TUN readable -> read until there is enough for a batch -> seal -> send
     in    UDP readable -> receive a batch -> open -> source allowed? -> write to TUN
 
-What comes after a pause is most likely alone, and takes the same way by itself, without a look for more: `_sender` and
-`_receiver`. Processors that have slept take half a microsecond for each step of Python and two for each call, in four
-wake-ups a round trip.
+After a pause a packet is most likely a single packet. It takes the short path, `_sender` and `_receiver`, which does
+not look for more packets. On a processor that has slept, each step of Python takes half a microsecond and each call
+two, and one round trip wakes up four processes.
 
-What the UDP socket does not take now waits here, and TUN is not read until the socket has room again: the
-kernel's queue in front of the TUN device then does what queues are for.
+When the UDP socket is full, the sealed records wait here, and TUN is not read until the socket has room again: further
+packets wait, and may be dropped, in the kernel's queue of the TUN device.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.device import Accepts, Counters, Device
 
 FRAMES = 128
-"""Frames read from TUN before they are sealed and sent: three full sends, some 0.3 ms of work."""
+"""Frames read from TUN before they are sealed and sent: three full sends, about 0.3 ms of work."""
 
 READS = 64
-"""Reads of TUN in one turn, at most."""
+"""Reads of TUN in one turn at most."""
 
-LONE = 8
-"""What may be alone is taken as such so often in a row; then comes a look for more, and batches as long as there is."""
+MAX_SINGLES = 8
+"""Packets in a row on the short path. After these the pump works in batches until a batch has only one packet."""
 
 RECEIVES = 4
-"""Receives on one socket in one turn, each of up to 64 datagrams, so that one busy peer holds up nobody for long."""
+"""Receives on one socket in one turn, each of up to 64 datagrams, so that a busy peer delays others only briefly."""
 
 DEVICE_REST = 1.0
-"""Seconds for which a device that cannot be read is left alone. The kernel calls such a one readable all the time."""
+"""Seconds without reading after a read error of the device: the kernel reports such a device as always readable."""
 
 _PATH_ERRORS = frozenset(
     {
@@ -50,12 +50,12 @@ _PATH_ERRORS = frozenset(
 
 @dataclass(slots=True)
 class Port:
-    """A session as the pump sees it: a connected socket, its record layer, and whom to call for the rest.
+    """A session as the pump sees it: a connected socket, its record layer, and callbacks.
 
-    `seal` makes one record of one frame; None where a frame may need several. `seal_batch` does it for all;
-    `seal_with` changes both. `open_next` opens the next record in order, where it came alone, and `open` any datagram.
-    `on_control` gets plaintexts that are no packets, `on_nothing` datagrams that held no plaintext (an alert, a
-    handshake, a forgery), `on_error` an errno that says something about the path. `lone` is for the pump's use.
+    `seal` makes one record of one frame; it is None if a frame may need several records, which `seal_batch` makes.
+    `seal_with` changes both. `open_next`, `open` and `open_batch`: see `Records`. `on_control` gets plaintexts that are
+    not packets, `on_nothing` datagrams without a plaintext (an alert, a handshake, a forgery), `on_error` an errno that
+    concerns the path. `singles` is the pump's: how many datagrams in a row came on the short path.
     """
 
     datagrams: Datagrams
@@ -67,7 +67,7 @@ class Port:
     on_control: Callable[[bytes], None]
     on_nothing: Callable[[bytes], None]
     on_error: Callable[[int], None]
-    lone: int = field(init=False, default=0)
+    singles: int = field(init=False, default=0)
     send: Callable[[bytes], int] = field(init=False)
     receive: Callable[[int], bytes] = field(init=False)
     refused: Callable[[OSError], None] = field(init=False)
@@ -79,7 +79,7 @@ class Port:
     def seal_with(
         self, seal: Callable[[bytes], bytes] | None, seal_batch: Callable[[Sequence[bytes]], list[bytes]]
     ) -> None:
-        """Seal all further frames with these, and try batches again: the path, or what fits it, has changed."""
+        """Seal further frames with these, and try batches again: the path, or the size that fits it, has changed."""
         self.seal = seal
         self.seal_batch = seal_batch
         self.datagrams.renew()
@@ -93,13 +93,13 @@ class Pump:
         "_buffer",
         "_counters",
         "_device",
-        "_lone",
         "_loop",
         "_out",
         "_pending",
         "_port",
         "_ports",
         "_rest",
+        "_singles",
     )
 
     def __init__(
@@ -113,25 +113,35 @@ class Pump:
         self._ports: dict[int, Port] = {}
         self._pending: Sequence[bytes] = ()
         self._rest: asyncio.TimerHandle | None = None
-        self._lone = 0
+        self._singles = 0
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._out: Callable[[], None] = self._read_batch
         self._resume()
 
     @property
     def sent(self) -> int:
-        """A number that grows with each packet that was read from the device."""
+        """Packets read from the device so far."""
         return self._counters.tx_packets
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the next packets from the device are sent in batches."""
+        return self._singles >= MAX_SINGLES
+
+    @property
+    def blocked(self) -> bool:
+        """Whether records wait for room in the socket, and the device is not read meanwhile."""
+        return len(self._pending) > 0
+
     def attach(self, port: Port) -> None:
-        """Send through this port from now on; the one before goes on receiving until it is detached."""
+        """Send through this port from now on; the previous one still receives until it is detached."""
         port.refused = partial(self._failed, port, "udp send")
         self._ports[port.datagrams.socket.fileno()] = port
         self._send_through(port)
         self._loop.add_reader(port.datagrams.socket, self._receiver(port))
 
     def detach(self, port: Port) -> None:
-        """Forget a port, before its socket is closed. Packets are dropped while there is none to send through."""
+        """Remove a port, before its socket is closed. Without a port to send through, packets are dropped."""
         if self._ports.pop(port.datagrams.socket.fileno(), None) is None:
             return
         if self._port is port:
@@ -139,11 +149,11 @@ class Pump:
         self._loop.remove_reader(port.datagrams.socket)
 
     def receive(self, port: Port, datagram: bytes) -> None:
-        """Take in one datagram of a session, of any kind."""
-        self._take(port, datagram, port.open(datagram))
+        """Process one datagram of a session, of any kind."""
+        self._process(port, datagram, port.open(datagram))
 
     def deliver(self, packets: Sequence[bytes]) -> None:
-        """Packets that came before the session was attached."""
+        """Write packets that arrived before the session was attached."""
         self._device.deliver(packets, self._accepts)
         self._device.flush()
 
@@ -162,11 +172,11 @@ class Pump:
         self._resume()
 
     def _sender(self, port: Port) -> Callable[[], None]:
-        """Reads the device while packets leave through `port`. As a closure, see `AeadRecords.sealer`."""
-        read_one, send, lone = self._device.read_one, port.send, LONE
+        """What reads the device while packets are sent through `port`. A closure for speed, see `AeadRecords`."""
+        read_one, send, limit = self._device.read_one, port.send, MAX_SINGLES
 
         def read_device() -> None:
-            if self._lone >= lone:
+            if self._singles >= limit:
                 self._read_batch()
                 return
             try:
@@ -182,25 +192,25 @@ class Pump:
                     return
             seal = port.seal
             if seal is None:
-                self._lone += 1
+                self._singles += 1
                 self._forward((frame,))
                 return
             record = seal(frame)
             try:
                 send(record)
             except OSError as error:
-                self._insist(port, record, error)
+                self._send_failed(port, record, error)
             else:
-                self._lone += 1
+                self._singles += 1
 
         return read_device
 
-    def _insist(self, port: Port, record: bytes, error: OSError) -> None:
-        if not port.datagrams.insist((record,), error, port.refused):
+    def _send_failed(self, port: Port, record: bytes, error: OSError) -> None:
+        if not port.datagrams.retry((record,), error, port.refused):
             self._wait_for_room(port, (record,))
 
     def _read_odd(self) -> bytes | None:
-        """The frame that `read_one` has left, if it is one; several are sent here, for they start a stream."""
+        """The frame that `read_one` left for `read`, if it is one; several are sent here and start a stream."""
         try:
             frames = self._device.read()
         except OSError as error:
@@ -210,7 +220,7 @@ class Pump:
             return None
         if len(frames) == 1:
             return frames[0]
-        self._lone = LONE
+        self._singles = MAX_SINGLES
         self._forward(frames)
         return None
 
@@ -229,7 +239,7 @@ class Pump:
             self._unreadable(error)
         else:
             if len(frames) <= 1:
-                self._lone = 0
+                self._singles = 0
         if frames:
             self._forward(frames)
 
@@ -240,62 +250,59 @@ class Pump:
             self._counters.drops["no session"] += len(frames)
             return
         records = port.seal_batch(frames)
-        # A datagram that is too large for the path must not take with it those that are not.
+        # Without `refused`, the first datagram that is too large for the path would stop the others.
         sent = port.datagrams.send(records, port.refused)
         if sent != len(records):
             self._wait_for_room(port, records[sent:])
 
     def _unreadable(self, error: OSError) -> None:
-        # EIO: the device is down for a moment, by another hand. EBADFD: it is gone.
+        # EIO: another program has set the device down. EBADFD: the device is gone.
         self._counters.dropped("tun read", error)
-        self._let_rest()
-
-    def _let_rest(self) -> None:
-        self._lone = LONE  # and nobody looks for an answer there
+        self._singles = MAX_SINGLES  # so that `_receiver` does not read the device
         self._loop.remove_reader(self._device.fileno())
         if self._rest is not None:
             self._rest.cancel()
-        self._rest = self._loop.call_later(DEVICE_REST, self._wake)
+        self._rest = self._loop.call_later(DEVICE_REST, self._end_rest)
 
-    def _wake(self) -> None:
-        """Read the device again after a rest, unless it waits for room in a socket."""
+    def _end_rest(self) -> None:
+        """Read the device again, unless records wait for room in the socket."""
         self._rest = None
         if not self._pending:
             self._resume()
 
     def _wait_for_room(self, port: Port, records: Sequence[bytes]) -> None:
-        """Keep records that the socket has no room for, and leave TUN alone until it has."""
+        """Keep records that the socket has no room for, and do not read TUN until it has."""
         self._pending = records
-        self._lone = LONE  # and nobody looks for an answer there
+        self._singles = MAX_SINGLES  # so that `_receiver` does not read the device
         self._loop.remove_reader(self._device.fileno())
-        self._loop.add_writer(port.datagrams.socket, self._room, port)
+        self._loop.add_writer(port.datagrams.socket, self._send_pending, port)
 
-    def _room(self, port: Port) -> None:
+    def _send_pending(self, port: Port) -> None:
         self._pending = self._pending[port.datagrams.send(self._pending, port.refused) :]
         if not self._pending:
             self._stop_waiting()
             self._resume()
 
     def _stop_waiting(self) -> None:
-        """Wait no longer for room in a socket; what waited is given up."""
+        """Stop waiting for room in the socket, and drop the records that waited."""
         if self._port is not None:
             self._loop.remove_writer(self._port.datagrams.socket)
         self._pending = ()
 
     def _resume(self) -> None:
-        """Read TUN, whether or not it was left alone."""
+        """Read TUN (again)."""
         self._loop.add_reader(self._device.fileno(), self._out)
 
     def _receiver(self, port: Port) -> Callable[[], None]:
-        """Reads the socket of `port`. As a closure, see `AeadRecords.sealer`."""
-        receive, open_next, most, lone = port.receive, port.open_next, RECEIVE_SIZE, LONE
+        """What reads the socket of `port`. A closure for speed, see `AeadRecords`."""
+        receive, open_next, most, limit = port.receive, port.open_next, RECEIVE_SIZE, MAX_SINGLES
         deliver_one, accepts = self._device.deliver_one, self._accepts
 
         def read_socket() -> None:
-            if port.lone >= lone:
+            if port.singles >= limit:
                 self._receive_batches(port)
                 return
-            port.lone += 1
+            port.singles += 1
             try:
                 datagram = receive(most)
             except BlockingIOError:
@@ -305,25 +312,25 @@ class Pump:
                 return
             plaintext = open_next(datagram)
             if plaintext is None:
-                self._take_other(port, datagram)
+                self._process_other(port, datagram)
             elif not deliver_one(plaintext, accepts):
                 port.on_control(plaintext)
-            elif self._lone < lone:
-                # If the host answers at once, as to a ping, that need not wait for the next turn.
+            elif self._singles < limit:
+                # An immediate answer of the host, as to a ping, need not wait for the next turn.
                 self._out()
 
         return read_socket
 
-    def _take_other(self, port: Port, datagram: bytes) -> None:
-        """Take in what is not the next record."""
+    def _process_other(self, port: Port, datagram: bytes) -> None:
+        """Process a datagram that is not just the next record."""
         plaintexts = port.open(datagram)
         if len(plaintexts) != 1:
-            # If it was several datagrams, their records have said where they end.
-            port.lone = LONE
-        self._take(port, datagram, plaintexts)
+            # Probably several datagrams, joined by UDP_GRO; the lengths of their records separate them.
+            port.singles = MAX_SINGLES
+        self._process(port, datagram, plaintexts)
 
     def _receive_batches(self, port: Port) -> None:
-        """Take in what has come by a socket, up to `RECEIVES` batches."""
+        """Process what a socket has received, up to `RECEIVES` batches."""
         count = 0
         buffer, datagrams, deliver, accepts = (
             self._buffer,
@@ -347,14 +354,14 @@ class Pump:
             for datagram in odd:
                 self.receive(port, datagram)
             if datagrams.socket.fileno() not in self._ports:
-                break  # one of them ended the session
+                break  # a message in the batch ended the session
         if count <= 1:
-            port.lone = 0
-        # Not after each batch: a super-packet that came in two of them is one write.
+            port.singles = 0
+        # Not after each batch: a super-packet may continue in the next one, and is then a single write.
         self._device.flush()
 
-    def _take(self, port: Port, datagram: bytes, plaintexts: Sequence[bytes]) -> None:
-        """Pass on what was in a datagram."""
+    def _process(self, port: Port, datagram: bytes, plaintexts: Sequence[bytes]) -> None:
+        """Pass on the plaintexts of a datagram."""
         others = self._device.deliver(plaintexts, self._accepts)
         self._device.flush()
         for plaintext in others:
@@ -362,9 +369,9 @@ class Pump:
         if not plaintexts:
             port.on_nothing(datagram)
 
-    def _failed(self, port: Port, doing: str, error: OSError) -> None:
-        self._counters.dropped(doing, error)
+    def _failed(self, port: Port, operation: str, error: OSError) -> None:
+        self._counters.dropped(operation, error)
         number = error.errno or 0
         if number in _PATH_ERRORS:
-            # Not from inside this turn: the answer may be to close the socket that is being read.
+            # In the next turn: the callback may close the socket that is being read.
             self._loop.call_soon(port.on_error, number)

@@ -6,15 +6,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from dtun.dataplane.device import Counters
 
 CACHE_SIZE = 4096
-"""Verdicts that are remembered; a peer that tries many addresses must not fill the memory."""
-
+"""Remembered results at most: a peer that tries many addresses must not fill the memory."""
 
 _Prefix = tuple[int, int, int]
 """Length of an address in bytes, mask, network."""
 
 
 class SourceFilter:
-    """Judges packets by their source address. One look-up in the ordinary case."""
+    """Accepts packets by their source address, usually with one look-up."""
 
     __slots__ = ("_accepted", "_drops", "_objections", "_prefixes")
 
@@ -26,13 +25,13 @@ class SourceFilter:
         self.allow(allowed)
 
     def allow(self, allowed: Iterable[IPv4Network | IPv6Network]) -> None:
-        """From now on let packets from these networks pass, and no others."""
+        """From now on accept packets from these networks only."""
         self._prefixes = [_prefix(network) for network in allowed]
         self._accepted.clear()
         self._objections.clear()
 
     def accepts(self, frame: bytes, start: int) -> bool:
-        """Whether the packet that begins at `start` may come from this peer; if not, the reason is counted.
+        """Whether the packet at `start` may come from this peer; if not, the drop is counted by its reason.
 
         IPv4 (RFC 791)    45 . . . | . . . . | . . . . | source 4 | destination 4
         IPv6 (RFC 8200)   6. . . . | . . . . | source 16          | destination 16
@@ -54,8 +53,13 @@ class SourceFilter:
             self._drops[objection] += 1
         return not objection
 
+    @property
+    def remembered(self) -> int:
+        """How many addresses have a remembered result."""
+        return len(self._accepted) + len(self._objections)
+
     def _judge(self, source: bytes) -> str:
-        """Why a packet with this source may not come in; "" if it may."""
+        """Why a packet with this source is not accepted; "" if it is."""
         number, size = int.from_bytes(source), len(source)
         if any(size == length and number & mask == prefix for length, mask, prefix in self._prefixes):
             objection = ""
@@ -63,7 +67,7 @@ class SourceFilter:
             objection = "source only valid on a link"
         else:
             objection = "source not allowed"
-        if len(self._objections) + len(self._accepted) >= CACHE_SIZE:
+        if self.remembered >= CACHE_SIZE:
             self._objections.clear()
             self._accepted.clear()
         if objection:
@@ -77,5 +81,5 @@ def _prefix(network: IPv4Network | IPv6Network) -> _Prefix:
     return network.max_prefixlen // 8, int(network.netmask), int(network.network_address)
 
 
-# A kernel says hello to its neighbours on every device (RFC 3376, RFC 3810): no offence, and nothing to forward.
+# Every kernel sends these to neighbours on each device (RFC 3376, RFC 3810): not an attack, but not to be forwarded.
 _LINK_ONLY = [_prefix(ip_network(text)) for text in ("0.0.0.0/32", "::/128", "fe80::/10")]

@@ -13,7 +13,7 @@ import pytest
 from dtun.dataplane import pump as pump_module
 from dtun.dataplane.datagrams import Datagrams
 from dtun.dataplane.device import Counters, PlainDevice
-from dtun.dataplane.pump import LONE, READS, RECEIVES, Port, Pump
+from dtun.dataplane.pump import MAX_SINGLES, READS, RECEIVES, Port, Pump
 
 
 def packet(number: int) -> bytes:
@@ -110,8 +110,21 @@ class Session:
         self.peer.close()
 
 
+class Device(PlainDevice):
+    """One that can be made to fail."""
+
+    broken = False
+    failed_reads = 0
+
+    def read_one(self) -> bytes | None:
+        if self.broken:
+            self.failed_reads += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read_one()
+
+
 class Tunnel:
-    """A pump and the host's end of its device."""
+    """A pump, its device, and the host's end of that."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -119,16 +132,22 @@ class Tunnel:
         self.host.setblocking(False)
         self.counters = Counters()
         self.refused: set[bytes] = set()
+        self.plain = Device(self.device.fileno(), self.counters)
         self.pump = Pump(
-            PlainDevice(self.device.fileno(), self.counters),
+            self.plain,
             self.counters,
             accepts=lambda frame, start: frame[start:] not in self.refused,
             loop=loop,
         )
 
     def is_paused(self) -> bool:
-        """Whether a packet waits for room in a socket."""
-        return len(self.pump._pending) > 0
+        return self.pump.blocked
+
+    async def send_singles(self, session: "Session", count: int = MAX_SINGLES) -> None:
+        """Send so many packets with a pause after each. After MAX_SINGLES, the next may be the start of a stream."""
+        for _ in range(count):
+            self.host.send(packet(0))
+            assert await received(session.peer, 1) == [seal(packet(0))]
 
     def close(self) -> None:
         self.pump.close()
@@ -231,14 +250,14 @@ async def test_while_the_socket_is_full_packets_wait_in_the_device_and_the_loop_
 ) -> None:
     session = make_session()
     tunnel.pump.attach(session.port)
-    tunnel.pump._lone = LONE
+    await tunnel.send_singles(session)
     for number in range(READS + 30):
         tunnel.host.send(packet(number))
     await wait_for(tunnel.is_paused, "the socket to be full")
     taken = tunnel.counters.tx_packets
     await turns(20)
     assert tunnel.counters.tx_packets == taken
-    assert taken == READS, "a turn's worth"
+    assert taken == MAX_SINGLES + READS, "a turn's worth"
 
 
 async def test_the_device_is_read_again_when_the_full_port_is_replaced(
@@ -330,11 +349,15 @@ async def test_a_session_that_ends_in_the_middle_of_a_batch_is_not_read_further(
     assert waiting_at(tunnel.host) == []
 
 
-async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(tunnel: Tunnel) -> None:
+async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(
+    tunnel: Tunnel, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+
     class Busy:
         """Always has one more datagram."""
 
-        socket = tunnel.host
+        socket = session.socket
         receives = 0
 
         def receive_into(self, buffer: memoryview) -> tuple[int, int]:
@@ -343,12 +366,12 @@ async def test_one_busy_peer_holds_up_the_others_for_one_batch_only(tunnel: Tunn
             return 2, 2
 
     busy = Busy()
-    port = port_of(tunnel.host)
-    port.datagrams = busy  # type: ignore[assignment]
-    port.lone = LONE
-    tunnel.pump._ports[tunnel.host.fileno()] = port
-    tunnel.pump._receiver(port)()
-    del tunnel.pump._ports[tunnel.host.fileno()]
+    session.port.datagrams = busy  # type: ignore[assignment]
+    session.port.singles = MAX_SINGLES
+    tunnel.pump.attach(session.port)
+    session.peer.send(b"so that its socket is readable")
+    while not busy.receives:
+        await turns(1)
     assert busy.receives == RECEIVES
 
 
@@ -437,26 +460,19 @@ async def test_a_device_that_is_gone_for_a_moment_does_not_spin_the_loop(
     """Its descriptor is readable all the time, and every read fails."""
     session = make_session()
     tunnel.pump.attach(session.port)
-    reads = 0
-    device = tunnel.pump._device
-
-    def fails(_size: int) -> bytes:
-        nonlocal reads
-        reads += 1
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as broken:
-        broken.setattr(pump_module, "DEVICE_REST", 0.05)
-        broken.setattr(device, "_read", fails)
-        tunnel.host.send(packet(1))
-        await wait_for(lambda: reads == 1, "the first error")
-        await turns(50)
-        assert reads <= 2
-        await wait_for(lambda: reads >= 3, "another try after a rest")
-        await turns(50)
-        assert reads <= 5
+    monkeypatch.setattr(pump_module, "DEVICE_REST", 0.05)
+    device = tunnel.plain
+    device.broken = True
+    tunnel.host.send(packet(1))
+    await wait_for(lambda: device.failed_reads == 1, "the first error")
+    await turns(50)
+    assert device.failed_reads <= 2
+    await wait_for(lambda: device.failed_reads >= 3, "another try after a rest")
+    await turns(50)
+    assert device.failed_reads <= 5
+    device.broken = False
     assert await received(session.peer, 1) == [seal(packet(1))]
-    assert tunnel.counters.drops["tun read: EIO"] == reads
+    assert tunnel.counters.drops["tun read: EIO"] == device.failed_reads
 
 
 async def test_one_that_finds_the_socket_full_waits_and_those_behind_it_do_in_the_device(
@@ -482,7 +498,7 @@ class Recorder:
 
     def __init__(self, tunnel: Tunnel, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
-        device, datagrams = tunnel.pump._device, session.port.datagrams
+        device, datagrams = tunnel.plain, session.port.datagrams
         deliver_one, read_one, receive_into = device.deliver_one, device.read_one, datagrams.receive_into
 
         def noted_deliver(plaintext: bytes, accepts: Callable[[bytes, int], bool]) -> bool:
@@ -514,7 +530,7 @@ def noting_batches(port: Port) -> list[int]:
     return batches
 
 
-async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
+async def test_the_answer_to_a_single_packet_leaves_in_the_same_turn(
     tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
@@ -529,8 +545,8 @@ async def test_the_answer_to_a_datagram_that_came_alone_leaves_in_the_same_turn(
     session.peer.send(b"R\x01control")
     await wait_for(lambda: session.controls == [b"\x01control"], "the message")
     assert recorder.done == ["deliver"], "the host has nothing to answer"
+    await tunnel.send_singles(session)
     recorder.done.clear()
-    tunnel.pump._lone = LONE
     session.peer.send(b"R" + packet(2))
     assert await received(tunnel.host, 1) == [packet(2)]
     assert recorder.done == ["deliver"], "in a stream, the loop sees what is to be read"
@@ -541,7 +557,7 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
     frames: int, tunnel: Tunnel, make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
-    device = tunnel.pump._device
+    device = tunnel.plain
     cut = [packet(number) for number in range(frames)]
     reads: list[Sequence[bytes] | None] = [cut]
     batches = noting_batches(session.port)
@@ -558,7 +574,7 @@ async def test_what_is_no_single_packet_leaves_whole_and_a_super_packet_starts_a
         assert await received(session.peer, frames) == seal_all(cut)
     assert not reads
     assert batches == ([] if frames == 1 else [frames]), "one frame, such as a TCP segment, has the short way"
-    assert (tunnel.pump._lone >= LONE) == (frames > 1)
+    assert tunnel.pump.streaming == (frames > 1)
 
 
 async def test_datagrams_that_get_no_answer_do_not_make_a_stream_of_what_is_sent(
@@ -567,12 +583,12 @@ async def test_datagrams_that_get_no_answer_do_not_make_a_stream_of_what_is_sent
     session = make_session()
     recorder = Recorder(tunnel, session, monkeypatch)
     tunnel.pump.attach(session.port)
-    for number in range(3 * LONE):
-        session.port.lone = 0
+    for number in range(3 * MAX_SINGLES):
+        session.port.singles = 0
         session.peer.send(b"R" + packet(number))
         assert await received(tunnel.host, 1) == [packet(number)]
-    assert recorder.done.count("read") == 3 * LONE, "each time somebody has looked"
-    assert tunnel.pump._lone == 0
+    assert recorder.done.count("read") == 3 * MAX_SINGLES, "a look for an answer each time"
+    assert not tunnel.pump.streaming
 
 
 async def test_a_look_for_an_answer_is_one_read_where_records_are_not_single(
@@ -607,8 +623,9 @@ async def test_no_answer_is_looked_for_while_the_device_is_left_alone(
     assert await received(tunnel.host, 1) == [packet(1)]
     assert "read" not in recorder.done, "what it would read has nowhere to go"
     assert await received(session.peer, number) == seal_all([packet(n) for n in range(number)])
-    tunnel.pump._lone = 0
-    tunnel.pump._let_rest()
+    tunnel.plain.broken = True
+    tunnel.host.send(packet(3))
+    await wait_for(lambda: tunnel.counters.drops["tun read: EIO"] == 1, "the device to rest")
     recorder.done.clear()
     session.peer.send(b"R" + packet(2))
     assert await received(tunnel.host, 1) == [packet(2)]
@@ -626,18 +643,18 @@ async def test_in_a_stream_datagrams_are_received_in_batches_until_it_ends(
     await received(tunnel.host, 2)
     assert "receive a batch" not in recorder.done
     # Each time that so many came one by one, it looks whether there is more at once.
-    for _ in range(LONE):
+    for _ in range(MAX_SINGLES):
         session.peer.send(b"R" + packet(1))
         await received(tunnel.host, 1)
     assert recorder.done.count("receive a batch") == 2, "one datagram, and that there is no more"
-    assert session.port.lone < LONE
+    assert session.port.singles < MAX_SINGLES
     recorder.done.clear()
-    session.port.lone = LONE
+    session.port.singles = MAX_SINGLES
     session.peer.send(b"R" + packet(2))
     session.peer.send(b"R" + packet(3))
     assert await received(tunnel.host, 2) == [packet(2), packet(3)]
     assert recorder.done.count("receive a batch") == 3
-    assert session.port.lone == LONE, "a stream"
+    assert session.port.singles == MAX_SINGLES, "a stream"
     assert "read" not in recorder.done, "in which the loop has it all in view"
 
 
@@ -647,15 +664,17 @@ async def test_in_a_stream_packets_leave_in_batches_until_it_ends(
     session = make_session()
     batches = noting_batches(session.port)
     tunnel.pump.attach(session.port)
-    tunnel.pump._lone = LONE - 2
+    await tunnel.send_singles(session, MAX_SINGLES - 2)
     for number in range(4):
         tunnel.host.send(packet(number))
     assert await received(session.peer, 4) == seal_all([packet(number) for number in range(4)])
-    assert batches == [2], "each might have been alone until then"
+    assert batches == [2], "each might have been a single packet until then"
     for _ in range(2):
         tunnel.host.send(packet(1))
         await received(session.peer, 1)
-    assert batches == [2, 1], "the last two came alone: one to find out, and one that was sent so"
+    assert batches == [2, 1], (
+        "the last two were single packets: one to find out, and one that took the short path"
+    )
 
 
 async def test_frames_that_need_several_records_are_sealed_as_a_batch(

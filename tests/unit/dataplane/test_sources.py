@@ -78,7 +78,7 @@ def test_a_peer_that_tries_all_addresses_does_not_fill_the_memory() -> None:
     sources = SourceFilter(Counters(), [IPv4Network("10.86.0.2/32")])
     for number in range(3 * CACHE_SIZE):
         assert not sources.accepts(packet_from(IPv4Address(number)), 0)
-        assert len(sources._objections) <= CACHE_SIZE
+        assert sources.remembered <= CACHE_SIZE
     assert sources.accepts(packet_from(IPv4Address("10.86.0.2")), 0)
 
 
