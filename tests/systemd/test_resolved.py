@@ -193,7 +193,7 @@ def test_a_user_of_its_own_needs_the_rule(host: Container) -> None:
     host.run("systemd-sysusers", "-", text=(PACKAGING / "sysusers" / "dtun.conf").read_text())
     capable = ["setpriv", "--reuid=dtun", "--regid=dtun", "--clear-groups", "--inh-caps=+net_admin"]
     user = Agent(host, *capable, "--ambient-caps=+net_admin")
-    assert re.search("does not let this user .* install polkit and the rule", user.tell("apply", "~."))
+    assert re.search("does not allow this user .* install polkit and the rule", user.tell("apply", "~."))
     assert "10.9.0.2" not in status(host)
 
     host.write("/etc/polkit-1/rules.d/50-dtun.rules", (PACKAGING / "polkit" / "dtun.rules").read_text())
@@ -205,7 +205,7 @@ def test_a_user_of_its_own_needs_the_rule(host: Container) -> None:
 
 def test_without_resolved_or_a_bus_there_is_one_clear_line(host: Container, agent: Agent) -> None:
     host.run("systemctl", "disable", "--now", "systemd-resolved")
-    assert agent.tell("apply", "~.").startswith("systemd-resolved does not run; start it")
+    assert agent.tell("apply", "~.").startswith("systemd-resolved is not running; start it")
     assert agent.tell("revert") == "done"
     agent.tell("close")
     host.run("systemctl", "stop", "dbus.socket", "dbus.service")

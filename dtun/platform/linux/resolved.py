@@ -1,7 +1,7 @@
-"""Name servers for the tunnel's device, set through systemd-resolved's D-Bus interface: org.freedesktop.resolve1(5).
+"""Name servers of the tunnel's device, set by systemd-resolved's D-Bus interface org.freedesktop.resolve1(5).
 
-Who may: root. Since it is polkit that resolved asks about all others, CAP_NET_ADMIN alone is not enough, and a
-service with a user of its own needs polkit and a rule that lets this user do four actions:
+root may set them. For other users resolved asks polkit, so CAP_NET_ADMIN is not enough: a service with its own user
+needs polkit and a rule that allows four actions:
 
     org.freedesktop.resolve1.set-dns-servers
     org.freedesktop.resolve1.set-domains
@@ -10,7 +10,6 @@ service with a user of its own needs polkit and a rule that lets this user do fo
 """
 
 import asyncio
-import itertools
 import logging
 import os
 import socket
@@ -24,21 +23,22 @@ from jeepney import (
     Message,
     MessageFlag,
     MessageType,
-    Parser,
     new_method_call,
 )
 from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_bus
+from jeepney.io.asyncio import DBusConnection
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Dns
+from dtun.platform.linux.netlink.sockets import device_index
 
 TIMEOUT: Final = 5.0
-"""Seconds for all that one call of `apply` or `revert` asks of the bus and of resolved."""
+"""Seconds for all D-Bus calls of one `apply` or `revert`."""
 
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 60.0
-"""Seconds until what could not be put back is tried again: doubled from the first to the longest."""
+"""Seconds until a failed restore is retried: doubled from the first to the longest."""
 
 _NAME: Final = "org.freedesktop.resolve1"
 _RESOLVED: Final = DBusAddress("/org/freedesktop/resolve1", _NAME, "org.freedesktop.resolve1.Manager")
@@ -49,19 +49,19 @@ _OWNER_CHANGED: Final = (
 )
 
 _NO_BUS: Final = (
-    "cannot reach the system's D-Bus ({}), over which systemd-resolved is told of name servers; "
+    "cannot reach the system's D-Bus ({}), through which dtun sets name servers in systemd-resolved; "
     "install dbus and systemd-resolved, or set the name servers in the `up` hook instead of by `dns`"
 )
 _NO_RESOLVED: Final = (
-    "systemd-resolved does not run; start it (systemctl enable --now systemd-resolved), "
+    "systemd-resolved is not running; start it (systemctl enable --now systemd-resolved), "
     "or set the name servers in the `up` hook instead of by `dns`"
 )
 _NOT_PERMITTED: Final = (
-    "systemd-resolved does not let this user set name servers; run dtun as root, "
+    "systemd-resolved does not allow this user to set name servers; run dtun as root, "
     "or install polkit and the rule for dtun's user"
 )
 _MANAGED: Final = (
-    "systemd-networkd manages {}, and only takes name servers from its own files; "
+    "systemd-networkd manages {}, and accepts name servers from its own files only; "
     "install dtun's drop-ins for networkd, or exempt the device with Unmanaged=yes"
 )
 
@@ -78,15 +78,15 @@ logger = logging.getLogger(__name__)
 
 
 class ResolvedError(UnavailableError):
-    """The name servers cannot be set, or taken back: one line that says why and what to do."""
+    """The name servers cannot be set or reverted: one line that says why and what to do."""
 
 
 class _AbsentError(ResolvedError):
-    """There is no such device, no resolved or no bus: nothing to take anything back from."""
+    """There is no such device, no resolved or no bus, so there is nothing to revert."""
 
 
-class _ErrorAnswer(Exception):  # noqa: N818 - an answer first
-    """An error message of D-Bus: its name, who sent it, and its text."""
+class _ErrorReply(Exception):  # noqa: N818 - named after the message
+    """An error message of D-Bus: its name, its sender and its text."""
 
     def __init__(self, message: Message) -> None:
         fields = message.header.fields
@@ -96,9 +96,9 @@ class _ErrorAnswer(Exception):  # noqa: N818 - an answer first
 
 
 class Resolved:
-    """What systemd-resolved knows of the devices of this process.
+    """The name servers that this process has set.
 
-    A resolved that starts anew, or another bus in the place of a lost one, is told again.
+    They are set again after a restart of resolved or of the bus.
     """
 
     def __init__(self, bus_address: str | None = None) -> None:
@@ -106,41 +106,40 @@ class Resolved:
         self._address = bus_address or "SYSTEM"
         self._applied: dict[str, Dns] = {}
         self._bus: _Bus | None = None
-        self._turn = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._owner_changed = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
     async def apply(self, dns: Dns) -> None:
-        """Have `dns` asked for its domains, and for every name if "~." is one of them or there are none.
+        """Set name servers for the domains of `dns`; for every name if "~." is one of them or there are none.
 
-        It takes the place of what was set for this device before. resolved asks as soon as the device is up and
-        has an address.
+        Replaces the device's previous settings. resolved uses them once the device is up and has an address.
 
         Raises:
-            ResolvedError: the device is not there, networkd manages it, or there is no resolved, no right, no answer
-                within `TIMEOUT`.
+            ResolvedError: the device does not exist, networkd manages it, resolved does not run, or it refuses or does
+                not reply within `TIMEOUT`.
         """
-        async with self._turn:
+        async with self._lock:
             await self._set(dns)
             self._applied[dns.device] = dns
         if self._watch is None:
-            self._watch = asyncio.create_task(self._put_back())
+            self._watch = asyncio.create_task(self._restore())
 
     async def revert(self, device: str) -> None:
-        """Take everything back that was set for this device. One that is gone is fine, and so is a resolved that is.
+        """Remove all settings of this device, unless the device or resolved is gone.
 
         Raises:
-            ResolvedError: resolved does not let us, or does not answer within `TIMEOUT`.
+            ResolvedError: resolved refuses, or does not reply within `TIMEOUT`.
         """
-        async with self._turn:
+        async with self._lock:
             self._applied.pop(device, None)
-            with suppress(_AbsentError), _in_words(device):
+            with suppress(_AbsentError), _explained_errors(device):
                 async with asyncio.timeout(TIMEOUT):
                     index = _index(device)
                     await (await self._connected()).call("RevertLink", "i", (index,), start=False)
 
     async def close(self) -> None:
-        """Let go of the bus. What was set stays, until the device goes."""
+        """Close the connection. The settings stay until the device is removed."""
         if self._watch is not None:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
@@ -156,11 +155,11 @@ class Resolved:
             (socket.AF_INET if server.version == 4 else socket.AF_INET6, server.packed)
             for server in dns.servers
         ]
-        with _in_words(dns.device):
+        with _explained_errors(dns.device):
             async with asyncio.timeout(TIMEOUT):
                 index = _index(dns.device)
                 bus = await self._connected()
-                # The servers come last: until then, nobody is asked for anything.
+                # The servers come last: until then, resolved uses none of the settings.
                 everything = "~." in dns.domains or not dns.domains
                 await bus.call("SetLinkDefaultRoute", "ib", (index, everything))
                 await bus.call("SetLinkDomains", "ia(sb)", (index, domains))
@@ -171,66 +170,61 @@ class Resolved:
             await self._bus.close()
             self._bus = None
         if self._bus is None:
-            self._bus = await _Bus.connect(self._address, self._news.set)
+            self._bus = await _Bus.connect(self._address, self._owner_changed.set)
         return self._bus
 
-    async def _put_back(self) -> None:
+    async def _restore(self) -> None:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._owner_changed.wait()
+            self._owner_changed.clear()
             delay = 0.0
-            while reason := await self._set_all():
+            while reason := await self._restore_all():
                 level = logging.DEBUG if delay else logging.WARNING
-                logger.log(
-                    level, "cannot tell systemd-resolved of name servers again: %s; will retry", reason
-                )
+                logger.log(level, "cannot restore name servers in systemd-resolved: %s; will retry", reason)
                 delay = min(2 * delay, LONGEST_DELAY) or FIRST_DELAY
                 await asyncio.sleep(delay)
 
-    async def _set_all(self) -> str | None:
-        """Set again what was applied last; returns why that failed."""
-        async with self._turn:
+    async def _restore_all(self) -> str | None:
+        """Set again what was applied last; returns the reason if that fails."""
+        async with self._lock:
             for dns in tuple(self._applied.values()):
                 try:
                     await self._set(dns)
                 except ResolvedError as error:
-                    if not _exists(dns.device):
+                    if device_index(dns.device) is None:
                         continue
                     return str(error)
         return None
 
 
 class _Bus:
-    """A connection to a message bus, which calls methods and watches who has resolved's name.
+    """A connection to a message bus, which calls methods and watches who owns resolved's name.
 
-    Around jeepney's parser rather than its own asyncio connection, whose reader ends when an answer comes in the moment
-    in which its caller gives up.
+    jeepney's own router is not used: its receiver ends when a reply arrives just after its caller was cancelled, and it
+    does not report a lost connection.
     """
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, news: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: DBusConnection, changed: Callable[[], None]) -> None:
         self.lost = False
-        self._reader = reader
-        self._writer = writer
-        self._news = news
-        self._serials = itertools.count(1)
+        self._connection = connection
+        self._changed = changed
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._receiver = asyncio.create_task(self._receive())
 
     @classmethod
-    async def connect(cls, address: str, news: Callable[[], None]) -> "_Bus":
-        """`news` is called when resolved's name has an owner that it had not before, and when the connection is lost.
+    async def connect(cls, address: str, changed: Callable[[], None]) -> "_Bus":
+        """Connect; `changed` is called when resolved's name gets an owner, and when the connection is lost.
 
         Raises:
-            _AbsentError: there is no bus, or none that takes us.
+            _AbsentError: there is no bus, or it refuses this user.
         """
+        # Not jeepney's open_dbus_connection(), which leaves the socket open when the login fails.
         try:
             reader, writer = await asyncio.open_unix_connection(get_bus(address))
         except (OSError, RuntimeError, ValueError) as error:
-            raise _AbsentError(_NO_BUS.format(_words(error))) from None
+            raise _AbsentError(_NO_BUS.format(_reason(error))) from None
         try:
-            # SASL, EXTERNAL: the kernel tells the bus who we are (D-Bus Specification, "Authentication Protocol").
+            # SASL, EXTERNAL: the bus takes the user from the kernel (D-Bus Specification, "Authentication Protocol").
             login = Authenticator()
             for line in login:
                 writer.write(line)
@@ -238,11 +232,11 @@ class _Bus:
             writer.write(BEGIN)
         except (OSError, EOFError, ValueError) as error:
             writer.close()
-            raise _AbsentError(_NO_BUS.format(_words(error))) from None
+            raise _AbsentError(_NO_BUS.format(_reason(error))) from None
         except BaseException:
             writer.close()
             raise
-        bus = cls(reader, writer, news)
+        bus = cls(DBusConnection(reader, writer), changed)
         try:
             await bus.call("Hello", to=_BUS)
             await bus.call("AddMatch", "s", (_OWNER_CHANGED,), to=_BUS)
@@ -260,82 +254,79 @@ class _Bus:
         to: DBusAddress = _RESOLVED,
         start: bool = True,
     ) -> None:
-        """Call a method and wait for the end. `start`: let the bus start the service if it does not run.
+        """Call a method and wait for its reply. `start`: let the bus start the service if it does not run.
 
         Raises:
-            _ErrorAnswer: the answer is an error.
-            ConnectionError: the bus is gone.
+            _ErrorReply: the reply is an error.
+            ConnectionError: the connection is lost.
         """
         if self.lost:
             raise ConnectionResetError("the connection is closed")
         message = new_method_call(to, method, signature, body)
         if not start:
             message.header.flags |= MessageFlag.no_auto_start
-        serial = next(self._serials)
-        answer = self._waiting[serial] = asyncio.get_running_loop().create_future()
+        serial = next(self._connection.outgoing_serial)
+        waiting = self._waiting[serial] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(message.serialise(serial))
-            reply = await answer
+            await self._connection.send(message, serial=serial)
+            reply = await waiting
         finally:
             del self._waiting[serial]
         if reply.header.message_type is MessageType.error:
-            raise _ErrorAnswer(reply)
+            raise _ErrorReply(reply)
 
     async def close(self) -> None:
-        self._news = _nothing
+        self._changed = lambda: None
         self._receiver.cancel()
         with suppress(asyncio.CancelledError):
             await self._receiver
-        self._writer.close()
         with suppress(OSError):
-            await self._writer.wait_closed()
+            await self._connection.close()
 
     async def _receive(self) -> None:
-        parser = Parser()
         try:
-            with suppress(OSError, ValueError):
-                while data := await self._reader.read(1 << 16):
-                    for message in parser.feed(data):
-                        self._take(message)
+            with suppress(OSError, EOFError, ValueError):
+                while True:
+                    self._dispatch(await self._connection.receive())
         finally:
             self.lost = True
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(ConnectionResetError("the connection is closed"))
-            self._news()
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(ConnectionResetError("the connection is closed"))
+            self._changed()
 
-    def _take(self, message: Message) -> None:
+    def _dispatch(self, message: Message) -> None:
         fields = message.header.fields
-        answer = self._waiting.get(fields.get(HeaderFields.reply_serial, 0))
-        if answer is not None:
-            if not answer.done():
-                answer.set_result(message)
+        waiting = self._waiting.get(fields.get(HeaderFields.reply_serial, 0))
+        if waiting is not None:
+            if not waiting.done():
+                waiting.set_result(message)
         elif fields.get(HeaderFields.member) == "NameOwnerChanged":
             _name, _old, new = message.body
             if new:
-                self._news()
+                self._changed()
 
 
 @contextmanager
-def _in_words(device: str) -> Iterator[None]:
-    """Everything that can go wrong as a ResolvedError."""
+def _explained_errors(device: str) -> Iterator[None]:
+    """Turn every error into a ResolvedError."""
     try:
         yield
     except TimeoutError:
-        raise ResolvedError(f"systemd-resolved has not answered for {TIMEOUT:g} s") from None
+        raise ResolvedError(f"systemd-resolved did not reply within {TIMEOUT:g} s") from None
     except OSError as error:
-        raise _AbsentError(_NO_BUS.format(_words(error))) from None
-    except _ErrorAnswer as error:
+        raise _AbsentError(_NO_BUS.format(_reason(error))) from None
+    except _ErrorReply as error:
         raise _explained(error, device) from None
 
 
-def _explained(error: _ErrorAnswer, device: str) -> ResolvedError:
+def _explained(error: _ErrorReply, device: str) -> ResolvedError:
     if error.name in _FORBIDDEN:
         return ResolvedError(_NOT_PERMITTED)
     if error.name in _NO_REPLY:
-        return ResolvedError("systemd-resolved does not answer")
+        return ResolvedError("systemd-resolved does not reply")
     if error.sender == _BUS.bus_name:
-        # Nobody has the name, and there is nothing that could be started for it.
+        # The bus itself replied: the name has no owner and no unit to start.
         return _AbsentError(_NO_RESOLVED)
     if error.name == _NO_SUCH_LINK:
         return _AbsentError(f"there is no device {device}")
@@ -345,25 +336,13 @@ def _explained(error: _ErrorAnswer, device: str) -> ResolvedError:
 
 
 def _index(device: str) -> int:
-    try:
-        return socket.if_nametoindex(device)
-    except OSError:
-        raise _AbsentError(f"there is no device {device}") from None
+    index = device_index(device)
+    if index is None:
+        raise _AbsentError(f"there is no device {device}")
+    return index
 
 
-def _exists(device: str) -> bool:
-    try:
-        _index(device)
-    except _AbsentError:
-        return False
-    return True
-
-
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
-
-
-def _nothing() -> None:
-    pass

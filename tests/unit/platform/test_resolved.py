@@ -232,15 +232,15 @@ async def test_neither_does_a_resolved_or_a_bus_that_is_gone(daemon: Daemon, our
 @pytest.mark.parametrize(
     ("error", "text", "words"),
     [
-        (DENIED, "Access denied", "does not let this user"),
+        (DENIED, "Access denied", "does not allow this user"),
         (
             "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
             "Interactive authentication required.",
-            "does not let this user",
+            "does not allow this user",
         ),
         ("org.freedesktop.resolve1.LinkBusy", "Link lo is managed.", "systemd-networkd manages lo"),
         ("org.freedesktop.resolve1.NoSuchLink", "Link 1 not known", "there is no device lo"),
-        ("org.freedesktop.DBus.Error.NoReply", "Timed out", "does not answer"),
+        ("org.freedesktop.DBus.Error.NoReply", "Timed out", "does not reply"),
         # Not from the bus itself, so not about resolved.
         ("org.freedesktop.systemd1.UnitMasked", "polkit is masked", "refuses: polkit is masked"),
         ("org.freedesktop.DBus.Error.InvalidArgs", "Invalid DNS server", "refuses: Invalid DNS server"),
@@ -259,7 +259,7 @@ async def test_a_right_that_is_missing_for_taking_back_is_no_secret(
     fake: FakeResolved, ours: Resolved
 ) -> None:
     fake.refusals["RevertLink"] = (DENIED, "Access denied")
-    with pytest.raises(ResolvedError, match="does not let this user"):
+    with pytest.raises(ResolvedError, match="does not allow this user"):
         await ours.revert("lo")
 
 
@@ -270,7 +270,7 @@ async def test_there_is_no_such_device(fake: FakeResolved, ours: Resolved) -> No
 
 
 async def test_resolved_is_not_there(ours: Resolved) -> None:
-    with pytest.raises(ResolvedError, match="systemd-resolved does not run; start it"):
+    with pytest.raises(ResolvedError, match="systemd-resolved is not running; start it"):
         await ours.apply(OFFICE)
 
 
@@ -310,7 +310,7 @@ async def test_a_resolved_that_hangs_costs_a_few_seconds_and_the_next_call_works
 ) -> None:
     monkeypatch.setattr(resolved, "TIMEOUT", 0.2)
     fake.silent = True
-    with pytest.raises(ResolvedError, match=r"has not answered for 0\.2 s"):
+    with pytest.raises(ResolvedError, match=r"did not reply within 0\.2 s"):
         await ours.apply(OFFICE)
     monkeypatch.undo()
     fake.silent = False
@@ -332,7 +332,7 @@ async def test_an_answer_in_the_moment_in_which_its_caller_gives_up_does_no_harm
     waiting.cancel()
     question = new_method_call(BUS, "Hello")
     question.header.serial = serial
-    bus._take(new_method_return(question))
+    bus._dispatch(new_method_return(question))
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert not bus.lost
@@ -356,7 +356,7 @@ async def test_a_new_resolved_is_told_nothing_that_was_taken_back(
     await fake.stop()
     new = await another()
     # The answer to this comes after anything that the news of the new one could have caused.
-    await wait_for(lambda: not ours._news.is_set())
+    await wait_for(lambda: not ours._owner_changed.is_set())
     await ours.revert("lo")
     assert new.told == [("RevertLink", (INDEX,))]
 
@@ -372,12 +372,12 @@ async def test_a_new_resolved_that_refuses_at_first_is_told_again(
     fake.told.clear()
     fake.refusals["SetLinkDomains"] = (DENIED, "Access denied")
     with caplog.at_level(logging.WARNING, resolved.__name__):
-        ours._news.set()
+        ours._owner_changed.set()
         await wait_for(lambda: len(fake.told) >= 6)
     said = [record.message for record in caplog.records]
     assert len(said) == 1
     assert said[0].startswith(
-        "cannot tell systemd-resolved of name servers again: systemd-resolved does not let"
+        "cannot restore name servers in systemd-resolved: systemd-resolved does not allow"
     )
     fake.refusals.clear()
     await wait_for(lambda: fake.told[-3:] == TOLD)
