@@ -26,7 +26,6 @@ from dtun.config import ClientConfig, Config
 from dtun.errors import ConfigError, DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.saved_session import SavedSession
-from dtun.handover.session_store import numbers_of
 from dtun.network.plan import FORWARDING
 from dtun.pacing import Backoff, RateLimiter
 from dtun.platform.interface import Kernel
@@ -115,12 +114,12 @@ class Client:
                 # Without a goodbye: the server replaces the session when the new one comes.
                 taken[0].close()
                 taken[1].close()
-            self._fdstore.give_up_rest()
+            self._fdstore.close_rest()
             await self._tunnel.open()
             self._handle(ClientEvent.START)
         else:
             await self._tunnel.open(welcome, taken[1].getpeername())
-            self._fdstore.give_up_rest()
+            self._fdstore.close_rest()
             await self._resume(*taken, welcome)
         self._kernel.watch(self._host_changed, self._woke)
 
@@ -350,10 +349,11 @@ class Client:
 
     async def _resume(self, saved: SavedSession, sock: socket.socket, welcome: Welcome) -> None:
         """Put the session that the process before this one saved in service again."""
-        numbers = numbers_of(saved)
         session = Session.resumed(
             saved.association(),
-            lambda _, count, now: NativeDialect(count, welcome.keepalive, welcome.timeout, now, numbers),
+            lambda _, count, now: NativeDialect(
+                count, welcome.keepalive, welcome.timeout, now, saved.message_ledger
+            ),
             self._loop.time(),
         )
         outcome: Outcome = self._loop.create_future()

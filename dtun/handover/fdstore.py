@@ -1,50 +1,56 @@
-"""Where descriptors survive this process, so that its successor can go on where it ended."""
+"""Where descriptors outlive this process, so that its successor resumes the sessions; and their names there."""
 
 import os
 import socket
-from typing import Protocol
+from typing import Final, Protocol
+
+_LISTENER: Final = "listen."
+_TUN: Final = "tun."
+_SESSION: Final = "session."
+_SOCKET: Final = "socket."
+
+PREFIXES: Final = (_LISTENER, _TUN, _SESSION, _SOCKET)
+"""How the names of kept descriptors begin."""
 
 
 class FdStore(Protocol):
-    """Keeps descriptors by name, under the service manager's care or not at all: `keeps`."""
+    """Keeps descriptors by name for the next process, if `keeps`; otherwise it keeps nothing."""
 
     keeps: bool
 
     def keep(self, name: str, descriptor: int) -> None:
-        """Have a copy of this descriptor kept until `forget`; in place of what had the name before."""
+        """Keep a copy of this descriptor until `forget`; it replaces the one of this name."""
         ...
 
     def forget(self, name: str) -> None:
-        """Nobody needs this one any more."""
+        """Keep this one no longer."""
         ...
 
     def take(self, name: str) -> int | None:
-        """What a process before this one kept under this name; the caller owns it now. None if there is nothing."""
+        """The descriptor that the last process kept under this name; the caller owns it now. None without one."""
         ...
 
     def names(self) -> list[str]:
-        """The names of what is there to take."""
+        """The names that `take` has descriptors for."""
         ...
 
     def listeners(self) -> list[socket.socket]:
-        """UDP sockets that the service manager listens on for us; the caller owns them now."""
+        """The UDP sockets on which the service manager listens for dtun; the caller owns them now."""
         ...
 
-    def give_up_rest(self) -> None:
-        """Let go of what nobody has taken."""
+    def close_rest(self) -> None:
+        """Close and forget what was not taken: the configuration has changed meanwhile."""
         ...
 
 
 class NoFdStore:
-    """For where nothing is kept."""
+    """Keeps nothing."""
 
     keeps = False
 
-    def keep(self, name: str, descriptor: int) -> None:
-        """Nobody keeps it."""
+    def keep(self, name: str, descriptor: int) -> None: ...
 
-    def forget(self, name: str) -> None:
-        """There is nothing to forget."""
+    def forget(self, name: str) -> None: ...
 
     def take(self, name: str) -> int | None:
         del name
@@ -56,37 +62,34 @@ class NoFdStore:
     def listeners(self) -> list[socket.socket]:
         return []
 
-    def give_up_rest(self) -> None:
-        """There is nothing to give up."""
+    def close_rest(self) -> None: ...
 
 
 def listener_name(endpoint: object) -> str:
-    """The name under which the socket that listens at this address is kept. A colon may not be in a name."""
-    return f"listen.{str(endpoint).replace(':', '_')}"
+    """The name of the socket that listens at this address. systemd allows no colon in a name."""
+    return _LISTENER + str(endpoint).replace(":", "_")
 
 
 def tun_name(device: str) -> str:
-    """The name under which a TUN device is kept."""
-    return f"tun.{device}"
+    return _TUN + device
 
 
 def session_name(device: str) -> str:
-    """The name under which the session in service on this device is kept (a memfd)."""
-    return f"session.{device}"
+    """The name of the memfd with the session that serves on this device."""
+    return _SESSION + device
 
 
 def socket_name(device: str) -> str:
-    """The name under which that session's UDP socket is kept."""
-    return f"socket.{device}"
+    """The name of that session's UDP socket."""
+    return _SOCKET + device
 
 
 def sessions(fdstore: FdStore) -> list[str]:
-    """The devices whose sessions are there to take."""
-    prefix = session_name("")
-    return [name.removeprefix(prefix) for name in fdstore.names() if name.startswith(prefix)]
+    """The devices that have a session to take."""
+    return [name.removeprefix(_SESSION) for name in fdstore.names() if name.startswith(_SESSION)]
 
 
 def discard(descriptor: int | None) -> None:
-    """Close what was taken and turned out to be of no use."""
+    """Close a descriptor that was taken and cannot be used."""
     if descriptor is not None:
         os.close(descriptor)

@@ -1,15 +1,14 @@
-"""What a process leaves of a session to its successor: keys, numbers and what was said, in memory that has no name.
+"""What a process leaves of a session to its successor: keys, sequence numbers and the peer's Hello or Welcome.
 
-A memfd (memfd_create(2)) that cannot change its size. It is on no disk, and nobody has it but this process and the
-service manager. The numbers are written while the session works, each before it matters, so that they are right also
-after a kill -9:
+A sealed memfd (memfd_create(2)): on no disk, of fixed size, and only this process and the service manager have it. The
+sequence numbers are written before they are used, so that they are right even after a kill -9:
 
       0  "dtun-ks1" 8
-      8  next number to seal with 8 | next number expected from the peer 8        (`Records.attach_ledger`)
-     24  next control message to send 8 | next control message expected 8
+      8  next number to seal with 8 | next number expected from the peer 8        (record ledger)
+     24  next control message to send 8 | next control message expected 8         (message ledger)
      40  length of the description 8 | description, JSON
 
-All in the host's byte order: it never leaves the host.
+All in the host's byte order.
 """
 
 import base64
@@ -28,7 +27,8 @@ from dtun.dtls.suites import by_code
 from dtun.protocol.messages import Hello, Welcome
 
 _MAGIC: Final = b"dtun-ks1"
-_NUMBERS: Final = slice(8, 40)
+_RECORD_LEDGER: Final = slice(8, 24)
+_MESSAGE_LEDGER: Final = slice(24, 40)
 _LENGTH: Final = Struct("=Q")
 _LENGTH_AT: Final = 40
 _DESCRIPTION_AT: Final = 48
@@ -38,9 +38,9 @@ _F_ADD_SEALS: Final = 1033
 
 
 class Description(BaseModel):
-    """What does not change while a session works. `role` is ours; keys and IVs as in `SessionKeys`.
+    """The constant part. `server` is our role; keys and IVs as in `SessionKeys`; `greeting` is the peer's.
 
-    `greeting` is what the peer said of itself: a client's Hello, or a server's Welcome.
+    `notes` are the owner's: what must be the same after a restart.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -77,7 +77,7 @@ class Description(BaseModel):
 def describe(
     keys: SessionKeys, identity: str, greeting: Hello | Welcome, *, server: bool, **notes: str
 ) -> Description:
-    """The description of a session at work."""
+    """The description of a session."""
     return Description(
         identity=identity,
         server=server,
@@ -92,13 +92,13 @@ def describe(
 
 
 class SavedSession:
-    """One session's memory. `numbers` are four: to seal, expected, to send, message expected (see above)."""
+    """One session's memory; the ledgers are views of it (see above)."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take over a memfd of this layout.
+        """Map a memfd of this layout, and own it.
 
         Raises:
-            ValueError: it is not of this layout, or of another version of dtun.
+            ValueError: it has another layout, or is of another version of dtun.
         """
         self.descriptor = descriptor
         size = os.fstat(descriptor).st_size
@@ -107,8 +107,9 @@ class SavedSession:
         self._memory = mmap.mmap(descriptor, size)
         if self._memory[: len(_MAGIC)] != _MAGIC:
             raise ValueError("it is of another version of dtun")
-        self._view = memoryview(self._memory)
-        self.numbers: MutableSequence[int] = self._view[_NUMBERS].cast("Q")  # type: ignore[assignment]
+        view = memoryview(self._memory)
+        self.record_ledger: MutableSequence[int] = view[_RECORD_LEDGER].cast("Q")  # type: ignore[assignment]
+        self.message_ledger: MutableSequence[int] = view[_MESSAGE_LEDGER].cast("Q")  # type: ignore[assignment]
         (length,) = _LENGTH.unpack_from(self._memory, _LENGTH_AT)
         try:
             self.description = Description.model_validate_json(
@@ -116,11 +117,11 @@ class SavedSession:
             )
         except ValidationError:
             raise ValueError("its description is of another version of dtun") from None
-        self.description.keys()  # a suite that this version does not know is found out here
+        self.description.keys()  # raises here if this version does not know the suite
 
     @classmethod
     def make(cls, description: Description) -> "SavedSession":
-        """A new one. Only on Linux.
+        """A new memfd. Only on Linux.
 
         Raises:
             OSError: there is no memory for it.
@@ -132,7 +133,7 @@ class SavedSession:
         return cls(descriptor)
 
     def association(self) -> ResumedAssociation:
-        """The session as it stood, whose record layer keeps its account here again.
+        """The association with its keys and numbers; its records use this ledger again.
 
         Raises:
             ValueError: this version does not know the suite.
@@ -141,18 +142,18 @@ class SavedSession:
             self.description.keys(),
             self.description.identity,
             server=self.description.server,
-            sequence=self.numbers[0],
-            highest=self.numbers[1] - 1,
+            sequence=self.record_ledger[0],
+            highest=self.record_ledger[1] - 1,
         )
-        made.records.attach_ledger(self.numbers)
+        made.records.attach_ledger(self.record_ledger)
         return made
 
     def close(self) -> None:
-        """Wipe it, for whoever else still has it, and let go of it."""
+        """Wipe the memory, also for other holders, and close the descriptor."""
         if self.descriptor < 0:
             return
         self._memory[:] = bytes(len(self._memory))
-        # A record layer that still holds the numbers writes into memory of its own from here on.
+        # A record layer that still uses the ledger keeps the mapping alive.
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
 

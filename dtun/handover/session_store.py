@@ -1,8 +1,7 @@
-"""Keeps the device of one tunnel, and the session that serves it, where they outlive this process."""
+"""Keeps the device of one tunnel, and the session that serves it, in the descriptor store."""
 
 import logging
 import socket
-from collections.abc import Sequence
 
 from dtun.dtls.records import AeadRecords
 from dtun.handover.fdstore import FdStore, discard, session_name, socket_name, tun_name
@@ -15,7 +14,7 @@ log = logging.getLogger("dtun.session")
 
 
 class SessionStore:
-    """One device's place in the fdstore. At most one session is kept, with its socket."""
+    """One device's descriptors in the store. At most one session is kept, with its socket."""
 
     def __init__(self, fdstore: FdStore, device: str) -> None:
         self._fdstore = fdstore
@@ -23,20 +22,20 @@ class SessionStore:
         self._saved: SavedSession | None = None
 
     def take_device(self) -> int | None:
-        """The device's descriptor, if a process before this one has kept it. The caller owns it."""
+        """The device's descriptor, if the last process kept it. The caller owns it."""
         return self._fdstore.take(tun_name(self._device))
 
     def keep_device(self, descriptor: int) -> None:
-        """Have the device kept, until `forget_device`."""
+        """Keep the device until `forget_device`."""
         self._fdstore.keep(tun_name(self._device), descriptor)
 
     def forget_device(self) -> None:
-        """The device goes, and with it whatever served it."""
+        """Keep the device, and a session that serves it, no longer."""
         self.forget_session()
         self._fdstore.forget(tun_name(self._device))
 
     def keep_session(self, link: Link, greeting: Hello | Welcome, *, server: bool, **notes: str) -> None:
-        """This session serves now. One that is not ours to take apart (Mbed TLS, a Go dtun) is not kept."""
+        """Keep the session that serves now, in place of the last one. Not with Mbed TLS's records or a Go dtun."""
         if not self._fdstore.keeps:
             return
         association, dialect = link.session.association, link.session.dialect
@@ -48,7 +47,7 @@ class SessionStore:
         try:
             saved = SavedSession.make(description)
         except OSError as error:
-            log.warning("%s: the session cannot be kept over a restart: %s", self._device, error)
+            log.warning("%s: the session cannot be saved for a restart: %s", self._device, error)
             self.forget_session()
             return
         self._use(saved, records, dialect)
@@ -56,7 +55,7 @@ class SessionStore:
         self._fdstore.keep(socket_name(self._device), link.fileno())
 
     def take_session(self) -> tuple[SavedSession, socket.socket] | None:
-        """The session of a process before this one, with its socket, for `resume`. None if there is none."""
+        """The session that the last process kept, with its socket, for `resume`. None without one."""
         memory = self._fdstore.take(session_name(self._device))
         descriptor = self._fdstore.take(socket_name(self._device))
         if memory is None or descriptor is None:
@@ -66,7 +65,7 @@ class SessionStore:
         try:
             saved = SavedSession(memory)
         except ValueError as error:
-            log.warning("%s: the session before the restart is of no use: %s", self._device, error)
+            log.warning("%s: the saved session cannot be resumed: %s", self._device, error)
             discard(memory)
             discard(descriptor)
             self._forget_names()
@@ -74,13 +73,13 @@ class SessionStore:
         return saved, socket.socket(fileno=descriptor)
 
     def resume(self, saved: SavedSession, link: Link) -> None:
-        """The session that was taken works again, and goes on being kept."""
+        """Keep the session that was taken, which serves again."""
         records, dialect = link.session.association.records, link.session.dialect
-        assert isinstance(records, AeadRecords) and isinstance(dialect, NativeDialect)  # noqa: S101, PT018 - kept ones are
+        assert isinstance(records, AeadRecords) and isinstance(dialect, NativeDialect)  # noqa: S101, PT018 - only such sessions are kept
         self._use(saved, records, dialect)
 
     def forget_session(self) -> None:
-        """The session is over."""
+        """Keep the session no longer, and wipe its memory."""
         if self._saved is not None:
             self._saved.close()
             self._saved = None
@@ -88,16 +87,11 @@ class SessionStore:
 
     def _use(self, saved: SavedSession, records: AeadRecords, dialect: NativeDialect) -> None:
         before, self._saved = self._saved, saved
-        records.attach_ledger(saved.numbers[:2])
-        dialect.attach_ledger(saved.numbers[2:])
+        records.attach_ledger(saved.record_ledger)
+        dialect.attach_ledger(saved.message_ledger)
         if before is not None and before is not saved:
             before.close()
 
     def _forget_names(self) -> None:
         self._fdstore.forget(session_name(self._device))
         self._fdstore.forget(socket_name(self._device))
-
-
-def numbers_of(saved: SavedSession) -> Sequence[int]:
-    """The numbers of the next control message to send, and of the next one expected."""
-    return saved.numbers[2:]

@@ -13,7 +13,7 @@ from dtun.config import ANY_ID, Config, Key, ServerConfig
 from dtun.dtls.listener import Verified
 from dtun.errors import ConfigError, DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore, sessions
-from dtun.handover.session_store import SessionStore, numbers_of
+from dtun.handover.session_store import SessionStore
 from dtun.network.difference import describe
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
@@ -101,7 +101,7 @@ class Server:
             async with self.identities.lock:
                 for device in sessions(self._fdstore):
                     await self._resume(device)
-            self._fdstore.give_up_rest()
+            self._fdstore.close_rest()
             await self.identities.forward()
         for thing, reason in refused:
             log.warning("cannot add %s: %s", describe(thing), reason)
@@ -140,7 +140,7 @@ class Server:
         saved, sock = taken
         link = None
         try:
-            numbers = numbers_of(saved)
+            numbers = saved.message_ledger
             session = Session.resumed(
                 saved.association(),
                 lambda association, count, now: self._dialect(association, count, now, numbers),

@@ -1,14 +1,14 @@
-"""The control socket: how `dtun status` and the like ask a running dtun.
+"""The control socket, through which `dtun status` and other commands reach a running dtun.
 
-A Unix stream socket. One line of JSON each way, then it is closed:
+A Unix stream socket. One line of JSON each way, then the connection is closed:
 
     {"command": "status"}                   ->   {"role": "server", "tunnels": [...], ...}
     {"command": "reload", "dry_run": true}  ->   {"lines": ["...", ...], "failed": false}
     {"command": "kick", "id": "home"}       ->   {"lines": ["..."]}
-    what cannot be done                     ->   {"error": "...", "exit_code": 69}
+    a command that fails                    ->   {"error": "...", "exit_code": 69}
     anything else                           ->   {"error": "..."}
 
-Whoever may write to the socket may do all of this: its owner, and the group `dtun` where there is one.
+Whoever may write to the socket may use every command: its owner, and the group `dtun` if it exists.
 """
 
 import asyncio
@@ -30,16 +30,17 @@ GROUP = "dtun"
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 16
-TIMEOUT = 5.0  # seconds, for one request, and for its answer to be taken
+TIMEOUT = 5.0
+"""Seconds for a request to arrive, and for its answer to be read."""
 
 Request = Mapping[str, Any]
 Answer = Mapping[str, object]
 Command = Callable[[Request], Awaitable[Answer]]
-"""Does what a request asks for. Raises DtunError with the reason if it cannot be done."""
+"""Carries out a request. Raises DtunError with the reason if it cannot."""
 
 
 class ControlServer:
-    """Answers at `path` (mode 0660) with what the command of that name returns, until `stop`."""
+    """Listens at `path` (mode 0660) and answers with what the requested command returns, until `stop`."""
 
     def __init__(self, path: Path, commands: Mapping[str, Command], *, timeout: float = TIMEOUT) -> None:
         self._path = path
@@ -50,33 +51,34 @@ class ControlServer:
         self._inode: int | None = None
 
     async def start(self) -> None:
-        """Listen. A socket that a killed process left behind is replaced.
+        """Listen. The socket of a killed process is replaced.
 
         Raises:
-            UnavailableError: another dtun is running here.
-            PermissionDeniedError: the directory is not ours to write to.
+            UnavailableError: another dtun uses this path, or the socket cannot be created.
+            PermissionDeniedError: this process may not write to the directory.
         """
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._make_room()
-            listener = self._bound()
+            self._remove_stale_socket()
+            listener = self._bind()
         except PermissionError:
-            message = (
-                f"{self._path}: no right to make the control socket; start as root or set runtime_directory"
-            )
-            raise PermissionDeniedError(message) from None
+            raise PermissionDeniedError(
+                f"{self._path}: no permission to create the control socket; start as root or set runtime_directory"
+            ) from None
         except OSError as error:
             raise UnavailableError(
-                f"{self._path}: cannot make the control socket: {error.strerror or error}"
+                f"{self._path}: cannot create the control socket: {error.strerror or error}"
             ) from None
         self._server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=MAX_REQUEST_BYTES
         )
 
-    def _make_room(self) -> None:
+    def _remove_stale_socket(self) -> None:
         if not self._path.is_socket():
             if self._path.exists():
-                raise UnavailableError(f"{self._path}: is in the way of the control socket; remove it")
+                raise UnavailableError(
+                    f"{self._path}: is not a socket, but has the name of the control socket; remove it"
+                )
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
@@ -88,15 +90,15 @@ class ControlServer:
             except FileNotFoundError:
                 return
             except BlockingIOError:
-                pass  # its backlog is full: somebody is there
+                pass  # its backlog is full: it is in use
         raise UnavailableError(
             f"{self._path}: another dtun is running; stop it, or give each a runtime_directory"
         )
 
-    def _bound(self) -> socket.socket:
+    def _bind(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Nobody can connect before `listen`, so there is no moment with a wider mode.
+            # No process can connect before `listen`, so the mode is never wider.
             listener.bind(str(self._path))
             give_to_group(self._path)
             self._path.chmod(0o660)
@@ -116,7 +118,7 @@ class ControlServer:
         for task in tuple(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        # Only if it is still ours.
+        # Unless another process has replaced it.
         with suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
@@ -130,7 +132,7 @@ class ControlServer:
         try:
             async with asyncio.timeout(self._timeout):
                 line = await _line(reader)
-            # Not bounded here: a reload waits for hooks, which have limits of their own.
+            # Without a timeout: a reload waits for hooks, which have their own.
             answer = await self._answer(line)
             async with asyncio.timeout(self._timeout):
                 writer.write(answer)
@@ -138,7 +140,7 @@ class ControlServer:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError):
-            pass  # whoever asked has gone, or does not read
+            pass  # the client is gone, or does not read
         finally:
             writer.transport.abort()
             self._connections.discard(task)
@@ -157,7 +159,7 @@ class ControlServer:
                 answer = {"error": str(error), "exit_code": error.exit_code}
             except Exception:
                 log.exception("internal error, please report it")
-                answer = {"error": "internal error; look at the log of dtun", "exit_code": 1}
+                answer = {"error": "internal error; see the log of dtun", "exit_code": 1}
         text = json.dumps(answer, default=str).encode() + b"\n"
         if len(text) > MAX_ANSWER_BYTES:
             text = json.dumps({"error": "the answer is too long", "exit_code": 1}).encode() + b"\n"
@@ -165,13 +167,13 @@ class ControlServer:
 
 
 def give_to_group(path: Path) -> None:
-    """Let the group `dtun` use this file, where that group exists and we may give it away."""
+    """Give this file to the group `dtun`, if that exists and this process may."""
     with suppress(KeyError, OSError):
         os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
 
 
 def _request(line: bytes) -> Request:
-    """The request in this line; an empty one for what is none."""
+    """The request in this line; empty if it is not one."""
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
@@ -180,7 +182,7 @@ def _request(line: bytes) -> Request:
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """One line; what is longer than MAX_REQUEST_BYTES, or ends before its newline, is no request."""
+    """One line; b"" if it is longer than MAX_REQUEST_BYTES or has no newline."""
     try:
         return await reader.readuntil(b"\n")
     except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
@@ -190,35 +192,35 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 def ask(
     path: Path, command: str = "status", *, timeout: float = TIMEOUT, **arguments: object
 ) -> dict[str, Any]:
-    """What the dtun at the other end of `path` answers to this command. `timeout` in seconds.
+    """Send this command to the dtun that listens at `path`; returns its answer. `timeout` in seconds.
 
     Raises:
         UnavailableError: no dtun is running there, or it does not answer.
-        PermissionDeniedError: this user may not ask.
-        DtunError: it cannot do that, and says why.
+        PermissionDeniedError: this user may not use the socket.
+        DtunError: the command failed, for the reason in the message.
     """
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     try:
         answer = json.loads(_exchange(path, request, timeout))
     except (FileNotFoundError, ConnectionRefusedError):
         raise UnavailableError(
-            f"no dtun is running (nobody listens at {path}); start it, or give --socket"
+            f"no dtun is running (nothing listens at {path}); start it, or set --socket"
         ) from None
     except PermissionError:
         raise PermissionDeniedError(
-            f"{path}: no right to ask; run as root or as a member of its group"
+            f"{path}: permission denied; run as root or as a member of its group"
         ) from None
     except (OSError, ValueError):
-        raise UnavailableError(f"{path}: dtun does not answer; look at its log") from None
+        raise UnavailableError(f"{path}: dtun does not answer; see its log") from None
     if isinstance(answer, dict) and "error" in answer and "exit_code" in answer:
         raise RefusedError(str(answer["error"]), answer["exit_code"])
     if not isinstance(answer, dict) or "error" in answer:
-        raise DtunError(f"{path}: the answer is not understood; are both the same version of dtun?")
+        raise DtunError(f"{path}: cannot understand the answer; is the running dtun another version?")
     return answer
 
 
 class RefusedError(DtunError):
-    """The running dtun cannot do what it was asked for; the message and the exit code are its own."""
+    """The running dtun refused a command; message and exit code are its own."""
 
     def __init__(self, text: str, exit_code: object) -> None:
         super().__init__(text)

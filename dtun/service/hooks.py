@@ -15,13 +15,13 @@ from dtun.text import printable
 
 logger = logging.getLogger("dtun.hook")
 
-# Where hooks find ip, nft or resolvectl when dtun itself was started without a PATH.
+# For hooks that call ip, nft or resolvectl, if dtun was started without a PATH.
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LINE_MAX_BYTES: Final = 500
 LINES_MAX: Final = 100
 CHUNK_BYTES: Final = 1 << 16
-# Seconds from SIGTERM to SIGKILL.
 TERM_GRACE: Final = 2.0
+"""Seconds from SIGTERM to SIGKILL."""
 
 
 async def run_hook(
@@ -31,12 +31,12 @@ async def run_hook(
     timeout: float,  # noqa: ASYNC109 - the limit is the hook's, which is killed at its end
     what: str,
 ) -> bool:
-    """Run `command` without a shell and wait for it; whether it succeeded.
+    """Run `command` without a shell and wait for its end. Returns whether it succeeded.
 
-    It gets `environment` and a PATH, nothing else, and an empty standard input. It leads a process group,
-    all of which is killed after `timeout` seconds or when the caller is cancelled. What it prints is
-    logged, a line at a time, until it ends: a daemon that it leaves behind has to redirect its output.
-    Never raises for what the hook is or does: one line of the log says what was wrong with `what`.
+    It gets `environment` and a PATH, nothing else, and an empty standard input. It leads a process group, which is
+    killed after `timeout` seconds or when the caller is cancelled. Its output is logged line by line until it ends: a
+    daemon that it leaves behind must redirect its own. Never raises because of the hook: one log line tells what is
+    wrong with `what`.
     """
     log = SessionLog(logger, client=environment.get("ID"), reason=environment.get("REASON"))
     if not command:
@@ -48,7 +48,7 @@ async def run_hook(
     loop = asyncio.get_running_loop()
     try:
         try:
-            # Our own pipe: asyncio's would make us wait for everybody who inherited it, not just the hook.
+            # Our own pipe: asyncio would wait until every process that inherited its pipe has closed it.
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=DEVNULL,
@@ -72,11 +72,11 @@ async def run_hook(
     if not in_time:
         log.error("%s was killed: %s did not end within %g s", what, command[0], timeout)
         return False
-    return _judge(process.returncode, command[0], what, log)
+    return _log_result(process.returncode, command[0], what, log)
 
 
 class OutputLog:
-    """Logs what a hook prints: so many lines of such a length, and then that there was more."""
+    """Logs the output of a hook: at most LINES_MAX lines of LINE_MAX_BYTES."""
 
     def __init__(self, what: str, log: SessionLog) -> None:
         self._what = what
@@ -85,15 +85,15 @@ class OutputLog:
         self._lines = 0
 
     def feed(self, data: bytes) -> None:
-        """Take in output as it comes. Keeps no more of it than one line's length."""
+        """Process output as it arrives. Keeps at most one line of it."""
         *lines, rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._line(line)
-        # One byte more than is shown, to see that something is missing.
+        # One byte more than is logged, to see that the line is longer.
         self._rest = rest[: LINE_MAX_BYTES + 1]
 
     def close(self) -> None:
-        """Log a last line that had no end."""
+        """Log a last line without line end."""
         if self._rest:
             self._line(self._rest)
             self._rest = b""
@@ -102,15 +102,15 @@ class OutputLog:
         self._lines += 1
         if self._lines <= LINES_MAX:
             text = line[:LINE_MAX_BYTES].decode(errors="replace").rstrip()
-            # No control characters: they could fake other lines or dress up a terminal.
+            # No control characters: they could forge other lines or control a terminal.
             clean = printable(text, None)
             self._log.info("%s: %s%s", self._what, clean, " [...]" if len(line) > LINE_MAX_BYTES else "")
         elif self._lines == LINES_MAX + 1:
-            self._log.warning("%s: more than %d lines, the others are left out", self._what, LINES_MAX)
+            self._log.warning("%s: more than %d lines; the rest is not logged", self._what, LINES_MAX)
 
 
 def _read(descriptor: int, output: OutputLog) -> None:
-    """What is in the pipe now. A bounded amount: a hook that floods it must not hold up the event loop."""
+    """Read what is in the pipe, up to CHUNK_BYTES: a hook that floods it must not block the event loop."""
     with suppress(BlockingIOError):
         data = os.read(descriptor, CHUNK_BYTES)
         if data:
@@ -120,7 +120,7 @@ def _read(descriptor: int, output: OutputLog) -> None:
 
 
 async def _wait(process: Process, timeout: float) -> bool:  # noqa: ASYNC109 - see run_hook
-    """Wait for the end; False if it had to be forced. Cancelled, it forces the end, too."""
+    """Wait for the end; kill the group after `timeout`, which returns False, or when cancelled."""
     try:
         async with asyncio.timeout(timeout):
             await process.wait()
@@ -134,14 +134,14 @@ async def _wait(process: Process, timeout: float) -> bool:  # noqa: ASYNC109 - s
 
 
 async def _kill_group(process: Process) -> None:
-    """SIGTERM for everybody in the group, a while to tidy up, SIGKILL for who is left; and no zombie."""
+    """Send SIGTERM to the group, after TERM_GRACE SIGKILL; and reap the leader."""
     _signal_group(process, signal.SIGTERM)
     try:
         with suppress(TimeoutError):
             async with asyncio.timeout(TERM_GRACE):
                 await process.wait()
     finally:
-        # Also when the leader has gone: its children may have ignored the first.
+        # Even if the leader has ended: its children may have ignored SIGTERM.
         _signal_group(process, signal.SIGKILL)
     await process.wait()
 
@@ -151,7 +151,7 @@ def _signal_group(process: Process, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _judge(status: int | None, command: str, what: str, log: SessionLog) -> bool:
+def _log_result(status: int | None, command: str, what: str, log: SessionLog) -> bool:
     match status:
         case 0:
             log.debug("%s succeeded", what)
@@ -172,12 +172,12 @@ def _signal_name(number: int) -> str:
 
 def _why_not(command: str, error: OSError | ValueError) -> str:
     if isinstance(error, ValueError):
-        return f"{command!r} or its environment holds a NUL character"
+        return f"{command!r} or its environment contains a NUL character"
     match error.errno:
         case errno.ENOENT:
             return f"{command} does not exist, or the interpreter named in its first line does not"
         case errno.EACCES:
-            return f"{command} is not executable; 'chmod +x' makes it so"
+            return f"{command} is not executable; run chmod +x {command}"
         case errno.ENOEXEC:
             return f"{command} is not a program; does its first line begin with '#!'?"
     return f"{command}: {os.strerror(error.errno or 0).lower()}"

@@ -1,4 +1,4 @@
-"""A log in a file that others rename and replace: newsyslog(8) on macOS, logrotate(8)."""
+"""A log file that is rotated by newsyslog(8) on macOS, or logrotate(8)."""
 
 import os
 import sys
@@ -10,17 +10,17 @@ from dtun.errors import PermissionDeniedError, UnavailableError
 
 
 class LogFile(WatchedFileHandler):
-    """Each line goes to the file that has the name now, which is made if there is none.
+    """Each line goes to the file that has this name now, which is created if missing.
 
-    Where standard error, or standard output, is the same file, as launchd has it, it comes along: a traceback belongs
-    behind the lines before it.
+    Where standard output or standard error is the same file, as under launchd, it is redirected to the new file, too,
+    so that a traceback follows the log.
 
     Raises:
-        UnavailableError, PermissionDeniedError: it cannot be written.
+        UnavailableError, PermissionDeniedError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        self._followers = _same_file(path)
+        self._redirected = _same_file(path)
         try:
             super().__init__(path, encoding="utf-8", errors="replace")
         except PermissionError:
@@ -35,13 +35,13 @@ class LogFile(WatchedFileHandler):
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
-        for descriptor in self._followers:
+        for descriptor in self._redirected:
             os.dup2(stream.fileno(), descriptor)
         return stream
 
 
 def _same_file(path: Path) -> list[int]:
-    """Which of this process's standard output and standard error have been opened as this very file."""
+    """Which of standard output and standard error are this file."""
     try:
         log = path.stat()
         return [

@@ -1,32 +1,32 @@
-"""Reads the configuration again, on SIGHUP or when asked to. What is not usable changes nothing."""
+"""Reads the configuration again, on SIGHUP or by command. A configuration with errors changes nothing."""
 
 import asyncio
 import logging
 
 from dtun.config import Config, load
 from dtun.errors import ConfigError, DtunError
-from dtun.service import notify
-from dtun.service.role import FAILED, Reloads, Role
+from dtun.service import systemd
+from dtun.service.role import FAILED, Role
 
 log = logging.getLogger("dtun")
 
 NO_CHANGE = "nothing has changed"
 
 
-class Reloader:
-    """Reloads one service. `asked` is set by SIGHUP. One reload is done at a time."""
+class ConfigReloader:
+    """Reads the file and passes it to the role, one reload at a time. `requested` is set by SIGHUP."""
 
-    def __init__(self, config: Config, service: Role, asked: asyncio.Event) -> None:
-        self._config = config
-        self._service = service
-        self._asked = asked
+    def __init__(self, config: Config, role: Role, requested: asyncio.Event) -> None:
+        self._path = config.path
+        self._role = role
+        self._requested = requested
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Reload whenever `asked`, until cancelled. What goes wrong is for the log."""
+        """Reload whenever `requested`, until cancelled. Errors go to the log."""
         while True:
-            await self._asked.wait()
-            self._asked.clear()
+            await self._requested.wait()
+            self._requested.clear()
             try:
                 await self.reload(dry_run=False)
             except DtunError as error:
@@ -35,42 +35,32 @@ class Reloader:
                 log.exception("internal error, please report it")
 
     async def reload(self, *, dry_run: bool) -> list[str]:
-        """Read the file and go on with it; with `dry_run`, only tell what that would mean. A line for each difference.
+        """Read the file and change to it; with `dry_run`, only tell what that would change. A line for each difference.
 
         Raises:
-            ConfigError: the file is not usable, or there is none. Nothing has changed.
+            ConfigError: the file has errors, or dtun was started without one. Nothing has changed.
         """
         async with self._lock:
             if dry_run:
                 return await self._reload(dry_run=True)
-            notify.reloading()
+            systemd.notify_reloading()
             try:
                 lines = await self._reload(dry_run=False)
             finally:
-                notify.ready(self._service.summary())
+                systemd.notify_ready(self._role.summary())
             for line in lines:
                 log.log(logging.ERROR if line.startswith(FAILED) else logging.INFO, "reload: %s", line)
             return lines
 
     async def _reload(self, *, dry_run: bool) -> list[str]:
-        path = self._config.path
-        if path is None:
+        if self._path is None:
             raise ConfigError(
-                "it was started without a file, so there is none to read again; restart it instead"
+                "dtun was started without a configuration file, so it has none to reload; restart it"
             )
         try:
-            # Beside the event loop: thousands of networks in a file take a while, and packets do not wait.
-            config = await asyncio.to_thread(load, path)
+            # In a thread: a file with thousands of networks takes a while, and packets must not wait.
+            config = await asyncio.to_thread(load, self._path)
         except ConfigError as error:
             raise ConfigError(f"{error}\nreload: nothing was changed") from None
         warnings = [f"warning: {text}" for text in config.warnings]
-        if isinstance(self._service, Reloads):
-            lines = await self._service.reload(config, dry_run=dry_run)
-        else:
-            lines = self._needs_restart(config)
-        return warnings + (lines or [NO_CHANGE])
-
-    def _needs_restart(self, config: Config) -> list[str]:
-        if (config.server, config.client) == (self._config.server, self._config.client):
-            return []
-        return ["the configuration is read at the start only: needs a restart, kept as it was"]
+        return warnings + (await self._role.reload(config, dry_run=dry_run) or [NO_CHANGE])

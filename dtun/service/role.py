@@ -1,31 +1,45 @@
-"""What a server and a client have in common, as the service sees them."""
+"""What the service needs of a server or a client."""
 
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from dtun.config import Config
 
-FAILED = "error: "
-"""Begins a line about what did not work. Nothing else does."""
+FAILED: Final = "error: "
+"""Begins those lines of `Role.reload` that tell a failure."""
 
 
 class Role(Protocol):
     """A server or a client."""
 
     async def start(self) -> None:
-        """Take what is needed of the host. Raises DtunError; `stop` is called in any case."""
+        """Set up what it needs on the host. After an error, too, `stop` is called.
+
+        Raises:
+            DtunError: something is missing, in use or not permitted.
+        """
 
     async def run(self) -> None:
         """Work until cancelled."""
 
     async def stop(self) -> None:
-        """Say goodbye and remove what was made."""
+        """End all sessions and remove everything from the host."""
 
     async def suspend(self) -> None:
-        """Go, and leave everything as it is for a successor."""
+        """Stop without removing anything, for the next process."""
+
+    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
+        """Change to `config`, or only tell what that would change. A line for each difference, and for each failure.
+
+        Raises:
+            DtunError: the configuration is not for this role; nothing has changed.
+        """
+        ...
 
     def status(self) -> dict[str, object]: ...
 
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """The state in one line, for the service manager."""
+        ...
 
     def stalled(self) -> bool:
         """Whether packets wait although they could be carried: a bug, which the watchdog ends."""
@@ -33,25 +47,11 @@ class Role(Protocol):
 
 
 @runtime_checkable
-class Reloads(Protocol):
-    """One that can go on with another configuration."""
-
-    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
-        """Go on with `config`, or only tell what that would mean. Returns the differences, a line each,
-        and, as lines that begin with "error: ", what did not work.
-
-        Raises:
-            DtunError: it is no configuration for this role; nothing has changed.
-        """
-        ...
-
-
-@runtime_checkable
 class Kicks(Protocol):
-    """One that others have sessions with."""
+    """A role with clients whose sessions can be ended."""
 
     def kick(self, name: str) -> str:
-        """End the session of this client. Returns what was done, in words.
+        """End the session of this client. Returns the outcome, for people.
 
         Raises:
             DtunError: there is no such client, or it has no session.

@@ -1,4 +1,4 @@
-"""Runs a server or a client until it is told to stop: signals, the service manager, status, and a clean end."""
+"""Runs a server or a client until it is told to stop: signals, systemd, the control socket's commands, a clean end."""
 
 import asyncio
 import contextlib
@@ -14,31 +14,26 @@ from typing import Any
 import dtun
 from dtun.config import Config
 from dtun.config.common import Hook
-from dtun.errors import ConfigError, PermissionDeniedError
+from dtun.errors import ConfigError, DtunError, PermissionDeniedError
 from dtun.handover.fdstore import FdStore
 from dtun.platform import event_loop, kernel as platform_kernel
 from dtun.platform.interface import Kernel
-from dtun.service import notify
-from dtun.service.commands import commands
-from dtun.service.control import ControlServer
-from dtun.service.fdstore import SystemdFdStore
+from dtun.service import systemd
+from dtun.service.control import Answer, Command, ControlServer, Request
 from dtun.service.hooks import run_hook
-from dtun.service.job import restarts
-from dtun.service.reload import Reloader
-from dtun.service.role import Role
+from dtun.service.reload import ConfigReloader
+from dtun.service.role import FAILED, Kicks, Role
 from dtun.session.status import timestamp
 
 log = logging.getLogger("dtun")
 
 STATUS_INTERVAL = 2.0
-"""Seconds between two looks at whether there is another status line for the service manager."""
-
+"""Seconds between two updates of the status line for the service manager."""
 
 RESTART_PAUSE = 2.0
-"""Seconds before a service that has failed ends. The unit starts it again at once: after a kill each moment counts."""
+"""Seconds before a failed service ends. Its unit restarts it without delay, for that matters after a kill."""
 
-
-Make = Callable[[Kernel, asyncio.AbstractEventLoop, FdStore], Role]
+MakeRole = Callable[[Kernel, asyncio.AbstractEventLoop, FdStore], Role]
 
 
 def run_server(config: Config) -> int:
@@ -50,8 +45,8 @@ def run_server(config: Config) -> int:
     from dtun.server.server import Server  # noqa: PLC0415 - a client does not need it
 
     section = config.server
-    assert section is not None  # noqa: S101 - the command line has seen to it
-    return _to_the_end(
+    assert section is not None  # noqa: S101 - checked by the command line
+    return run_loop(
         _run(
             "server",
             "server",
@@ -70,8 +65,8 @@ def run_client(config: Config) -> int:
     from dtun.client.client import Client  # noqa: PLC0415 - a server does not need it
 
     section = config.client
-    assert section is not None  # noqa: S101 - the command line has seen to it
-    return _to_the_end(
+    assert section is not None  # noqa: S101 - checked by the command line
+    return run_loop(
         _run(
             "client",
             section.tun,
@@ -81,67 +76,67 @@ def run_client(config: Config) -> int:
     )
 
 
-def _to_the_end(service: Coroutine[Any, Any, int]) -> int:
+def run_loop(service: Coroutine[Any, Any, int]) -> int:
     try:
         with asyncio.Runner(loop_factory=event_loop) as runner:
             return runner.run(service)
     except (ConfigError, PermissionDeniedError):
-        raise  # nobody starts it again
+        raise  # the unit does not restart it
     except Exception as error:
-        if notify.status(f"has failed: {error}"):
+        if systemd.notify_status(f"has failed: {error}"):
             time.sleep(RESTART_PAUSE)
         raise
 
 
 def _raise_descriptor_limit() -> None:
-    """A server takes two descriptors for each client; the usual soft limit of 1,024 is there for select(2)."""
+    """A server needs two descriptors for each client; the usual soft limit of 1,024 exists for select(2) only."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(role: str, instance: str, config: Config, make: Make) -> int:
+async def _run(name: str, instance: str, config: Config, make: MakeRole) -> int:
     _raise_descriptor_limit()
     loop = asyncio.get_running_loop()
-    told_to_stop = asyncio.Event()
+    stop_requested, reload_requested = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told_to_stop.set)
-    # Of a terminal it means that the person has gone; to a service it says "reload", as is the custom.
-    told_to_reload = asyncio.Event()
-    hang_up = told_to_stop if sys.stdin.isatty() else told_to_reload
+        loop.add_signal_handler(number, stop_requested.set)
+    # From a terminal, SIGHUP means that the user is gone; a service reloads, as is the custom.
+    hang_up = stop_requested if sys.stdin.isatty() else reload_requested
     loop.add_signal_handler(signal.SIGHUP, hang_up.set)
     kernel = platform_kernel(instance, config.section.runtime_directory)
     await kernel.open()
-    goes_on = False
+    restarting = False
     try:
-        service = make(kernel, loop, SystemdFdStore())
-        reloader = Reloader(config, service, told_to_reload)
-        answers = commands(service, reloader, _status(role, service), told_to_stop.set)
-        control = ControlServer(config.control_socket, answers)
+        role = make(kernel, loop, systemd.SystemdFdStore())
+        reloader = ConfigReloader(config, role, reload_requested)
+        control = ControlServer(
+            config.control_socket, commands(role, reloader, _status(name, role), stop_requested.set)
+        )
         try:
-            await service.start()
+            await role.start()
             await control.start()
-            log.info("dtun %s: the %s has started", dtun.__version__, role)
-            notify.ready(service.summary())
-            await _work(service, reloader, told_to_stop)
-            goes_on = await restarts()
+            log.info("dtun %s: the %s has started", dtun.__version__, name)
+            systemd.notify_ready(role.summary())
+            await _work(role, reloader, stop_requested)
+            restarting = await systemd.is_restart()
         finally:
-            notify.stopping()
+            systemd.notify_stopping()
             await control.stop()
-            await (service.suspend() if goes_on else service.stop())
+            await (role.suspend() if restarting else role.stop())
     finally:
-        await (kernel.detach() if goes_on else kernel.close())
-    log.info("stopped; %s", "the next start goes on here" if goes_on else "nothing is left behind")
+        await (kernel.detach() if restarting else kernel.close())
+    log.info("stopped; %s", "the next start resumes the sessions" if restarting else "nothing is left behind")
     return 0
 
 
-async def _work(service: Role, reloader: Reloader, told_to_stop: asyncio.Event) -> None:
-    """Let it work until we are told to stop, or until it fails, which would be a bug and must be seen."""
+async def _work(role: Role, reloader: ConfigReloader, stop_requested: asyncio.Event) -> None:
+    """Wait until a stop is requested, or until a task fails, which is a bug and must be seen."""
     workers: list[asyncio.Task[Any]] = [
-        asyncio.create_task(told_to_stop.wait()),
-        asyncio.create_task(service.run()),
+        asyncio.create_task(stop_requested.wait()),
+        asyncio.create_task(role.run()),
         asyncio.create_task(reloader.run()),
-        asyncio.create_task(_report(service)),
+        asyncio.create_task(report(role)),
     ]
     try:
         done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
@@ -153,29 +148,57 @@ async def _work(service: Role, reloader: Reloader, told_to_stop: asyncio.Event) 
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _report(service: Role) -> None:
-    """Tell the service manager how we are, and that the loop still turns and the data plane moves."""
-    watchdog = notify.watchdog_interval()
-    said = ""
-    moved = True
+async def report(role: Role) -> None:
+    """Send systemd the status line, and the watchdog's notification while the data plane is not stalled."""
+    watchdog = systemd.watchdog_interval()
+    last_summary = ""
+    stalled = False
     while True:
-        summary = service.summary()
-        if summary != said:
-            notify.status(summary)
-            said = summary
+        summary = role.summary()
+        if summary != last_summary:
+            systemd.notify_status(summary)
+            last_summary = summary
         if watchdog is not None:
-            moves = not service.stalled()
-            if moves:
-                notify.alive()
-            elif moved:
-                log.critical("packets wait and nothing moves them; the watchdog is to end this process")
-            moved = moves
+            was_stalled, stalled = stalled, role.stalled()
+            if not stalled:
+                systemd.notify_watchdog()
+            elif not was_stalled:
+                log.critical("packets wait and nothing moves them; the watchdog will end this process")
         await asyncio.sleep(min(watchdog or STATUS_INTERVAL, STATUS_INTERVAL))
 
 
-def _status(role: str, service: Role) -> Callable[[], dict[str, object]]:
-    process = {"role": role, "version": dtun.__version__, "since": timestamp(), "pid": os.getpid()}
-    return lambda: process | service.status()
+def commands(
+    role: Role, reloader: ConfigReloader, status: Callable[[], dict[str, object]], stop: Callable[[], None]
+) -> Mapping[str, Command]:
+    """The commands of the control socket, by name."""
+
+    async def answer_status(request: Request) -> Answer:
+        del request
+        return status()
+
+    async def reload(request: Request) -> Answer:
+        lines = await reloader.reload(dry_run=request.get("dry_run") is True)
+        return {"lines": lines, "failed": any(line.startswith(FAILED) for line in lines)}
+
+    async def kick(request: Request) -> Answer:
+        client = request.get("id")
+        if not isinstance(role, Kicks):
+            raise DtunError("this is a client; only a server can end a client's session")
+        if not isinstance(client, str):
+            raise DtunError("kick needs the id of a client")
+        return {"lines": [role.kick(client)]}
+
+    async def answer_stop(request: Request) -> Answer:
+        del request
+        stop()
+        return {"lines": ["stopping"]}
+
+    return {"status": answer_status, "reload": reload, "kick": kick, "stop": answer_stop}
+
+
+def _status(name: str, role: Role) -> Callable[[], dict[str, object]]:
+    process = {"role": name, "version": dtun.__version__, "since": timestamp(), "pid": os.getpid()}
+    return lambda: process | role.status()
 
 
 async def _run_hook(hook: Hook, variables: Mapping[str, str], what: str) -> bool:

@@ -74,7 +74,7 @@ def test_a_restart_goes_on_with_sockets_and_session(pair: Pair) -> None:
     [
         (
             "ListenStream=0.0.0.0:443",
-            "dtun-server.socket hands over something else than a UDP socket; it is not used",
+            "dtun-server.socket passes something else than a UDP socket; it is not used",
         ),
         (
             "ListenDatagram=0.0.0.0:4433",

@@ -127,7 +127,7 @@ class FakeFdStore:
     def listeners(self) -> list[socket.socket]:
         return []
 
-    def give_up_rest(self) -> None:
+    def close_rest(self) -> None:
         for name in self.names():
             self.forget(name)
 

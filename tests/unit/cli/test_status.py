@@ -285,5 +285,5 @@ def test_check_tells_by_the_exit_code_whether_a_client_is_connected(
 def test_nobody_there(tmp_path: Path, capsys: Capture) -> None:
     assert main(["status", "--socket", str(tmp_path / "no.sock")]) == 69
     assert capsys.readouterr().err == (
-        f"dtun: no dtun is running (nobody listens at {tmp_path}/no.sock); start it, or give --socket\n"
+        f"dtun: no dtun is running (nothing listens at {tmp_path}/no.sock); start it, or set --socket\n"
     )

@@ -46,7 +46,7 @@ def test_the_successor_goes_on_where_the_first_was_killed() -> None:
     peer = AeadRecords(keys(), server=True)
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.attach_ledger(made.numbers)
+        first.attach_ledger(made.record_ledger)
         sent = [*first.seal_batch([b"one", b"two"]), first.seal(b"three")]
         first.open(peer.seal(b"answer"))
 
@@ -66,7 +66,7 @@ def test_no_record_is_taken_twice_by_the_two() -> None:
     record, later = peer.seal(b"once"), peer.seal(b"late")
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.attach_ledger(made.numbers)
+        first.attach_ledger(made.record_ledger)
         assert first.open_batch(memoryview(later), len(later), []) == [b"late"]
         second = successor(made).association()
         assert second.receive(later, 0.0) == ()
@@ -79,7 +79,7 @@ def test_what_came_is_on_record_before_it_is_passed_on(size: int) -> None:
     peer = AeadRecords(keys(), server=True)
     with saved() as made:
         first = AeadRecords(keys(), server=False)
-        first.attach_ledger(made.numbers)
+        first.attach_ledger(made.record_ledger)
         records = [peer.seal(b"once") for _ in range(size)]
         assert len(first.open(b"".join(records))) == size
         second = successor(made).association()

@@ -142,7 +142,7 @@ async def test_a_living_dtun_is_left_alone(path: Path) -> None:
 async def test_a_file_in_the_way_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     path.write_text("precious")
-    with pytest.raises(UnavailableError, match="in the way"):
+    with pytest.raises(UnavailableError, match="is not a socket"):
         await ControlServer(path, {}).start()
     assert path.read_text() == "precious"
 
@@ -161,14 +161,14 @@ async def test_the_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
 
 async def test_a_directory_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UnavailableError, match="cannot make the control socket"):
+    with pytest.raises(UnavailableError, match="cannot create the control socket"):
         await ControlServer(tmp_path / "file" / "a.sock", {}).start()
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionDeniedError, match="no right to make the control socket"):
+    with pytest.raises(PermissionDeniedError, match="no permission to create the control socket"):
         await ControlServer(tmp_path / "b.sock", {}).start()
 
 
@@ -179,11 +179,11 @@ def test_who_asks_and_gets_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         dead.listen()
         with pytest.raises(UnavailableError, match="does not answer"):
             ask(path, timeout=0.05)
-    with pytest.raises(UnavailableError, match="nobody listens"):
+    with pytest.raises(UnavailableError, match="nothing listens"):
         ask(path)
     for answer, said in [
-        (b'{"error": "?"}\n', "not understood"),
-        (b"[]\n", "not understood"),
+        (b'{"error": "?"}\n', "cannot understand the answer"),
+        (b"[]\n", "cannot understand the answer"),
         (b"", "does not answer"),
         (b"\xff\n", "does not answer"),
     ]:
@@ -244,7 +244,7 @@ async def test_a_bug_in_one_command_is_logged_and_the_next_one_is_answered(
     doing: tuple[Path, Doing], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, commands = doing
-    with pytest.raises(DtunError, match="internal error; look at the log"):
+    with pytest.raises(DtunError, match="internal error; see the log"):
         await asyncio.to_thread(ask, path, "fail")
     assert "a bug" in caplog.text
     commands.gate.set()

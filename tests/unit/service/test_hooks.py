@@ -184,7 +184,7 @@ async def test_a_flood_of_output_is_cut_short(script: Script, caplog: pytest.Log
     assert await run_hook([path], {}, timeout=30, what="hook")
     assert caplog.messages[LINES_MAX - 1] == f"hook: line {LINES_MAX - 1}"
     assert caplog.messages[LINES_MAX:] == [
-        f"hook: more than {LINES_MAX} lines, the others are left out",
+        f"hook: more than {LINES_MAX} lines; the rest is not logged",
         "hook succeeded",
     ]
 

@@ -17,7 +17,7 @@ import pytest
 
 from dtun.errors import UnavailableError
 from dtun.pacing import RateLimiter
-from dtun.service import journald, log
+from dtun.service import log
 from dtun.session.log import SessionLog
 
 
@@ -76,7 +76,7 @@ class Daemon:
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     made = Daemon(tmp_path)
-    monkeypatch.setattr(journald, "SOCKET", str(made.address))
+    monkeypatch.setattr(log, "JOURNAL_SOCKET", str(made.address))
     yield made
     made.socket.close()
     made.stream.close()
@@ -142,7 +142,7 @@ def test_a_journal_that_takes_no_entries_gets_lines_with_the_priority(daemon: Da
 def test_a_journal_that_does_not_read_holds_up_nobody_for_long(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journald, "TIMEOUT", 0.01)
+    monkeypatch.setattr(log, "JOURNAL_TIMEOUT", 0.01)
     log.set_up("info", stream=daemon.stream, environment=daemon.environment)
     began = time.monotonic()
     while not daemon.lines():

@@ -10,15 +10,19 @@ import pytest
 
 from dtun.config import Config, load
 from dtun.errors import ConfigError, UnavailableError
-from dtun.service import notify
-from dtun.service.commands import commands
-from dtun.service.reload import NO_CHANGE, Reloader
+from dtun.service import systemd
+from dtun.service.reload import NO_CHANGE, ConfigReloader
+from dtun.service.run import commands
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
-class Restarting:
-    """A role that has to be restarted for another configuration."""
+class FakeClient:
+    """A role that changes to another configuration."""
+
+    def __init__(self) -> None:
+        self.reloads: list[tuple[Config, bool]] = []
+        self.lines: list[str] = []
 
     async def start(self) -> None: ...
 
@@ -27,6 +31,10 @@ class Restarting:
     async def suspend(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
+        self.reloads.append((config, dry_run))
+        return self.lines
 
     def status(self) -> dict[str, object]:
         return {"tunnels": []}
@@ -39,19 +47,11 @@ class Restarting:
 
 
 def _nothing() -> None:
-    """For what nobody asks for here."""
+    """A stop that is not requested here."""
 
 
-class Live(Restarting):
-    """A role that goes on with another configuration, and has clients."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[Config, bool]] = []
-        self.lines: list[str] = []
-
-    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
-        self.got.append((config, dry_run))
-        return self.lines
+class FakeServer(FakeClient):
+    """A role with clients."""
 
     def kick(self, name: str) -> str:
         if name != "demo":
@@ -63,9 +63,9 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "dtun.yaml"
         self.write("keepalive: 10")
-        self.live = Live()
-        self.asked = asyncio.Event()
-        self.reloader = Reloader(load(self.path), self.live, self.asked)
+        self.server = FakeServer()
+        self.requested = asyncio.Event()
+        self.reloader = ConfigReloader(load(self.path), self.server, self.requested)
 
     def write(self, setting: str) -> None:
         text = f"server:\n  {setting}\n  clients:\n    demo:\n      key: {KEY}\n"
@@ -73,7 +73,7 @@ class World:
         self.path.chmod(0o600)
 
     def keepalives(self) -> list[float]:
-        return [config.server.keepalive for config, _ in self.live.got if config.server]
+        return [config.server.keepalive for config, _ in self.server.reloads if config.server]
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the service manager hears."""
+    """What systemd is sent."""
     found: list[str] = []
 
     def hear(*assignments: str) -> bool:
         found.extend(assignments)
         return True
 
-    monkeypatch.setattr(notify, "notify", hear)
+    monkeypatch.setattr(systemd, "notify", hear)
     return found
 
 
@@ -99,8 +99,8 @@ async def test_the_file_is_read_again_and_the_service_manager_told(
 ) -> None:
     caplog.set_level(logging.INFO, "dtun")
     world.write("keepalive: 7")
-    world.live.lines = ["keepalive: 7", "error: but not all of it"]
-    assert await world.reloader.reload(dry_run=False) == world.live.lines
+    world.server.lines = ["keepalive: 7", "error: but not all of it"]
+    assert await world.reloader.reload(dry_run=False) == world.server.lines
     assert world.keepalives() == [7]
     assert [line.partition("=")[0] for line in told] == ["RELOADING", "MONOTONIC_USEC", "READY", "STATUS"]
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -109,9 +109,11 @@ async def test_the_file_is_read_again_and_the_service_manager_told(
     ]
 
 
-async def test_a_dry_run_is_the_services_own_and_nobody_is_told(world: World, told: list[str]) -> None:
+async def test_a_dry_run_is_passed_to_the_role_and_systemd_is_not_notified(
+    world: World, told: list[str]
+) -> None:
     assert await world.reloader.reload(dry_run=True) == [NO_CHANGE]
-    assert [dry_run for _, dry_run in world.live.got] == [True]
+    assert [dry_run for _, dry_run in world.server.reloads] == [True]
     assert told == []
 
 
@@ -121,7 +123,7 @@ async def test_a_file_with_a_mistake_changes_nothing(world: World, told: list[st
         await world.reloader.reload(dry_run=False)
     assert f"{world.path}:2:14: server.keepalive: " in str(error.value)
     assert str(error.value).endswith("\nreload: nothing was changed")
-    assert world.live.got == []
+    assert world.server.reloads == []
     assert told[-2:] == ["READY=1", "STATUS=2 clients"], "it is as ready as before"
 
 
@@ -132,17 +134,9 @@ async def test_what_should_not_stay_so_is_said(world: World) -> None:
 
 async def test_without_a_file_there_is_nothing_to_read(world: World) -> None:
     config = load(world.path)
-    quick = Reloader(Config(config.server, None, None), world.live, world.asked)
-    with pytest.raises(ConfigError, match="started without a file"):
+    quick = ConfigReloader(Config(config.server, None, None), world.server, world.requested)
+    with pytest.raises(ConfigError, match="started without a configuration file"):
         await quick.reload(dry_run=False)
-
-
-async def test_a_role_that_cannot_says_that_it_needs_a_restart(world: World) -> None:
-    reloader = Reloader(load(world.path), Restarting(), world.asked)
-    assert await reloader.reload(dry_run=False) == [NO_CHANGE]
-    world.write("keepalive: 7")
-    (line,) = await reloader.reload(dry_run=False)
-    assert "needs a restart" in line
 
 
 @pytest.fixture
@@ -156,7 +150,7 @@ async def running(world: World) -> AsyncIterator[World]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a condition of somebody who has no event for it
+        while not condition():  # noqa: ASYNC110 - a condition without an event
             await asyncio.sleep(0.001)
 
 
@@ -164,7 +158,7 @@ async def test_each_hang_up_is_a_reload_whatever_came_of_the_one_before(
     running: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running.write("keepalive: often")
-    running.asked.set()
+    running.requested.set()
     await until(lambda: "nothing was changed" in caplog.text)
 
     async def fail(config: Config, *, dry_run: bool) -> list[str]:
@@ -172,20 +166,20 @@ async def test_each_hang_up_is_a_reload_whatever_came_of_the_one_before(
 
     running.write("keepalive: 5")
     with monkeypatch.context() as patch:
-        patch.setattr(running.live, "reload", fail)
-        running.asked.set()
+        patch.setattr(running.server, "reload", fail)
+        running.requested.set()
         await until(lambda: "a bug in" in caplog.text)
-    running.asked.set()
+    running.requested.set()
     await until(lambda: running.keepalives() == [5])
 
 
 async def test_what_can_be_asked_at_the_control_socket(world: World) -> None:
-    asked = commands(world.live, world.reloader, lambda: {"role": "server"}, _nothing)
+    asked = commands(world.server, world.reloader, lambda: {"role": "server"}, _nothing)
     assert await asked["status"]({}) == {"role": "server"}
     assert await asked["reload"]({"dry_run": True}) == {"lines": [NO_CHANGE], "failed": False}
-    world.live.lines = ["error: no"]
+    world.server.lines = ["error: no"]
     assert await asked["reload"]({}) == {"lines": ["error: no"], "failed": True}
-    assert [dry_run for _, dry_run in world.live.got] == [True, False]
+    assert [dry_run for _, dry_run in world.server.reloads] == [True, False]
     assert await asked["kick"]({"id": "demo"}) == {"lines": ["gone"]}
     with pytest.raises(UnavailableError, match="no client x"):
         await asked["kick"]({"id": "x"})
@@ -193,12 +187,12 @@ async def test_what_can_be_asked_at_the_control_socket(world: World) -> None:
 
 @pytest.mark.parametrize("request_", [{}, {"id": 7}, {"id": None}])
 async def test_a_kick_without_an_id_is_refused(world: World, request_: dict[str, object]) -> None:
-    asked = commands(world.live, world.reloader, dict, _nothing)
-    with pytest.raises(Exception, match="give an id"):
+    asked = commands(world.server, world.reloader, dict, _nothing)
+    with pytest.raises(Exception, match="needs the id"):
         await asked["kick"](request_)
 
 
-async def test_a_client_has_nobody_to_kick(world: World) -> None:
-    asked = commands(Restarting(), world.reloader, dict, _nothing)
+async def test_a_client_has_no_sessions_to_kick(world: World) -> None:
+    asked = commands(FakeClient(), world.reloader, dict, _nothing)
     with pytest.raises(Exception, match="only a server"):
         await asked["kick"]({"id": "demo"})

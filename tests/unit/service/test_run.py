@@ -5,8 +5,9 @@ import contextlib
 
 import pytest
 
+from dtun.config import Config
 from dtun.errors import ConfigError, DtunError, PermissionDeniedError, UnavailableError
-from dtun.service import notify, run
+from dtun.service import run, systemd
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def test_what_may_pass_is_told_to_the_manager_and_followed_by_a_pause(
         told.append(text)
         return True
 
-    monkeypatch.setattr(notify, "status", hear)
+    monkeypatch.setattr(systemd, "notify_status", hear)
     with pytest.raises(type(error)):
-        run._to_the_end(_failing(error))
+        run.run_loop(_failing(error))
     assert told == [f"has failed: {error}"]
     assert pauses == [run.RESTART_PAUSE]
 
@@ -43,22 +44,22 @@ def test_what_may_pass_is_told_to_the_manager_and_followed_by_a_pause(
 def test_what_takes_a_person_ends_at_once(
     error: Exception, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "status", lambda _: True)
+    monkeypatch.setattr(systemd, "notify_status", lambda _: True)
     with pytest.raises(type(error)):
-        run._to_the_end(_failing(error))
+        run.run_loop(_failing(error))
     assert pauses == []
 
 
 def test_a_person_at_a_terminal_does_not_wait(pauses: list[float]) -> None:
     with pytest.raises(UnavailableError):
-        run._to_the_end(_failing(UnavailableError("x")))
+        run.run_loop(_failing(UnavailableError("x")))
     assert pauses == []
 
 
 class Working:
     """A role whose data plane can be stopped."""
 
-    still = False
+    is_stalled = False
 
     async def start(self) -> None: ...
 
@@ -68,6 +69,9 @@ class Working:
 
     async def suspend(self) -> None: ...
 
+    async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
+        raise NotImplementedError
+
     def status(self) -> dict[str, object]:
         return {}
 
@@ -75,7 +79,7 @@ class Working:
         return "1 of 1 clients connected"
 
     def stalled(self) -> bool:
-        return self.still
+        return self.is_stalled
 
 
 async def test_the_watchdog_is_fed_while_the_data_plane_moves(
@@ -89,15 +93,15 @@ async def test_the_watchdog_is_fed_while_the_data_plane_moves(
         looked.set()
         return True
 
-    service = Working()
-    monkeypatch.setattr(notify, "notify", hear)
-    monkeypatch.setattr(notify, "watchdog_interval", lambda: 0.001)
-    task = asyncio.create_task(run._report(service))
+    role = Working()
+    monkeypatch.setattr(systemd, "notify", hear)
+    monkeypatch.setattr(systemd, "watchdog_interval", lambda: 0.001)
+    task = asyncio.create_task(run.report(role))
     while "WATCHDOG=1" not in told:
         looked.clear()
         await asyncio.wait_for(looked.wait(), 10)
     assert told[0] == "STATUS=1 of 1 clients connected"
-    service.still = True
+    role.is_stalled = True
     async with asyncio.timeout(10):
         while "nothing moves them" not in caplog.text:  # noqa: ASYNC110 - nobody tells when it is logged
             await asyncio.sleep(0.001)
@@ -106,7 +110,7 @@ async def test_the_watchdog_is_fed_while_the_data_plane_moves(
     assert told == []
     assert caplog.text.count("nothing moves them") == 1
     looked.clear()
-    service.still = False
+    role.is_stalled = False
     await asyncio.wait_for(looked.wait(), 10)
     assert told[0] == "WATCHDOG=1"
     task.cancel()

@@ -1,4 +1,4 @@
-"""systemd's descriptor store, played by a socket of the test's own."""
+"""Notifications and descriptors, with a socket of the test in place of systemd."""
 
 import os
 import socket
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dtun.service import fdstore
-from dtun.service.fdstore import SystemdFdStore
+from dtun.service import systemd
+from dtun.service.systemd import SystemdFdStore
 
 
 class Manager:
-    """Listens where a service tells how it is."""
+    """Receives what a service sends to systemd."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,61 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made.socket.close()
 
 
-def test_a_descriptor_is_handed_over_with_its_name(manager: Manager) -> None:
+def test_systemd_is_notified(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+    assert systemd.notify_ready("2 clients\nSTOPPING=1")
+    assert manager.socket.recv(1000) == b"READY=1\nSTATUS=2 clients STOPPING=1"
+    assert systemd.notify_status("3 clients")
+    assert manager.socket.recv(1000) == b"STATUS=3 clients"
+    assert systemd.notify_watchdog()
+    assert manager.socket.recv(1000) == b"WATCHDOG=1"
+    assert systemd.notify_stopping()
+    assert manager.socket.recv(1000) == b"STOPPING=1"
+
+
+def test_a_manager_in_the_abstract_namespace() -> None:
+    name = f"dtun-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(5)
+        listener.bind(f"\0{name}")
+        assert systemd.notify("READY=1", environment={"NOTIFY_SOCKET": f"@{name}"})
+        assert listener.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize(
+    "address", [None, "", "relative", "/does/not/exist", f"/{'x' * 200}", "@nobody-is-there", "/a\0b"]
+)
+def test_without_a_manager_nothing_is_sent(address: str | None) -> None:
+    environment = {} if address is None else {"NOTIFY_SOCKET": address}
+    assert not systemd.notify("READY=1", environment=environment)
+
+
+def test_a_manager_that_does_not_read_blocks_nothing(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+    told = [systemd.notify_status("x" * 1000) for _ in range(5000)]
+    assert told[0]
+    assert not told[-1]
+    assert manager.socket.recv(2000)
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "3000000"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_interval_of_the_watchdog(environment: dict[str, str], seconds: float | None) -> None:
+    assert systemd.watchdog_interval(environment) == seconds
+
+
+def test_a_descriptor_is_kept_with_its_name(manager: Manager) -> None:
     store = SystemdFdStore({"NOTIFY_SOCKET": str(manager.path)})
     reading, writing = os.pipe()
     store.keep("tun.dtun0", reading)
@@ -46,12 +100,12 @@ def test_a_descriptor_is_handed_over_with_its_name(manager: Manager) -> None:
         os.close(descriptor)
 
 
-def test_it_is_taken_back(manager: Manager) -> None:
+def test_it_is_forgotten(manager: Manager) -> None:
     SystemdFdStore({"NOTIFY_SOCKET": str(manager.path)}).forget("session.dtun0")
     assert manager.heard() == ("FDSTOREREMOVE=1\nFDNAME=session.dtun0", [])
 
 
-def test_nobody_to_keep_anything_is_no_error(tmp_path: Path) -> None:
+def test_without_a_store_keeping_does_nothing(tmp_path: Path) -> None:
     SystemdFdStore({}).keep("tun.dtun0", 0)
     SystemdFdStore({"NOTIFY_SOCKET": str(tmp_path / "gone")}).forget("tun.dtun0")
 
@@ -65,7 +119,7 @@ def inherited(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], dict
     made.append(listening.detach())
     start = max(made) + 10
     numbers = [os.dup2(descriptor, start + index) for index, descriptor in enumerate(made)]
-    monkeypatch.setattr(fdstore, "FIRST", start)
+    monkeypatch.setattr(systemd, "FIRST_DESCRIPTOR", start)
     names = "tun.dtun0:session.dtun0:dtun-server.socket"
     yield numbers, {"LISTEN_FDS": "3", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": names}
     for descriptor in (*made, *numbers):
@@ -89,7 +143,7 @@ def test_the_sockets_of_a_socket_unit(inherited: tuple[list[int], dict[str, str]
 
 
 @pytest.mark.parametrize("kind", ["TCP", "FIFO"])
-def test_a_socket_unit_that_hands_over_something_else(
+def test_a_socket_unit_that_passes_something_else(
     inherited: tuple[list[int], dict[str, str]], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers, environment = inherited
@@ -102,17 +156,19 @@ def test_a_socket_unit_that_hands_over_something_else(
         os.close(reading)
         os.close(writing)
     assert SystemdFdStore(environment).listeners() == []
-    assert "dtun-server.socket hands over something else than a UDP socket; it is not used" in caplog.text
+    assert "dtun-server.socket passes something else than a UDP socket; it is not used" in caplog.text
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(numbers[2])
 
 
-def test_what_nobody_takes_is_let_go(inherited: tuple[list[int], dict[str, str]], manager: Manager) -> None:
+def test_what_is_not_taken_is_closed_and_forgotten(
+    inherited: tuple[list[int], dict[str, str]], manager: Manager
+) -> None:
     numbers, environment = inherited
     store = SystemdFdStore(environment | {"NOTIFY_SOCKET": str(manager.path)})
     for listener in store.listeners():
         listener.close()
-    store.give_up_rest()
+    store.close_rest()
     assert {manager.heard()[0].partition("FDNAME=")[2] for _ in range(2)} == {"tun.dtun0", "session.dtun0"}
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(numbers[0])
