@@ -164,7 +164,8 @@ class Logins:
         if self._notes(identity, key, pushed) != description.notes:
             link.send(Renew())
         peer = link.endpoint
-        identity.log.info("resumed the session with %s", peer, reason="resumed", peer=peer)
+        text = "resumed the session with %s after the restart"
+        identity.log.info(text, peer, reason="resumed", peer=peer)
         return True
 
     async def _let_in(self, identity: Identity, link: Link, hello: Hello, key: Key) -> None:

@@ -140,7 +140,7 @@ def test_a_client_that_is_removed_and_added_again_comes_back(world: World) -> No
     world.write()
     world.server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: "dtun-demo" not in world.left.ip("link"), "the device to go")
-    world.demo.wait_log("the server's configuration has this id no more")
+    world.demo.wait_log("the server's configuration does not have this id any more")
     world.clients["demo"] = entry
     world.reload()
     wait_for(lambda: can_ping(world.right, "10.86.0.1"), "it to come back", 30)

@@ -55,7 +55,9 @@ def test_clients_come_and_go_and_the_others_lose_nothing(pair: Pair) -> None:
         server.systemctl("reload")
         # It is told, so it does not take until a timeout.
         wait_for(
-            lambda: "configuration has this id no more" in office.journal("dtun-client@office"), "the end", 3
+            lambda: "configuration does not have this id any more" in office.journal("dtun-client@office"),
+            "the end",
+            3,
         )
         assert states(pair) == {"home": "connected"}
         assert "dtun-office" not in server.container.ip("-o link show type tun")

@@ -12,7 +12,7 @@ from tests.systemd.container import wait_for
 from tests.systemd.pair import CLIENT, Machine, Pair
 from tests.systemd.traffic import PING_INTERVAL, traffic
 
-GOES_ON = "after the restart"
+RESUMED = "resumed the session with"
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def handshakes(pair: Pair) -> int:
     return pair.server.container.journal("dtun-server").count("connected from")
 
 
-def goings_on(machine: Machine) -> int:
-    return machine.container.journal(machine.unit).count(GOES_ON)
+def resumptions(machine: Machine) -> int:
+    return machine.container.journal(machine.unit).count(RESUMED)
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
@@ -69,10 +69,10 @@ def goings_on(machine: Machine) -> int:
 def test_no_connection_is_lost(pair: Pair, how: Callable[[Machine], None], role: str) -> None:
     """What is lost of other packets is printed."""
     machine = pair.server if role == "server" else pair.client
-    before, known, went_on, pid = kernel_state(pair), handshakes(pair), goings_on(machine), machine.pid
+    before, known, resumed, pid = kernel_state(pair), handshakes(pair), resumptions(machine), machine.pid
     with traffic(pair) as seen:
         how(machine)
-        wait_for(lambda: goings_on(machine) > went_on, "the next process to go on")
+        wait_for(lambda: resumptions(machine) > resumed, "the next process to resume it")
     print(f"{how.__name__} of the {role}: {seen}")
     assert machine.pid not in {"0", pid}
     assert handshakes(pair) == known

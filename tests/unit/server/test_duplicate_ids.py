@@ -1,5 +1,7 @@
 """Two hosts with one id are told from one host that comes and goes."""
 
+import tracemalloc
+
 from hypothesis import given, strategies as st
 
 from dtun.server.duplicate_ids import WINDOW, DuplicateIds
@@ -51,8 +53,17 @@ def test_slow_turns_are_no_duplicate_ids() -> None:
 
 def test_what_is_remembered_and_said_stays_small() -> None:
     duplicate_ids = DuplicateIds()
-    for number in range(2000):
-        duplicate_ids.login(f"{number % 500}", f"192.0.2.{number % 250}:1", now=number * 10.0)
-    assert len(duplicate_ids._replaced) <= WINDOW / 10 + 1
-    assert len(duplicate_ids._returns) <= WINDOW / 10 + 1
+
+    def log_in(first: int, count: int) -> int:
+        """Returns how many bytes are in use then."""
+        for number in range(first, first + count):
+            duplicate_ids.login(f"{number // 4}-{number % 2}", f"192.0.2.{number % 250}:1", now=number * 10.0)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = log_in(0, 200)
+        assert log_in(200, 2000) < before + 20_000
+    finally:
+        tracemalloc.stop()
     assert duplicate_ids.describe().count(",") < 4
