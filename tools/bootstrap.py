@@ -1,15 +1,15 @@
 """Set up a checkout: system packages, .venv, locked Python packages, dtun itself (editable).
 
-`bootstrap.py test` brings everything that the tests and linters use, `bootstrap.py demo` only what the
-demo runs on, `bootstrap.py bench` also the tunnels that dtun is compared with, as far as they can be had.
-`bootstrap.py install` only stops a Python that is too old even to read tools/install.py.
-A stamp in .venv remembers what was installed, so that the next run has nothing to do.
+`bootstrap.py test` installs everything that the tests and linters use, `bootstrap.py demo` what the demo uses,
+`bootstrap.py bench` also the tunnels that dtun is compared with, if they are available.
+`bootstrap.py install` only checks that Python is new enough for tools/install.py.
+A stamp in .venv records what was installed, so that the next run has nothing to do.
 
-Standard library only, and no syntax newer than Python 3.7: an unsuitable Python must get as far as the
-message that says so.
+Standard library only, and no syntax newer than Python 3.7, so that an unsuitable Python gets as far as the message
+about it.
 """
 
-# A script, that runs fixed commands and talks to a person:
+# A script that runs fixed commands and prints messages:
 # ruff: noqa: INP001, S603, T201
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMPILE_VARIABLE = "DTUN_COMPILE_MBEDTLS"
 
 
 class SystemPackage(NamedTuple):
-    """A Debian package and how to see that it, or its equal on another system, is there."""
+    """A Debian package, and a probe that finds it or its equivalent on another system."""
 
     name: str
     probe: str  # a command, or an absolute path
@@ -72,7 +72,7 @@ BENCH_PACKAGES = [
     SystemPackage("iperf3", "iperf3"),
     SystemPackage("libc6-dev", "/usr/include/stdio.h"),
 ]
-# The benchmark leaves out what cannot be had.
+# The benchmark skips those that are not available.
 BENCH_PEERS = [
     SystemPackage("fastd", "fastd"),
     SystemPackage("openssl", "openssl"),
@@ -84,7 +84,7 @@ SYSTEM_PACKAGES = {"test": TEST_PACKAGES, "bench": BENCH_PACKAGES, "demo": DEMO_
 
 
 class Machine(NamedTuple):
-    """What decides whether python-mbedtls has a wheel."""
+    """The properties that decide whether python-mbedtls has a wheel."""
 
     python: tuple[int, int]
     system: str  # as platform.system() has it
@@ -92,13 +92,13 @@ class Machine(NamedTuple):
 
     @classmethod
     def this(cls) -> Machine:
-        # The interpreter's own architecture: a 32-bit Python may run on a 64-bit kernel.
+        # The architecture of the interpreter: a 32-bit Python may run on a 64-bit kernel.
         architecture = sysconfig.get_platform().rsplit("-", 1)[-1]
         return cls(sys.version_info[:2], platform.system(), architecture)
 
 
 def mbedtls_advice(machine: Machine, environment: Mapping[str, str]) -> str | None:
-    """The one line to say where `pip install python-mbedtls` would end in a compiler; None elsewhere."""
+    """The advice for a machine where pip would compile python-mbedtls, as one line; None elsewhere."""
     version = "{}.{}".format(*machine.python)
     another = "install CPython 3.12 or 3.11 and run make again (with PYTHON=... if it is not on the PATH)"
     if machine.python < (3, 11):
@@ -124,7 +124,7 @@ def missing_packages(wanted: Sequence[SystemPackage]) -> list[str]:
 
     missing = [package.name for package in wanted if not present(package.probe)]
     if not has_this_python(VENV) and importlib.util.find_spec("ensurepip") is None:
-        # Debian keeps the part of Python that makes virtual environments in a package of its own.
+        # Debian has ensurepip in a package of its own.
         missing.append("python{}.{}-venv".format(*sys.version_info))
     return missing
 
@@ -140,8 +140,8 @@ def install_system_packages(missing: Sequence[str]) -> None:
     run(apt_command(apt, "install", *missing))
 
 
-def install_what_there_is(missing: Sequence[str]) -> None:
-    """Install those that can be installed, one by one; say which cannot."""
+def install_available_packages(missing: Sequence[str]) -> None:
+    """Install the packages one by one; print which are not available."""
     apt = shutil.which("apt-get")
     if apt is None or os.geteuid() != 0:
         say(f"NOT INSTALLED, so not measured: what Debian calls {' '.join(missing)}")
@@ -154,20 +154,20 @@ def install_what_there_is(missing: Sequence[str]) -> None:
 
 
 def apt_command(apt: str, what: str, *names: str) -> list[str]:
-    # Another apt may be at work, on a machine that has just booted for instance: wait for it.
+    # Wait for another apt, which may be running after a boot.
     options = ["-qq", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
     return [apt, *options, what, *names]
 
 
 def run(command: Sequence[str]) -> None:
-    """Run without input; what it says only matters when it fails."""
+    """Run without input. Exit with its output if it fails."""
     result = attempt(command)
     if result.returncode != 0:
         stop(f"this failed: {shlex.join(command)}\n{result.stdout}")
 
 
 def attempt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run without input, and whether it fails or not."""
+    """Run without input. A failure is not an error."""
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     return subprocess.run(
         command,
@@ -182,7 +182,7 @@ def attempt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def stamp_for(profile: str) -> str:
-    """Says what a finished .venv holds: a change of any part makes the set-up run again."""
+    """A digest of everything that .venv depends on. The set-up runs again if it changes."""
     digest = hashlib.sha256(repr((sys.version_info[:3], str(ROOT))).encode())
     for name in [f"requirements/{file}" for file in REQUIREMENTS[profile]] + ["pyproject.toml"]:
         digest.update((ROOT / name).read_bytes())
@@ -190,7 +190,7 @@ def stamp_for(profile: str) -> str:
 
 
 def is_set_up(profile: str) -> bool:
-    # What is enough for the tests is enough for the demo.
+    # The environment of the tests includes that of the demo.
     for candidate in dict.fromkeys((profile, "test")):
         stamp = VENV / f".dtun-{candidate}"
         if stamp.is_file() and stamp.read_text() == stamp_for(candidate):
@@ -209,7 +209,7 @@ def has_this_python(venv_directory: Path) -> bool:
 def set_up_venv(profile: str) -> None:
     begin = time.monotonic()
     say(f"Setting up .venv with Python {platform.python_version()} ...")
-    # An environment whose Python is another one, or gone, is made anew; else it is brought up to date.
+    # Rebuild an environment of another Python; update one of this Python.
     same_python = has_this_python(VENV)
     for stamp in VENV.glob(".dtun-*"):
         stamp.unlink()
@@ -221,7 +221,7 @@ def set_up_venv(profile: str) -> None:
     ]
     binary = [] if os.environ.get(COMPILE_VARIABLE) else ["--only-binary", "python-mbedtls"]
     run([*pip, "install", "--require-hashes", *binary, *files])
-    # setuptools is among the locked packages, so nothing unpinned is fetched for the build.
+    # setuptools is a locked package, so the build fetches nothing unpinned.
     run([*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     (VENV / f".dtun-{profile}").write_text(stamp_for(profile))
     say(f"Set up in {time.monotonic() - begin:.0f} s.")
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0] not in {*SYSTEM_PACKAGES, "install"}:
         stop("usage: bootstrap.py test|bench|demo|install")
     profile = arguments[0]
-    # To install, python-mbedtls is compiled where that can be done; tools/install.py says what it takes.
+    # The installer compiles python-mbedtls where it can; tools/install.py checks that.
     compile_it = {COMPILE_VARIABLE: "1"} if profile == "install" else os.environ
     advice = mbedtls_advice(Machine.this(), compile_it)
     if advice is not None:
@@ -252,8 +252,8 @@ def main(arguments: Sequence[str]) -> None:
             install_system_packages(missing)
         absent = missing_packages(BENCH_PEERS) if profile == "bench" else []
         if absent:
-            install_what_there_is(absent)
-    # The benchmark runs in the tests' environment: the profiler is in there.
+            install_available_packages(absent)
+    # The benchmark runs in the environment of the tests, which has the profiler.
     environment = "demo" if profile == "demo" else "test"
     if not is_set_up(environment):
         set_up_venv(environment)

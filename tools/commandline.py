@@ -1,4 +1,4 @@
-"""The command line as data, for its manual page and completions: they cannot say anything else than `dtun --help`."""
+"""The command line as data, from the parser of `dtun`, for the manual page and the completions."""
 
 # ruff: noqa: INP001
 
@@ -10,10 +10,10 @@ from dtun.cli import parser
 
 @dataclass(frozen=True)
 class Option:
-    """An option, or an argument without one (then `flags` is empty)."""
+    """An option, or a positional argument (then `flags` is empty)."""
 
     flags: tuple[str, ...]
-    value: str  # how its value is called; empty if it takes none
+    value: str  # the name of its value; empty if it has none
     choices: tuple[str, ...]
     help: str
 
@@ -51,7 +51,7 @@ def commands() -> list[Command]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    return parser._actions  # noqa: SLF001 - argparse has no other way to look inside
+    return parser._actions  # noqa: SLF001 - argparse has no public access to them
 
 
 def _option(action: argparse.Action) -> Option:

@@ -1,4 +1,7 @@
-"""Completions of the command line for bash, zsh and fish."""
+"""Completions of the command line for bash, zsh and fish.
+
+The installer generates them with a plain Python, so they need no package.
+"""
 
 # ruff: noqa: INP001
 

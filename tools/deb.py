@@ -1,13 +1,13 @@
 """Build dist/dtun_VERSION_ARCH.deb, which needs no network to be installed. Run by `make deb`.
 
-    /usr/bin/dtun                 picks what its Python needs
+    /usr/bin/dtun                 imports from the directories for its Python
     /usr/lib/dtun/common/         dtun, and packages without compiled code
-    /usr/lib/dtun/python3.11/     compiled packages, once for each Python: those in PYTHONS if this is one of them, as
-                                  on Debian 12 and Ubuntu 24.04; or just this one, as on Debian 13
+    /usr/lib/dtun/python3.11/     compiled packages, for each Python: all of PYTHONS if this Python is one of them, as
+                                  on Debian 12 and Ubuntu 24.04; else this Python only, as on Debian 13
     units, manual pages ...       tools/layout.py
 
 The packages come from PyPI by requirements/runtime.txt, or from a directory of wheels (`--wheels`, see
-tools/wheels.py). dpkg-deb is all that is used of Debian's tools.
+tools/wheels.py). Of Debian's tools, only dpkg-deb is used.
 """
 
 # ruff: noqa: INP001, S603, T201
@@ -35,10 +35,10 @@ LAUNCHER = layout.launcher("/usr/bin/python3", f"{LIBRARY}/common", f"{LIBRARY}/
 def build(
     output: Path, wheel_directory: Path, versions: Sequence[str] = PYTHONS, *, compression: str = "xz"
 ) -> Path:
-    """Write the package into the directory `output`; its path. `wheel_directory` has a directory for each version.
+    """Build the package in `output`; returns its path. `wheel_directory` has a directory for each version.
 
     Raises:
-        FileNotFoundError: there are no wheels for one of the versions, or dpkg-deb is not there.
+        FileNotFoundError: the wheels for one of the versions, or dpkg-deb, are missing.
     """
     architecture = _output("dpkg", "--print-architecture")
     with tempfile.TemporaryDirectory() as directory:

@@ -1,18 +1,19 @@
 """`make install`: dtun in /opt/dtun, its command in /usr/local/bin, and its services.
 
     /opt/dtun/NUMBER/        a virtual environment with this tree's dtun and the packages of requirements/runtime.txt
-    /opt/dtun/current        a link to the newest, which is changed when that one is whole
-    /opt/dtun/directories    those that were made for the files elsewhere, for `make uninstall`
+    /opt/dtun/current        a link to the newest, changed when that is complete
+    /opt/dtun/directories    the directories created for files elsewhere, for `make uninstall`
     everything else          tools/layout.py
 
-Running it again is an update. The one before stays in its place, for what still runs from it. Configuration and keys
-are never overwritten.
+Running it again updates dtun. The previous environment is kept for processes that still run from it. Configuration and
+keys are never overwritten.
 """
 
 # ruff: noqa: INP001, S603, T201
 
 import argparse
 import contextlib
+import grp
 import os
 import platform
 import shutil
@@ -35,9 +36,9 @@ DIRECTORIES = PREFIX / "directories"
 
 
 def install(wheel_directory: Path | None, start: str | None = None) -> None:
-    """Install or update, as root. `wheel_directory`: where the packages are, instead of on PyPI.
+    """Install or update, as root. `wheel_directory`: take the packages from there instead of from PyPI.
 
-    `start`: the role whose job is to be started as well, on macOS.
+    `start`: the role whose job to start as well, on macOS.
     """
     problems = machine.problems()
     if wheel_directory is None:
@@ -68,13 +69,13 @@ def install(wheel_directory: Path | None, start: str | None = None) -> None:
     for old in sorted(_numbered(), key=_number)[:-2]:
         shutil.rmtree(old)
     if darwin:
-        _settle_launchd(start)
+        _restart_launchd(start)
     else:
-        _say_how_to_go_on()
+        _print_next_steps()
 
 
 def _make_directories(wanted: Path) -> None:
-    """Make a directory and those above it, and note each that was not there."""
+    """Create a directory with its parents, and record each that did not exist."""
     if not wanted.is_dir():
         _make_directories(wanted.parent)
         wanted.mkdir(mode=0o755)
@@ -83,16 +84,16 @@ def _make_directories(wanted: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file for everybody to read; whoever reads it meanwhile sees the old one or the new one."""
+    """Write a file that all users can read. The file is replaced in one step."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
     new.chmod(0o644)
-    os.chown(new, 0, 0)  # on macOS it has its directory's group
+    os.chown(new, 0, 0)  # on macOS it inherits the group of its directory
     new.replace(path)
 
 
 def _environment(found: Iterable[Path]) -> Path:
-    """A new virtual environment with everything in it; one that is not finished is taken away again."""
+    """Create a new virtual environment with dtun. It is removed if a step fails."""
     number = max([0, *map(_number, _numbered())]) + 1
     place = PREFIX / str(number)
     try:
@@ -103,14 +104,14 @@ def _environment(found: Iterable[Path]) -> Path:
         launcher = place / "bin" / "dtun"
         launcher.write_text(layout.launcher(str(place / "bin" / "python")))
         launcher.chmod(0o755)
-        # Its user may not write here, so that it would compile at each start.
+        # The service cannot write here, and so it would compile at each start.
         subprocess.run([place / "bin" / "python", "-m", "compileall", "-q", packages], check=True)
-        # All that is compiled gets loaded, before this one takes the place of the one before.
+        # Load all compiled code before this environment replaces the previous one.
         modules = "dtun.dtls.mbed, dtun.service.run, dtun.server.server, dtun.client.client"
         subprocess.run([place / "bin" / "python", "-I", "-c", f"import {modules}"], check=True)
         subprocess.run([launcher, "--version"], check=True)
         if shutil.which("restorecon"):
-            # SELinux, as on Fedora: what is in a bin directory may be run by systemd, once it is labelled so.
+            # SELinux, as on Fedora: systemd may run files labelled as those of a bin directory.
             machine.attempt("restorecon", "-R", str(PREFIX))
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
@@ -127,7 +128,7 @@ def _number(path: Path) -> int:
 
 
 def _point(link: Path, target: Path) -> None:
-    """Make `link` lead to `target`, in one step if it is there already."""
+    """Point `link` to `target`, in one step if it exists."""
     link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}.new")
     new.unlink(missing_ok=True)
@@ -136,14 +137,12 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _prepare_systemd() -> None:
-    """User and group, rights, units; services that run are started anew."""
+    """Create user and group, set permissions, load the units; restart running services."""
     machine.attempt("systemd-sysusers", f"{layout.LOCAL.sysusers}/dtun.conf")
-    import grp  # noqa: PLC0415 - after its group has come into being
-
     try:
         group = grp.getgrnam("dtun").gr_gid
     except KeyError:
-        stop("there is no group dtun; run `systemd-sysusers`, see what it says, and install again")
+        stop("there is no group dtun; run `systemd-sysusers`, check its output, and install again")
     _first_config(group=group, mode=0o640)
     machine.attempt("systemd-tmpfiles", "--create", f"{layout.LOCAL.tmpfiles}/dtun.conf")
     if machine.has_systemd():
@@ -152,7 +151,7 @@ def _prepare_systemd() -> None:
 
 
 def _first_config(*, group: int, mode: int) -> None:
-    """The example as the configuration, unless there is one. Nobody else can read it for a moment either."""
+    """Write the example as the configuration, unless one exists. Other users can never read it."""
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -161,8 +160,8 @@ def _first_config(*, group: int, mode: int) -> None:
             os.fchmod(file.fileno(), mode)
 
 
-def _settle_launchd(start: str | None) -> None:
-    """Jobs that run are started anew, and `start` is."""
+def _restart_launchd(start: str | None) -> None:
+    """Restart running jobs; start the job of `start`, too."""
     restarted = launchd.restart()
     for warning in launchd.warnings():
         print(f"warning: {warning}")
@@ -175,7 +174,7 @@ def _settle_launchd(start: str | None) -> None:
         print("  sudo make install INSTALL='--start client'     # or server")
 
 
-def _say_how_to_go_on() -> None:
+def _print_next_steps() -> None:
     print(f"Installed. Next: edit {CONFIG} (all settings: {CONFIG}.example), `dtun check`, then")
     print("  sudo systemctl enable --now dtun-server        # or dtun-client")
 

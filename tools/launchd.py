@@ -1,6 +1,6 @@
 """dtun's jobs under launchd: what `make install` and `make uninstall` do about them on macOS (launchctl(1)).
 
-A job that is installed is disabled, by its property list, until somebody enables it: otherwise both would start with
+An installed job is disabled by its property list until an administrator enables it. Otherwise both jobs would start at
 the next boot, one of them without a configuration.
 """
 
@@ -17,13 +17,13 @@ DAEMONS = Path("/Library/LaunchDaemons")
 LOGS = Path("/var/log")
 
 PATIENCE = 60.0
-"""Seconds for a job to end: its ExitTimeOut, and a little more."""
+"""Seconds for a job to end: longer than its ExitTimeOut."""
 
 INTERVAL = 0.2
 
 
 class LaunchdError(Exception):
-    """launchd does not do it; the text says what, for a person."""
+    """launchd refused a request, or a job did not end. The message is for the user."""
 
 
 def label(role: str) -> str:
@@ -35,7 +35,7 @@ def plist(role: str) -> Path:
 
 
 def start(role: str) -> None:
-    """Have the job started now and with each boot.
+    """Start the job now and at each boot.
 
     Raises:
         LaunchdError: it cannot be loaded.
@@ -45,10 +45,10 @@ def start(role: str) -> None:
 
 
 def restart() -> list[str]:
-    """Start those that are loaded anew, from property lists that may be new as well; returns their roles.
+    """Restart the loaded jobs, with the property lists as they are now; returns their roles.
 
     Raises:
-        LaunchdError: one does not end, or cannot be loaded again.
+        LaunchdError: a job does not end, or cannot be loaded again.
     """
     found = [role for role in ROLES if _is_loaded(role)]
     for role in found:
@@ -58,10 +58,10 @@ def restart() -> list[str]:
 
 
 def remove() -> None:
-    """End the jobs, and forget that they were enabled, for an installation in some years.
+    """End and disable the jobs, so that a later installation does not start them.
 
     Raises:
-        LaunchdError: one does not end.
+        LaunchdError: a job does not end.
     """
     for role in ROLES:
         if _is_loaded(role):
@@ -70,12 +70,12 @@ def remove() -> None:
 
 
 def logs() -> list[Path]:
-    """The logs, with those that newsyslog has put aside."""
+    """The logs, with those that newsyslog has rotated."""
     return [path for role in ROLES for path in sorted(LOGS.glob(f"dtun-{role}.log*"))]
 
 
 def unfit(command: Path, config: Path, role: str) -> str | None:
-    """Why this job should not be started: launchd would do so every ten seconds. None if it may be."""
+    """Why this job would fail, and launchd would restart it every ten seconds; None if it would not."""
     done = subprocess.run([command, "check", "-c", config], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         return done.stderr.strip()
@@ -86,7 +86,7 @@ def unfit(command: Path, config: Path, role: str) -> str | None:
 
 
 def warnings(interpreters: Iterable[str] = (sys.executable,)) -> list[str]:
-    """What a person should know: root's dtun is in the hands of whoever may change the Python that it runs on."""
+    """Warnings about a Python that other users can change: they could run code as root."""
     found = []
     for path in interpreters:
         real = Path(path).resolve()
@@ -99,7 +99,7 @@ def warnings(interpreters: Iterable[str] = (sys.executable,)) -> list[str]:
 
 
 def _end(role: str) -> None:
-    # It says that the end is in progress, or that it has come; either way it is waited for.
+    # `bootout` may return before the job has ended.
     subprocess.run(["launchctl", "bootout", f"system/{label(role)}"], check=False, capture_output=True)
     deadline = time.monotonic() + PATIENCE
     while _is_loaded(role):

@@ -1,4 +1,4 @@
-"""Which file goes where: what `make install` and the Debian package lay down besides the program itself."""
+"""The files that `make install` and the Debian package install besides the program, and where."""
 
 # ruff: noqa: INP001
 
@@ -27,7 +27,7 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class Directories:
-    """Where things belong: in a package, or beside everything that is in packages."""
+    """The directories of a package, or of files outside packages."""
 
     units: str
     sysusers: str
@@ -65,7 +65,7 @@ PACKAGE = Directories(
 
 
 def linux(where: Directories) -> dict[str, str]:
-    """Path and text of each file, for Linux with systemd. All are for everybody to read (0644)."""
+    """Path and text of each file on Linux with systemd. All have mode 0644."""
     files = {f"{where.units}/{name}": _packaged(f"systemd/{name}") for name in UNITS}
     files |= {
         f"{where.sysusers}/dtun.conf": _packaged("sysusers/dtun.conf"),
@@ -83,7 +83,7 @@ def linux(where: Directories) -> dict[str, str]:
 
 
 def darwin() -> dict[str, str]:
-    """The same for macOS with launchd; root:wheel."""
+    """The same on macOS with launchd; root:wheel."""
     files = {
         f"/Library/LaunchDaemons/{name}": _packaged(f"launchd/{name}")
         for name in ("org.dtun.client.plist", "org.dtun.server.plist")
@@ -95,12 +95,12 @@ def darwin() -> dict[str, str]:
 
 
 def here() -> dict[str, str]:
-    """The same for the machine that this is, when dtun is installed beside its packages."""
+    """The same on this machine, if dtun is installed outside its packages."""
     return darwin() if platform.system() == "Darwin" else linux(LOCAL)
 
 
 def launcher(python: str, *paths: str) -> str:
-    """The command `dtun` for a Python, which looks for modules in `paths` first; "{version}" is its own, as in 3.11."""
+    """The command `dtun` for a Python. `paths` come first in sys.path; "{version}" in them is Python's, as in 3.11."""
     assert " " not in python  # noqa: S101 - a "#!" line has no quotes
     lines = [f"#!{python} -I", "import sys", "", 'version = "{}.{}".format(*sys.version_info)']
     if paths:

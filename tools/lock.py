@@ -1,10 +1,10 @@
 """Write requirements/*.txt, exact pins with hashes, from pyproject.toml. Run by `make lock`.
 
-Resolved with the oldest Python that dtun supports, so that the result holds on later ones as well.
-The resolver lives in a virtual environment of its own: nobody who only wants to run the tests needs it.
+Resolved with the oldest Python that dtun supports, so that the pins work with later ones, too. The resolver has a
+virtual environment of its own, as the tests do not need it.
 """
 
-# A script, that runs fixed commands:
+# A script that runs fixed commands:
 # ruff: noqa: INP001, S603
 
 import subprocess
@@ -43,7 +43,7 @@ def main() -> int:
         _compile(
             python, [*build, *runtime, *development], everything, "what `make test` and `make lint` need"
         )
-        # The smaller sets hold the same versions as the whole.
+        # The smaller sets have the versions of the whole.
         _compile(python, runtime, requirements / "runtime.txt", "what the service needs", same_as=everything)
         for wanted, name, what in (
             (build, "build.txt", "what building the package needs"),

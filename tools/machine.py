@@ -1,4 +1,4 @@
-"""What `make install` needs to know about the machine."""
+"""Checks of the machine for `make install`."""
 
 # ruff: noqa: INP001, S603
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def problems() -> list[str]:
-    """What stands in the way of an installation; each with what to do about it."""
+    """Reasons why dtun cannot be installed, each with what to do about it."""
     found = []
     if os.geteuid() != 0:
         found.append("root is needed; run: sudo make install")
@@ -34,7 +34,7 @@ def problems() -> list[str]:
 
 
 def missing_packages(*, compiler: bool) -> list[str]:
-    """What the installer itself lacks, as Debian calls it. `compiler`: whether something is to be compiled."""
+    """Debian packages that the installer needs and that are missing. `compiler`: with those for compiling."""
     version = "{}.{}".format(*sys.version_info)
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
@@ -51,12 +51,12 @@ def missing_packages(*, compiler: bool) -> list[str]:
 
 
 def has_systemd() -> bool:
-    """Whether systemd runs (sd_booted(3)), and is not only there, as in a chroot."""
+    """Whether systemd is running (sd_booted(3)), not only installed, as in a chroot."""
     return Path("/run/systemd/system").is_dir()
 
 
 def services() -> list[str]:
-    """The units of dtun's services on this machine, with every instance of the template that is known."""
+    """The units of dtun's services on this machine, with all loaded instances of the template."""
     command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "dtun-client@*.service"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     instances = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
@@ -64,7 +64,7 @@ def services() -> list[str]:
 
 
 def attempt(*command: str) -> None:
-    """Run it; if it fails, what it says is for the reader, and the rest goes on."""
+    """Run a command. If it fails, its output is shown and the installation continues."""
     subprocess.run(command, check=False, stdin=subprocess.DEVNULL)
 
 

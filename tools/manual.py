@@ -1,4 +1,4 @@
-"""The manual pages dtun(8) and dtun.yaml(5): packaging/man has the frame, the command line and the example the rest."""
+"""The manual pages dtun(8) and dtun.yaml(5), from packaging/man, the command line and the example."""
 
 # ruff: noqa: INP001
 
@@ -28,7 +28,7 @@ def dtun_yaml_5() -> str:
 
 
 def roff(text: str) -> str:
-    """Text as it is, for troff(1): no character of it is a request or an escape."""
+    """Text with all special characters of troff(1) escaped."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("^", "\\(ha")
     escaped = escaped.replace("~", "\\(ti").replace("`", "\\(ga").replace('"', "\\(dq")
     return re.sub(r"^\.", r"\\&.", escaped, flags=re.MULTILINE)

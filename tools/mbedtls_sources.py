@@ -1,12 +1,12 @@
-"""What a wheel of python-mbedtls is made of, where PyPI has none: fetched here, compiled by tools/mbedtls_wheel.py.
+"""Fetches what tools/mbedtls_wheel.py compiles a wheel of python-mbedtls from, where PyPI has none.
 
     *.tar.gz    python-mbedtls by requirements/runtime.txt
-    *.whl       what compiles it, by requirements/compile.txt
-    *.deb       Mbed TLS 2.28: python-mbedtls wants that, and distributions have gone on to 3
+    *.whl       the packages that compile it, by requirements/compile.txt
+    *.deb       Mbed TLS 2.28: python-mbedtls needs it, and distributions have moved on to version 3
 
-The last are from the newest release of this distribution that had them. apt fetches them from where it fetches the
-rest, and checks them by the distribution's own keys. It does that in directories of its own: the system's list of
-sources stays as it is, and nothing is installed.
+The last are from the newest release of this distribution that has them. apt fetches them from the system's own
+archives and verifies them with the distribution's keys. It uses directories of its own: the system's list of sources
+does not change, and nothing is installed.
 """
 
 # ruff: noqa: INP001, S603
@@ -40,7 +40,7 @@ LAST_RELEASES = {
 
 
 def release() -> Release | None:
-    """The release of this distribution that has Mbed TLS 2.28; None if it is another distribution than those."""
+    """The release of this distribution that has Mbed TLS 2.28; None for other distributions."""
     try:
         system = platform.freedesktop_os_release()
     except OSError:
@@ -49,17 +49,17 @@ def release() -> Release | None:
 
 
 def fetch(directory: Path, pip: Sequence[str], target: Sequence[str]) -> None:
-    """Fetch all of it. `pip`: the command of a Python of which the packages may change; `target`: pip's options for
-    the Python that is to compile.
+    """Fetch all of it. `pip`: the pip command of a virtual environment that may change; `target`: pip's options for the
+    Python that compiles.
 
     Raises:
-        OSError: this is no distribution that Mbed TLS can be had from, or apt knows no archive of it.
-        subprocess.CalledProcessError: something cannot be fetched, and that has been said.
+        OSError: this distribution does not have Mbed TLS 2.28, or apt has no archive of it.
+        subprocess.CalledProcessError: something cannot be fetched; the command has printed why.
     """
     directory.mkdir(parents=True, exist_ok=True)
     download = [*pip, "download", "--no-deps", "--require-hashes", "--dest", str(directory)]
     _run(*download, "--only-binary", ":all:", *target, "-r", str(TOOLS))
-    # It looks into the source, for which it needs the tools.
+    # pip runs the build backend of the source, which needs these.
     _run(*pip, "install", "--require-hashes", "-r", str(TOOLS))
     with tempfile.TemporaryDirectory() as place:
         pin = Path(place, "pin.txt")
@@ -69,7 +69,7 @@ def fetch(directory: Path, pip: Sequence[str], target: Sequence[str]) -> None:
 
 
 def pinned(place: Path, *names: str) -> None:
-    """Write the entries of these packages in the lock file, with their hashes, to a file of their own."""
+    """Write the entries of these packages in the lock file, with their hashes, to `place`."""
     entries = re.findall(r"^[^\s#].*(?:\n\s+.*)*", _RUNTIME.read_text(), re.MULTILINE)
     place.write_text("\n".join(entry for entry in entries if entry.partition("==")[0] in names) + "\n")
 
@@ -82,7 +82,7 @@ def _mbed_tls(directory: Path, place: Path) -> None:
     sources.write_text("".join(_lines(wanted)))
     for name in ("lists/partial", "cache/archives/partial", "none"):
         (place / name).mkdir(parents=True)
-    (place / "status").touch()  # what is installed here is of no interest
+    (place / "status").touch()  # as if nothing were installed
     settings = {
         "Dir::Etc::SourceList": sources,
         "Dir::Etc::SourceParts": place / "none",
@@ -99,7 +99,7 @@ def _mbed_tls(directory: Path, place: Path) -> None:
 
 
 def _lines(wanted: Release) -> Iterable[str]:
-    """The archives that this system has its packages from, in sources.list(5), but with the wanted release."""
+    """Lines for sources.list(5): the archives of this system, but with the wanted release."""
     now = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     question = ("apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages")
     known = _output(*question)

@@ -2,8 +2,7 @@
 
     python -m tools.mbedtls_wheel SOURCES OUTPUT      # a minute or two, without network; needs gcc and Python's headers
 
-It is like the wheels on PyPI: the shared libraries lie beside the modules, which find them by a path relative to
-themselves. Linux only.
+As in the wheels on PyPI, the shared libraries are beside the modules, which find them by a relative path. Linux only.
 """
 
 # ruff: noqa: INP001, S603, T201
@@ -25,11 +24,11 @@ RUN_PATH = ":".join(f"$ORIGIN/{up}/{LIBRARIES}" for up in ("..", "../.."))
 
 
 def build(sources: Path, output: Path) -> Path:
-    """Make the wheel for the Python that runs this; its path in `output`.
+    """Build the wheel for this Python in `output`; returns its path.
 
     Raises:
-        FileNotFoundError: something is not in `sources`.
-        subprocess.CalledProcessError: a step of the build failed; it has said why.
+        FileNotFoundError: a file is missing from `sources`.
+        subprocess.CalledProcessError: a step of the build failed; the command has printed why.
     """
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -47,7 +46,7 @@ def build(sources: Path, output: Path) -> Path:
             "LIBRARY_PATH": str(library),
             "CFLAGS": "-O2 -g0",
             # -s: without symbols, a tenth of the size.
-            # Old tags: the path counts for what the libraries need of each other, too.
+            # Old tags: the path applies to dependencies between the libraries, too.
             "LDFLAGS": f"-s -Wl,--disable-new-dtags,-rpath,{RUN_PATH}",
         }
         options: list[str | Path] = ["--no-deps", "--no-build-isolation", *offline]
@@ -56,7 +55,7 @@ def build(sources: Path, output: Path) -> Path:
         (unpacked,) = (work / "unpacked").iterdir()
         (unpacked / LIBRARIES).mkdir()
         for name in library.glob("lib*.so.*"):
-            # The name that programs ask for is a link.
+            # The name that modules load is a link.
             if name.is_symlink():
                 shutil.copy(name, unpacked / LIBRARIES)
         output.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def build(sources: Path, output: Path) -> Path:
 
 
 def _mbed_tls(sources: Path, place: Path) -> tuple[Path, Path]:
-    """Unpack Mbed TLS; the directories with its headers and its libraries."""
+    """Unpack Mbed TLS; returns the directories of its headers and its libraries."""
     for package in sources.glob("*.deb"):
         _run("dpkg-deb", "--extract", package, place)
     found = list(place.glob("usr/lib/*/libmbedtls.so"))

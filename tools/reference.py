@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the models of the configuration. Run by `make reference`."""
+"""Writes docs/configuration.md from the models of dtun/config. Run by `make reference`."""
 
 # ruff: noqa: INP001, T201
 

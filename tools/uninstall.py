@@ -1,6 +1,6 @@
-"""`make uninstall`: stops dtun and takes away what `make install` laid down. Configuration, keys and leases stay.
+"""`make uninstall`: stops dtun and removes what `make install` installed. Configuration, keys and leases stay.
 
-With INSTALL=--purge they go as well, and the user dtun.
+INSTALL=--purge removes them as well, and the user dtun.
 """
 
 # ruff: noqa: INP001, T201
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tools import install, launchd, layout, machine
 
-# Where leases are, and what is only of interest while dtun runs, on Linux and on macOS.
+# Leases, and files that are needed only while dtun runs, on Linux and on macOS.
 STATE: tuple[Path, ...] = (Path("/var/lib/dtun"), Path("/var/db/dtun"))
 RUNTIME: tuple[Path, ...] = (Path("/run/dtun"), Path("/var/run/dtun"))
 
@@ -36,16 +36,16 @@ def main(arguments: Sequence[str]) -> None:
         machine.attempt("systemctl", "daemon-reload")
     if arguments:
         _purge()
-        print("dtun is gone, with its configuration, keys and leases.")
+        print("dtun was removed, with its configuration, keys and leases.")
         return
     left = ", ".join(str(path) for path in _kept() if path.exists())
-    print(f"dtun is gone. Left in place: {left or 'nothing'}.")
+    print(f"dtun was removed. Left in place: {left or 'nothing'}.")
     if left:
         print("To remove these too, keys and all: make uninstall INSTALL=--purge")
 
 
 def _kept() -> list[Path]:
-    """What is only removed with --purge."""
+    """Paths that only --purge removes."""
     logs = launchd.logs() if platform.system() == "Darwin" else []
     return [install.CONFIG, install.KEYS, *STATE, *logs]
 
@@ -61,7 +61,7 @@ def _stop() -> None:
 
 
 def _remove_directories() -> None:
-    """Those that the installation made, if they are empty now."""
+    """Remove the directories that the installation created, if they are empty now."""
     if install.DIRECTORIES.exists():
         for line in reversed(install.DIRECTORIES.read_text().splitlines()):
             with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""The Python packages that dtun needs, as wheels: fetched by the lock file, unpacked without pip.
+"""The Python packages that dtun needs, as wheels: fetched according to the lock file, unpacked without pip.
 
 python -m tools.wheels DIRECTORY 3.11 3.13
 
 DIRECTORY/3.11/*.whl           for one Python
-DIRECTORY/3.13/sources/        what python-mbedtls is compiled from for another, of which PyPI has no wheel
+DIRECTORY/3.13/sources/        sources of python-mbedtls for a Python without a wheel on PyPI
 """
 
 # ruff: noqa: INP001, S603, T201
@@ -26,19 +26,19 @@ OWN_VERSION = "{}.{}".format(*sys.version_info)
 LOCK = ROOT / "requirements" / "runtime.txt"
 SOURCES = "sources"
 ANOTHER_PYTHON = "install CPython 3.12 and run make again (Fedora: dnf install python3.12)"
-# The C library of Debian 12 is 2.36. Older names do not imply each other for pip, so each is given.
+# The C library of Debian 12 is 2.36. pip does not infer older versions, so all are listed.
 GLIBC = ("2_36", "2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 
 
 def is_on_pypi(version: str) -> bool:
-    """Whether python-mbedtls, the one that decides it, has a wheel for this Python ("3.11") and this machine."""
+    """Whether PyPI has a wheel of python-mbedtls for this Python ("3.11") and this machine. Others have one anyway."""
     major, minor = map(int, version.split("."))
     this = bootstrap.Machine.this()._replace(python=(major, minor))
     return bootstrap.mbedtls_advice(this, {}) is None
 
 
 def problems(version: str) -> list[str]:
-    """What stands in the way of using dtun with this Python, each with what to do about it."""
+    """Reasons why dtun cannot run with this Python, each with what to do about it."""
     if is_on_pypi(version) or mbedtls_sources.release() is not None:
         return []
     missing = f"python-mbedtls has no wheel for Python {version} on {platform.system()} {platform.machine()}"
@@ -48,10 +48,10 @@ def problems(version: str) -> list[str]:
 
 
 def download(directory: Path, versions: Iterable[str]) -> None:
-    """Fetch the locked packages for each of these Pythons, for the machine that this is, checked by their hashes.
+    """Fetch the locked packages for each of these Pythons on this machine, and verify their hashes.
 
     Raises:
-        OSError, subprocess.CalledProcessError: something cannot be fetched, and that has been said.
+        OSError, subprocess.CalledProcessError: something cannot be fetched; the command has printed why.
     """
     with tempfile.TemporaryDirectory() as environment:
         # Debian's own Python comes without pip.
@@ -70,12 +70,11 @@ def download(directory: Path, versions: Iterable[str]) -> None:
 
 
 def compiled(directory: Path) -> list[Path]:
-    """All wheels for the Python that runs this, from what `download` has left in `directory`: if it had to leave
-    sources, they are compiled now.
+    """All wheels for this Python, from what `download` wrote to `directory`. Sources are compiled now.
 
     Raises:
-        FileNotFoundError: there is nothing for this Python.
-        subprocess.CalledProcessError: python-mbedtls cannot be compiled, and that has been said.
+        FileNotFoundError: there are no wheels for this Python.
+        subprocess.CalledProcessError: python-mbedtls cannot be compiled; the command has printed why.
     """
     place = directory / OWN_VERSION
     if (place / SOURCES).is_dir() and not list(place.glob("python_mbedtls-*.whl")):
@@ -90,7 +89,7 @@ def compiled(directory: Path) -> list[Path]:
 
 
 def _platforms() -> list[str]:
-    """What makes pip take wheels for the oldest C library that dtun runs with, not only for this one."""
+    """Options of pip for wheels of all C libraries that dtun runs with, not only of this one."""
     if platform.system() != "Linux":
         return []
     machine = platform.machine()
@@ -99,7 +98,7 @@ def _platforms() -> list[str]:
 
 
 def unpack(wheels: Iterable[Path], target: Path) -> None:
-    """Put the modules of these wheels below `target`. Their commands are not needed.
+    """Unpack the modules of these wheels to `target`, without their commands.
 
     The format: https://packaging.python.org/specifications/binary-distribution-format/
     """
@@ -114,7 +113,7 @@ def unpack(wheels: Iterable[Path], target: Path) -> None:
 
 
 def is_pure(wheel: Path) -> bool:
-    """Whether it has no compiled code, so that it is the same for any Python."""
+    """Whether it has no compiled code and works with any Python."""
     return wheel.name.endswith("-none-any.whl")
 
 

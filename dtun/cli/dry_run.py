@@ -1,6 +1,6 @@
-"""What a start would change in the kernel, found out by the parts that would do it, on a host that is only looked at.
+"""What a start would change in the kernel: the code of a start runs on a kernel that only records changes.
 
-What only the other side knows is assumed: a client's addresses come from its server, routes from a server's clients.
+Values that only the peer knows are assumed: the addresses of a client, and the routes of a server's clients.
 """
 
 import asyncio
@@ -8,7 +8,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
 
 from dtun.client.routing import routing_of
 from dtun.client.tunnel import Tunnel
@@ -17,15 +16,15 @@ from dtun.config import ANY_ID, ClientConfig, Hook, ServerConfig
 from dtun.network.plan import Routing
 from dtun.network.state import Address, NetworkState, PointToPoint, Route
 from dtun.platform.desired import Rejections
-from dtun.platform.interface import Kernel
+from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.protocol.messages import Welcome
 from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError
 
 ASSUMED_MTU = 1400
-"""Bytes, until a session tells."""
+"""Bytes. A session finds out the real one."""
 
-# Addresses for documentation (RFC 5737, RFC 3849): they stand for what the server will say.
+# Documentation addresses (RFC 5737, RFC 3849), in place of those that the server will assign.
 ASSUMED = Welcome(
     address=IPv4Address("192.0.2.2"),
     peer=IPv4Address("192.0.2.1"),
@@ -34,85 +33,81 @@ ASSUMED = Welcome(
 )
 
 
-class LookedAt(Kernel, Protocol):
-    """A host that changes nothing, and remembers what `apply` was asked for last."""
-
-    desired: NetworkState
-
-
 @dataclass(frozen=True, slots=True)
 class ClientDryRun:
-    """`before` is in the kernel from the start on, `after` with the first session. `servers` as far as they resolve."""
+    """The kernel's state after the start (`before`) and with a session (`after`). `servers`: those that resolve."""
 
     before: NetworkState
     after: NetworkState
     routing: Routing
     servers: tuple[Address, ...]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerDryRun:
-    """`state` is in the kernel from the start on; `later` the routes that each client may bring, by its id."""
+    """The kernel's `state` after the start. `later`: the routes that each client may add, by its id."""
 
     state: NetworkState
     later: Mapping[str, tuple[Route, ...]]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-async def of_client(config: ClientConfig, host: LookedAt, welcome: Welcome | None = None) -> ClientDryRun:
-    """`welcome` is what the server has said, if there is a session already; `host` must change nothing.
+async def of_client(
+    config: ClientConfig, host: ReadOnlyKernel, welcome: Welcome | None = None
+) -> ClientDryRun:
+    """Start a client on `host`, with a session whose Welcome is `welcome`, or an assumed one.
 
     Raises:
-        DtunError: the host cannot be looked at.
+        DtunError: the host's network cannot be read.
     """
     loop = asyncio.get_running_loop()
-    end = Tunnel(config, host, _run_nothing, loop)
-    remarks = []
+    tunnel = Tunnel(config, host, _run_nothing, loop)
+    notes = []
     servers: list[Address] = []
     try:
-        await end.open()
+        await tunnel.open()
         for server in config.servers:
             try:
                 found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
             except OSError:
-                remarks.append(f"{server.host}: the name cannot be resolved now")
+                notes.append(f"{server.host}: the name cannot be resolved now")
                 continue
             for *_, address in found:
-                if not await end.make_way(address):
-                    remarks.append(f"{address[0]}: the host has no route to this server now")
+                if not await tunnel.make_way(address):
+                    notes.append(f"{address[0]}: the host has no route to this server now")
                 servers.append(host_of(address))
         before = host.desired
         assumed = welcome or (ASSUMED if _wants_ipv6(config) else _without_ipv6(ASSUMED))
-        await end.configure(assumed, config.mtu or ASSUMED_MTU)
+        await tunnel.configure(assumed, config.mtu or ASSUMED_MTU)
         after = host.desired
         refusals = Rejections("client")
-        refusals.replace(end.refused)
-        remarks += refusals.lines
+        refusals.replace(tunnel.refused)
+        notes += refusals.lines
     finally:
-        await end.close()
-    routing = routing_of(config, end.device, assumed.routes)
-    return ClientDryRun(before, after, routing, tuple(dict.fromkeys(servers)), tuple(remarks))
+        await tunnel.close()
+    routing = routing_of(config, tunnel.device, assumed.routes)
+    return ClientDryRun(before, after, routing, tuple(dict.fromkeys(servers)), tuple(notes))
 
 
-async def of_server(config: ServerConfig, host: LookedAt) -> ServerDryRun:
-    """`host` must change nothing; neither are leases written.
+async def of_server(config: ServerConfig, host: ReadOnlyKernel) -> ServerDryRun:
+    """Start a server on `host`. No leases are written.
 
     Raises:
-        DtunError: the host cannot be looked at.
+        DtunError: the host's network cannot be read.
     """
     identities = Identities(config, host, _run_nothing, asyncio.get_running_loop(), read_only=True)
-    remarks = []
+    notes = []
     later = {}
     try:
         for name, entry in config.clients.items():
             if name == ANY_ID:
-                remarks.append("any other id gets a device and an address when it connects")
+                notes.append("any other id gets a device and an address when it connects")
                 continue
             try:
                 identity = await identities.create(name)
             except PoolFullError:
-                remarks.append(f"client {name}: the address pool {config.pool} is full")
+                notes.append(f"client {name}: the address pool {config.pool} is full")
                 continue
             if not entry.any_private:
                 later[name] = tuple(Route(subnet, identity.tun.name) for subnet in entry.subnets)
@@ -122,11 +117,11 @@ async def of_server(config: ServerConfig, host: LookedAt) -> ServerDryRun:
     finally:
         for identity in identities.by_name.values():
             identity.close()
-    return ServerDryRun(state, later, (*remarks, *refused, *identities.forwarding.warnings))
+    return ServerDryRun(state, later, (*notes, *refused, *identities.forwarding.warnings))
 
 
 def is_assumed(pair: PointToPoint) -> bool:
-    """Whether these addresses only stand for those that the server will give."""
+    """Whether these addresses stand for those that the server will assign."""
     return pair.local in (ASSUMED.address, ASSUMED.address6)
 
 

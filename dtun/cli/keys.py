@@ -1,4 +1,4 @@
-"""`dtun genkey` and `dtun schema`: what is made before there is a configuration."""
+"""`dtun genkey` and `dtun schema`, which need no configuration."""
 
 import argparse
 import json

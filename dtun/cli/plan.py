@@ -1,4 +1,4 @@
-"""`dtun plan` and `dtun explain`: what a start would change on this host, and why a destination goes where it goes."""
+"""`dtun plan` and `dtun explain`: what a start would change on this host, and which route an address has and why."""
 
 import asyncio
 import logging
@@ -25,10 +25,10 @@ NOTHING = "nothing: all of it is there already"
 
 
 def plan(config: Config) -> int:
-    """Print what a start would change now, and what is in its way. Returns 1 if something is.
+    """Print what a start would change now, and conflicts. Returns 1 if there is a conflict.
 
     Raises:
-        DtunError: the host cannot be looked at.
+        DtunError: the host's network cannot be read.
     """
     host = _host(config)
     if config.client is not None:
@@ -37,10 +37,10 @@ def plan(config: Config) -> int:
 
 
 def explain(config: Config, address: Address) -> int:
-    """Print where packets to `address` go now, and what in the configuration says so.
+    """Print where packets to `address` go now, and which setting decides it.
 
     Raises:
-        DtunError: the host cannot be looked at, or a server does not run.
+        DtunError: the host's network cannot be read, or the server is not running.
     """
     lines = asyncio.run(_explain(config, address, _host(config)))
     say("\n".join(lines))
@@ -48,13 +48,13 @@ def explain(config: Config, address: Address) -> int:
 
 
 def _host(config: Config) -> ReadOnlyKernel:
-    # What the parts of a start would log is among the remarks.
+    # No log: the notes have the same content.
     logging.getLogger("dtun").addHandler(logging.NullHandler())
     return read_only_kernel(_running(config))
 
 
 def _running(config: Config) -> Mapping[str, str]:
-    """The devices that are there now, by their names in the configuration: on macOS they have others."""
+    """The names of existing devices, by their names in the configuration, which differ on macOS."""
     try:
         rows = ask(config.control_socket)["tunnels"]
     except DtunError:
@@ -69,7 +69,7 @@ def _running(config: Config) -> Mapping[str, str]:
 
 
 def _own_addresses(config: ClientConfig) -> list[Address]:
-    """Both ends' in the tunnel, which come from the server: none, if dtun does not run."""
+    """The addresses of both ends inside the tunnel, if dtun is running: the server assigns them."""
     try:
         rows = ask(config.control_socket)["tunnels"]
     except DtunError:
@@ -79,33 +79,33 @@ def _own_addresses(config: ClientConfig) -> list[Address]:
 
 async def _plan_client(config: ClientConfig, host: ReadOnlyKernel) -> int:
     found = await dry_run.of_client(config, host)
-    there = await host.existing(found.after, config.tun)
+    existing = await host.existing(found.after, config.tun)
     say("At the start:")
-    await _print_changes(found.before, there)
+    _print_changes(found.before, existing)
     say(f"With the first session, of {', '.join(map(str, config.servers))}:")
-    await _print_changes(found.after, found.before | there)
+    _print_changes(found.after, found.before | existing)
     own = _own_addresses(config)
     problems = conflicts.client_conflicts(
         found.routing, config.subnets, found.servers, own, await _neighbours(host)
     )
-    return _print_remarks(found.remarks, problems)
+    return _print_notes(found.notes, problems)
 
 
 async def _plan_server(config: ServerConfig, host: ReadOnlyKernel) -> int:
     found = await dry_run.of_server(config, host)
-    there = await host.existing(found.state, "server")
+    existing = await host.existing(found.state, "server")
     say("At the start:")
-    await _print_changes(found.state, there)
+    _print_changes(found.state, existing)
     for name, routes in found.later.items():
         if routes:
             say(f"When {name} connects, as far as it asks for them:")
-            await _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
+            _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
     claims = [RoutedNetwork(config.pool, "the address pool")]
     if config.pool6 is not None:
         claims.append(RoutedNetwork(config.pool6, "the IPv6 pool"))
     for name, routes in found.later.items():
         claims += [RoutedNetwork(route.destination, f"behind client {name}") for route in routes]
-    return _print_remarks(found.remarks, conflicts.server_conflicts(claims, await _neighbours(host)))
+    return _print_notes(found.notes, conflicts.server_conflicts(claims, await _neighbours(host)))
 
 
 async def _neighbours(host: ReadOnlyKernel) -> list[ExistingNetwork]:
@@ -118,8 +118,8 @@ async def _neighbours(host: ReadOnlyKernel) -> list[ExistingNetwork]:
     ]
 
 
-async def _print_changes(desired: NetworkState, there: NetworkState) -> None:
-    changes = [change for change in difference(desired, there) if change.action != "remove"]
+def _print_changes(desired: NetworkState, existing: NetworkState) -> None:
+    changes = [change for change in difference(desired, existing) if change.action != "remove"]
     for change in changes:
         match change.what:
             case PointToPoint() as pair if dry_run.is_assumed(pair):
@@ -136,9 +136,9 @@ def _family(pair: PointToPoint) -> str:
     return ", if it has IPv6" if pair.local.version == 6 else ""
 
 
-def _print_remarks(remarks: Iterable[str], problems: Iterable[str]) -> int:
-    for remark in remarks:
-        say(f"note: {remark}")
+def _print_notes(notes: Iterable[str], problems: Iterable[str]) -> int:
+    for note in notes:
+        say(f"note: {note}")
     problems = list(problems)
     for problem in problems:
         say(f"conflict: {problem}")
@@ -154,7 +154,7 @@ async def _explain(config: Config, address: Address, host: ReadOnlyKernel) -> li
 
 
 def _origin(config: ClientConfig) -> Callable[[Network], str]:
-    """Where in the configuration a network is written. A joined one is where the first of its parts is."""
+    """Returns the place of a network in the configuration. An aggregated network has the place of its first part."""
 
     def origin(network: Network) -> str:
         for index, route in enumerate(config.routes):
@@ -169,7 +169,11 @@ def _origin(config: ClientConfig) -> Callable[[Network], str]:
 
 
 def _served(config: ServerConfig) -> list[ServedClient]:
-    """The clients that a running server has now; those of the configuration if it does not run."""
+    """The clients that the running server has now.
+
+    Raises:
+        UnavailableError: the server is not running.
+    """
     try:
         status: Mapping[str, Any] = ask(config.control_socket)
     except DtunError as error:
@@ -186,12 +190,16 @@ def _served(config: ServerConfig) -> list[ServedClient]:
 
 
 def _server_of(config: Config) -> ServerConfig:
-    assert config.server is not None  # noqa: S101 - one of the two is there, as the validation has seen to
+    assert config.server is not None  # noqa: S101 - the validation ensures that one of the two exists
     return config.server
 
 
 def parse_address(text: str) -> Address:
-    """For the command line. Raises ValueError with a person's words."""
+    """An address from the command line.
+
+    Raises:
+        ValueError: it is not an address. The text is for the user.
+    """
     try:
         return ip_address(text)
     except ValueError:

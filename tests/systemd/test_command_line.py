@@ -1,4 +1,4 @@
-"""Completions and manual pages say what `dtun --help` says; and bash, at least, completes."""
+"""Completions and manual pages have every command and option; completion works in bash."""
 
 import shutil
 import subprocess
@@ -44,7 +44,7 @@ def test_each_command_and_option_is_there(page: Callable[[], str]) -> None:
 def test_bash_completes(words: list[str], offered: set[str], tmp_path: Path) -> None:
     (tmp_path / "dtun").write_text(completions.bash())
     (tmp_path / "a.yaml").touch()
-    # Outside of a real completion there is nothing that compopt could change.
+    # compopt fails outside of a real completion.
     script = (
         'compopt() { :; }; . ./dtun; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _dtun; echo "${COMPREPLY[@]}"'
     )

@@ -46,7 +46,7 @@ def client_file(tmp_path: Path, key_file: Path) -> Path:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Config]]]:
-    """What would have been started; the log is as before afterwards."""
+    """The roles and configurations that would have been started. Restores the log afterwards."""
     started: list[tuple[str, Config]] = []
 
     def starter(role: str) -> Callable[[Config], int]:

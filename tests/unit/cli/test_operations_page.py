@@ -1,4 +1,4 @@
-"""What docs/operations.md quotes is what dtun says, and the commands and fields that it names exist."""
+"""docs/operations.md quotes messages that dtun has, and names commands and fields that exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from dtun.session.log import FIELDS
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "dtun").rglob("*.py")))
-# Said by systemd.
+# Messages of systemd.
 NOT_OURS = {"Socket service dtun-server.service not loaded, refusing"}
 
 
@@ -28,7 +28,7 @@ def test_there_are_messages() -> None:
 
 @pytest.mark.parametrize("message", [m for m in quoted() if not m.startswith("/etc/dtun.yaml:")])
 def test_a_message_is_in_the_sources(message: str) -> None:
-    # What stands for something else is "..." there and in braces here; and a reason follows a colon.
+    # Variable parts are "..." on the page and in braces in the sources; a reason follows a colon.
     for part in re.split(r"\.\.\.|: ", message):
         assert part.strip(" ',:") in SOURCES.replace("`", ""), part
 

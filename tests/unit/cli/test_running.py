@@ -15,7 +15,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 class Answering:
-    """Takes the place of `ask`."""
+    """Replaces `ask`."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
@@ -64,7 +64,7 @@ def test_kick_names_the_client(answering: Answering, capsys: Capture) -> None:
 
 @pytest.fixture
 def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a server and two clients run, and none of them is in the default configuration."""
+    """A runtime directory of a server and two clients, without a default configuration."""
     monkeypatch.setattr("dtun.cli.running.DEFAULT_CONFIG", tmp_path / "none.yaml")
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     for name in ("dtun0.sock", "dtun1.sock", "server.sock"):
@@ -128,7 +128,7 @@ def test_watch_on_a_terminal_stays_on_its_screen(capsys: Capture, monkeypatch: p
     assert shown.count("\n") <= 4 + 1
 
 
-def test_watch_ends_when_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_ends_when_its_reader_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "say", lambda _: False)
     pictures = Pictures("one")
     assert status.watch(pictures, pictures.pause) == 0

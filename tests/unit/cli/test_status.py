@@ -1,4 +1,4 @@
-"""`dtun status`: a table of clients, the lines of one tunnel, JSON, and whom it asks."""
+"""`dtun status`: a table of clients, the lines of one tunnel, JSON, and the sockets that it asks."""
 
 import asyncio
 import contextlib
@@ -200,7 +200,7 @@ def test_whatever_another_version_answers_can_be_shown(values: dict[str, Any], r
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Path, dict[str, object]], None]]:
-    """Running dtuns that answer at a path; on a loop of their own, since the command blocks."""
+    """Simulated dtuns that answer at a path, on a loop of their own, since the command blocks."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -282,7 +282,7 @@ def test_check_tells_by_the_exit_code_whether_a_client_is_connected(
         assert capsys.readouterr().out == plain
 
 
-def test_nobody_there(tmp_path: Path, capsys: Capture) -> None:
+def test_no_dtun_is_running(tmp_path: Path, capsys: Capture) -> None:
     assert main(["status", "--socket", str(tmp_path / "no.sock")]) == 69
     assert capsys.readouterr().err == (
         f"dtun: no dtun is running (nothing listens at {tmp_path}/no.sock); start it, or set --socket\n"

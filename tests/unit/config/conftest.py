@@ -1,4 +1,4 @@
-"""Configuration files on disk, and what loading them says."""
+"""Configuration files on disk, and loading them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def loaded(write: Write) -> Load:
 
 @pytest.fixture
 def problems(write: Write, tmp_path: Path) -> Problems:
-    """The lines that a bad file is answered with, without the path of the file."""
+    """The error lines for a bad file, without its path."""
 
     def problems(text: str) -> list[str]:
         with pytest.raises(ConfigErrors) as caught:

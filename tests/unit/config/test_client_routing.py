@@ -1,4 +1,4 @@
-"""What goes through the tunnel and what around it: what a correct client says, and what a wrong one is told."""
+"""Settings for what goes through the tunnel and what bypasses it: correct ones, and errors for wrong ones."""
 
 import base64
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Problems = Callable[[str], list[str]]
 
 
 def text(settings: str, *, servers: str = "192.0.2.1", key: str = KEY) -> str:
-    """A good client section of a line a setting; `settings` come on line 5."""
+    """A good client section, one setting a line. `settings` are on line 5."""
     return f"client:\n  servers: {servers}\n  id: a\n  key: {key}\n{settings}\n"
 
 

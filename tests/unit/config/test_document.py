@@ -1,4 +1,4 @@
-"""YAML that is broken, hostile or odd: always an answer with a place, never an exception of another kind."""
+"""YAML that is broken, hostile or odd: always an error with a place, never another exception."""
 
 import base64
 import contextlib
@@ -94,7 +94,7 @@ def test_a_huge_file_is_not_even_parsed() -> None:
     assert "larger than 1 MiB" in problem.message
 
 
-# Pieces that make many broken files, and some that come far: names, values and all that is special in YAML.
+# Pieces of files, most of them broken: names, values and the special characters of YAML.
 PIECES = st.sampled_from(
     [
         "server", "client", "clients", "listen", "pool", "pool6", "mtu", "suites", "keepalive", "timeout", "key",
@@ -156,7 +156,7 @@ PLACES = [
 
 
 def everything_said_about(path: Path) -> str:
-    """The warnings or the errors, and what a traceback would add to them."""
+    """The warnings or the errors, with what a traceback would show."""
     try:
         return "\n".join(load(path).warnings)
     except ConfigErrors as error:

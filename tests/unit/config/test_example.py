@@ -1,4 +1,4 @@
-"""etc/dtun.yaml.example is correct, both halves of it, and leaves nothing out."""
+"""Both halves of etc/dtun.yaml.example are correct, and complete."""
 
 import re
 from pathlib import Path
@@ -13,25 +13,25 @@ EXAMPLE = Path(__file__).parents[3] / "etc" / "dtun.yaml.example"
 START_OF_CLIENT = "#client:"
 
 
-# Of these one excludes another; what is shown of them as an alternative stays off.
+# Each of these excludes another one, so the alternatives stay commented out.
 ALTERNATIVES = ("credential", "key", "compat")
 
 
 def halves() -> tuple[str, str]:
-    """The server's part, and the client's part without its first "#"."""
+    """The part of the server, and that of the client without its first "#"."""
     lines = EXAMPLE.read_text().splitlines()
     start = lines.index(START_OF_CLIENT)
     return "\n".join(lines[:start]), "\n".join(line.removeprefix("#") for line in lines[start:])
 
 
 def switched_on(half: str, *but: str) -> str:
-    """With the settings that are off, and only them."""
+    """The text with its commented-out settings, and only these."""
     others = "".join(f"(?!{name}:)" for name in but)
     return re.sub(rf'^( *)#(?=[a-z"]){others}', r"\1", half, flags=re.MULTILINE)
 
 
 def load_half(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Load it, with keys in the places that it names."""
+    """Load it, with the key files that it names."""
     for name in ("office", "office-next"):
         (directory / name).write_text(keys.generate())
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))

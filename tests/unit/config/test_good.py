@@ -1,4 +1,4 @@
-"""What a correct file means."""
+"""Correct files and the models that they give."""
 
 import copy
 import pickle

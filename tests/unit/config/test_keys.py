@@ -1,4 +1,4 @@
-"""Keys: which are taken, which are refused and how, and that they stay hidden."""
+"""Keys: which are accepted, the errors of others, and that they stay hidden."""
 
 import base64
 import grp
@@ -67,7 +67,7 @@ def test_a_key_that_is_refused_is_not_quoted(text: bytes, go: bool) -> None:
         said = ""
     except ValueError as error:
         said = str(error)
-    # What the advice says in any case is not quoted.
+    # Words of the advice itself are not quotes.
     assert (
         len(text.strip()) < 4
         or text.strip() in b"`dtun genkey --compat go`"

@@ -1,4 +1,4 @@
-"""Lists of networks in files of their own: what they hold, what is wrong in them, and that they are quick."""
+"""Lists of networks in files of their own: contents, errors and speed."""
 
 import os
 import random
@@ -147,7 +147,7 @@ def test_ten_thousand_lines_load_quickly(write: Callable[[str], Path], tmp_path:
     lines = [f"{IPv4Network((number, 24))}  # an example\n" for number in numbers]
     (tmp_path / "many.txt").write_text("".join(lines))
     path = write(f"{CLIENT}  routes: everything\n  bypass_files: many.txt\n")
-    # The processor's time: others may be busy on this machine. 0.1 s is usual; this is about orders of magnitude.
+    # CPU time, as the machine may be busy. 0.1 s is usual; the test is about orders of magnitude.
     start = time.process_time()
     it = client(load(path))
     assert time.process_time() - start < 2

@@ -1,4 +1,4 @@
-"""The configurations that the README and the pages in docs/ show can be used as they stand."""
+"""The configurations in the README and in docs/ load without changes."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_configuration_of_a_page_loads(page: str, text: str, tmp_path: Path) -
         file.write_text(keys.generate(go="compat: go" in text) if is_key else "198.51.100.0/24\n")
         file.chmod(0o600)
         text = text.replace(path, str(file))
-    # A section that is shown in part.
+    # The page shows only a part of the section.
     if text.startswith("client:") and "servers:" not in text:
         text += "  servers: [192.0.2.1]\n"
     if text.startswith("client:") and "id:" not in text:

@@ -1,4 +1,4 @@
-"""What a person is told about a bad file: everything at once, with the place and what to do."""
+"""Errors of a bad file: all at once, each with its place and what to do."""
 
 import base64
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def server(settings: str = "", client: str = "", more: str = "") -> str:
 
 
 def client(settings: str = "", *, without: str = "") -> str:
-    """A good client section of a line a setting; `settings` come on line 5."""
+    """A good client section, one setting a line. `settings` are on line 5."""
     lines = {"servers": "  servers: h", "id": "  id: a", "key": f"  key: {KEY}"}
     lines.pop(without, None)
     return "client:\n" + "\n".join(lines.values()) + f"\n{settings}\n"

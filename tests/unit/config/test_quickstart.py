@@ -1,4 +1,4 @@
-"""A start without a file makes the same models, by the same rules."""
+"""A start without a file gives the same models, with the same checks."""
 
 from ipaddress import IPv4Network
 from pathlib import Path

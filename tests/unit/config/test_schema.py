@@ -1,4 +1,4 @@
-"""The JSON Schema knows what a file may hold, and the reference page says it."""
+"""The JSON Schema and the reference page have every setting."""
 
 import json
 from typing import Any

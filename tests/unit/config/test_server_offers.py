@@ -1,4 +1,4 @@
-"""What a server gives its clients: routes and names, a way out through it, and a second key to change over to."""
+"""Settings of a server for its clients: pushed routes and DNS, masquerading, and a second key."""
 
 import base64
 from collections.abc import Callable

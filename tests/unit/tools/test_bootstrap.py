@@ -1,4 +1,4 @@
-"""Setting up a checkout: where it cannot work it says what to do, in one line; where it can it is quick."""
+"""Setting up a checkout: one line of advice where it cannot work; quick where it can."""
 
 import os
 import shutil
@@ -77,14 +77,14 @@ def test_without_root_one_command_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_tunnel_that_cannot_be_had_is_named_and_the_others_are_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # An apt-get that knows every package but one, and notes what it is asked for.
+    # An apt-get that has every package but one, and records its arguments.
     apt = tmp_path / "apt-get"
     apt.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncase "$*" in *fastd) exit 100;; esac\n')
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
 
-    bootstrap.install_what_there_is(["fastd", "openvpn"])
+    bootstrap.install_available_packages(["fastd", "openvpn"])
 
     assert "NOT AVAILABLE here, so not measured: fastd\n" in capsys.readouterr().out
     asked = (tmp_path / "asked").read_text().splitlines()
@@ -92,7 +92,7 @@ def test_a_tunnel_that_cannot_be_had_is_named_and_the_others_are_installed(
 
 
 def checkout(directory: Path) -> None:
-    """What the stamp looks at."""
+    """The files that the stamp depends on."""
     (directory / "requirements").mkdir()
     for name in ("dev.txt", "build.txt", "runtime.txt"):
         (directory / "requirements" / name).write_text("pinned==1\n")
@@ -132,7 +132,7 @@ def put_command(path: Path, script: str) -> None:
 
 
 def put_python(path: Path, version: tuple[int, int]) -> None:
-    """A Python that takes itself for another version."""
+    """A Python that reports another version."""
     pretend = f"import sys; sys.version_info = (*{version}, 0); exec(sys.argv[1])"
     put_command(path, f'exec {sys.executable} -c "{pretend}" "$2"')
 
