@@ -1,6 +1,9 @@
-"""A host that is only looked at: what would be changed is written down instead. Needs no rights, holds no lock."""
+"""A kernel for `dtun plan` and `dtun explain`: reads the host, and records changes instead of making them.
 
-# ruff: noqa: B027 - to do nothing is what it is for
+It needs no privileges and takes no lock.
+"""
+
+# ruff: noqa: B027 - methods that change nothing are empty on purpose
 
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +17,7 @@ from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
 
 
 class AbsentTun:
-    """A device that is not there. Nothing ever comes out of it."""
+    """Stands for a TUN device that is not created. It never has a packet to read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -22,27 +25,27 @@ class AbsentTun:
         self.family_header = False
         self.offloads: frozenset[str] = frozenset()
         self.enabled_offloads: frozenset[str] = frozenset()
-        self._silence, self._tunnel = os.pipe()
-        os.set_blocking(self._silence, False)
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
 
     def fileno(self) -> int:
-        return self._silence
+        return self._read_end
 
     def enable_offloads(self, offloads: frozenset[str]) -> None:
-        """It hands out nothing."""
+        """There are none."""
 
     def close(self) -> None:
-        if self._silence >= 0:
-            os.close(self._silence)
-            os.close(self._tunnel)
-            self._silence = -1
+        if self._read_end >= 0:
+            os.close(self._read_end)
+            os.close(self._write_end)
+            self._read_end = -1
 
 
 class ReadOnlyKernel(ABC):
-    """Implements `dtun.platform.interface.Kernel`, as far as that is the same everywhere.
+    """The part of `dtun.platform.interface.Kernel` that is the same on all systems.
 
-    `desired` is what a start would have in the kernel after the last `apply`, in the kernel's own terms. `running`
-    has the real names of devices that are there already, by the names that the configuration has for them.
+    `desired` is what the kernel would have after the last `apply`. `running` maps device names of the configuration to
+    the real names of devices that exist already.
     """
 
     def __init__(self, running: Mapping[str, str] | None = None) -> None:
@@ -51,13 +54,13 @@ class ReadOnlyKernel(ABC):
         self._devices: list[str] = []
 
     async def open(self) -> None:
-        """Nothing is needed to look."""
+        """Nothing to prepare."""
 
     async def close(self) -> None:
-        """Nothing was changed."""
+        """Nothing to remove."""
 
     async def detach(self) -> None:
-        """Nothing was changed."""
+        """Nothing to leave in place."""
 
     def create_tun(self, name: str, descriptor: int | None = None) -> AbsentTun:
         del descriptor
@@ -72,7 +75,7 @@ class ReadOnlyKernel(ABC):
         return []
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
-        """Whoever looks once is not interested in what comes after."""
+        """Never calls back: a dry run reads the host once."""
 
     @abstractmethod
     async def next_hop(self, address: Address) -> NextHop | None: ...
@@ -85,33 +88,33 @@ class ReadOnlyKernel(ABC):
 
     @abstractmethod
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
-        """The part of `desired` that is in the kernel already, of the dtun called `instance`.
+        """The part of `desired` that the dtun process called `instance` has in the kernel already.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
 
     @abstractmethod
     async def foreign_tunnels(self) -> list[LocalNetwork]:
-        """What other programs send through tunnels that are not dtun's.
+        """Networks that other programs route through tunnels of their own.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
 
     @abstractmethod
     async def actual_route(self, address: Address) -> ActualRoute:
-        """Where a packet to `address` goes now, dtun's own routes included.
+        """The route that the kernel uses for `address` now, dtun's own routes included.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
 
     def _device_name(self, wanted: str, taken: Collection[str]) -> str:
-        """What a device would be called that is asked for as `wanted`; `taken` are those made so far."""
+        """The real name of a device that is requested as `wanted`; `taken` are those requested before."""
         del taken
         return wanted
 
     def _possible(self, desired: NetworkState) -> tuple[NetworkState, list[tuple[Thing, str]]]:
-        """What a start would have in the kernel, and what it would refuse, each with its reason."""
+        """What the kernel would have after applying `desired`, and what is refused, each with its reason."""
         return desired, []

@@ -1,4 +1,4 @@
-"""What outlives a process, and the lines of the journal that say so. Pure.
+"""The entries of the journal, which outlive the process, and their format. Pure.
 
     {"version": 2}
     ["+", "route", "203.0.113.5/32", "eth0", "192.0.2.1", null, null, 254, "unicast"]
@@ -7,8 +7,8 @@
     ["+", "table", "dtun-demo"]
     ["-", "rule", 4, 7217, 7217, 7217, null]
 
-"+" is written before the thing is made, "-" after it has been removed. A line that a killed process did not finish is
-of no account, the first one included: what it names had not been made. Version 1 was one object,
+"+" is written before something is applied, "-" after it has been removed. An unfinished line at the end, the first line
+included, is ignored: the process was killed before it applied what the line names. Version 1 was a single object,
 {"routes": [{"destination": ...}]}.
 """
 
@@ -26,7 +26,7 @@ HEADER = json.dumps({"version": VERSION}).encode() + b"\n"
 
 @dataclass(frozen=True, slots=True)
 class SavedSysctl:
-    """A kernel setting that we want, and what comes back in the end; `previous` None: it was so already."""
+    """A kernel setting that we want, and its previous value; None if it had the wanted value already."""
 
     sysctl: Sysctl
     previous: str | None
@@ -34,7 +34,7 @@ class SavedSysctl:
 
 @dataclass(frozen=True, slots=True)
 class FilterTable:
-    """A table of the packet filter, with all that is in it."""
+    """A table of the packet filter, with all its contents."""
 
     name: str
 
@@ -43,18 +43,18 @@ Entry = Route | Rule | SavedSysctl | FilterTable
 
 
 class UnknownVersionError(Exception):
-    """A later dtun has written it."""
+    """A later version of dtun has written the journal."""
 
 
 def encode(entry: Entry) -> bytes:
-    """The line, as far as it does not depend on the sign."""
+    """The line after the sign."""
     match entry:
         case Route(destination, device, gateway, source, metric, table, kind):
-            # Of these there may be thousands, for which a serializer takes too long.
-            hop = "null" if gateway is None else f'"{gateway}"'
-            own = "null" if source is None else f'"{source}"'
+            # Not json.dumps: there may be thousands of routes.
+            via = "null" if gateway is None else f'"{gateway}"'
+            src = "null" if source is None else f'"{source}"'
             cost = "null" if metric is None else metric
-            return f'"route", "{destination}", {_quoted(device)}, {hop}, {own}, {cost}, {table}, "{kind}"]\n'.encode()
+            return f'"route", "{destination}", {_quoted(device)}, {via}, {src}, {cost}, {table}, "{kind}"]\n'.encode()
         case Rule(version, priority, table, mark, suppressed):
             fields: list[Any] = ["rule", version, priority, table, mark, suppressed]
         case SavedSysctl(Sysctl(name, value), previous):
@@ -65,11 +65,11 @@ def encode(entry: Entry) -> bytes:
 
 
 def decode(data: bytes) -> set[Entry]:
-    """What a journal says, of this version or the one before.
+    """The entries of a journal of this version or the one before.
 
     Raises:
-        ValueError, TypeError, KeyError: it is damaged.
-        UnknownVersionError: it is of a later version.
+        ValueError, TypeError, KeyError: the journal is damaged.
+        UnknownVersionError: a later version of dtun has written it.
     """
     first, end, rest = data.partition(b"\n")
     if not end and HEADER.startswith(first):
@@ -77,7 +77,7 @@ def decode(data: bytes) -> set[Entry]:
     try:
         header = json.loads(first)
     except ValueError:
-        # Version 1 was laid out for people, over several lines.
+        # Version 1 was indented, over several lines.
         header = json.loads(data)
     if not isinstance(header, dict):
         raise TypeError("no header")

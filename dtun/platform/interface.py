@@ -1,4 +1,7 @@
-"""What an operating system does for dtun: the same few things on every one of them."""
+"""The operating system as dtun uses it: `Kernel` for the host's network, `Tun` for a device.
+
+`linux/` and `darwin/` implement both, `dry_run.py` a kernel that changes nothing.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from dtun.network.state import Address, Network, NetworkState
 
 
 class ChangesRefusedError(UnavailableError):
-    """The kernel refused some changes (`refused`, each with its reason); the others are in place."""
+    """The kernel refused some changes (`refused`, each with its reason) and made the others (`applied`)."""
 
     def __init__(self, refused: list[tuple[Change, str]], applied: list[Change]) -> None:
         self.refused = refused
@@ -22,7 +25,7 @@ class ChangesRefusedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """How the host reaches an address now. `gateway` is None for a neighbour on the link; `mtu` in bytes."""
+    """How the host reaches an address. `gateway` is None for an address on the link; `mtu` in bytes."""
 
     device: str
     gateway: Address | None
@@ -32,18 +35,19 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class LocalNetwork:
-    """A network that the host is itself a member of: an interface's address and prefix."""
+    """A network of one of the host's interfaces."""
 
     device: str
     network: Network
 
 
 class Tun(Protocol):
-    """A layer 3 device. Gone when closed.
+    """A TUN device (layer 3). The kernel removes it when it is closed.
 
-    `offloads` names the super-packets that it can take: "segments" (of TCP, and checksums left to the receiver),
-    "udp-segments". With `vnet_header` each read and write has that header (dtun.protocol.virtio) in front, with
-    `family_header` macOS's (dtun.dataplane.device); without either, it is one bare IP packet.
+    Each read and write is one IP packet. With `vnet_header` it has a virtio header in front (dtun.protocol.virtio),
+    with `family_header` macOS's address family (dtun.dataplane.device). `offloads` are the kinds of super-packets that
+    the device supports: "segments" (TCP, and packets without checksums) and "udp-segments". `enabled_offloads` are
+    those that reads may return.
     """
 
     name: str
@@ -57,109 +61,111 @@ class Tun(Protocol):
         ...
 
     def enable_offloads(self, offloads: frozenset[str]) -> None:
-        """From now on reads may bring these kinds of super-packets (a part of `offloads`), and no others."""
+        """Let reads return these kinds of super-packets (a subset of `offloads`), and no others."""
         ...
 
     def close(self) -> None:
-        """Remove the device, with its addresses and routes."""
+        """Close the device: the kernel removes it, with its addresses and routes."""
         ...
 
 
 class Kernel(Protocol):
-    """The host's network configuration, as far as one dtun process changes or reads it."""
+    """The host's network configuration, which one dtun process reads and changes.
+
+    The life of an instance: `open`, `apply` for each new desired state, then `close`, or `detach` before a restart.
+    """
 
     async def open(self) -> None:
-        """Get ready, and take over what a killed process of the same instance left behind.
+        """Prepare, and take over what a killed process of the same instance left in the kernel.
 
-        What is really there counts as applied: the first `apply` removes what it does not ask for, and the rest stays
-        without a gap, such as the routes of a kill switch. `close` without any `apply` removes all of it.
+        What is still there counts as applied: the first `apply` removes what it does not want and keeps the rest
+        without a gap, such as the routes of a kill switch. `close` without an `apply` removes all of it.
 
         Raises:
-            PermissionDeniedError: the process lacks CAP_NET_ADMIN (or root), or may not write its runtime
+            PermissionDeniedError: the process lacks CAP_NET_ADMIN (or root), or may not write to its runtime
                 directory.
-            UnavailableError: another process runs as the same instance, or the runtime directory is of no
-                use.
+            UnavailableError: another process runs as the same instance, or the runtime directory cannot be used.
         """
         ...
 
     async def close(self) -> None:
-        """Remove everything that `apply` put in place, and what `open` took over.
+        """Remove everything that was applied or taken over. The caller closes its devices.
 
-        May be called twice. The caller closes its devices.
+        May be called twice.
 
         Raises:
-            ChangesRefusedError: something could not be removed; everything else has been, and all is closed.
+            ChangesRefusedError: something could not be removed; everything else is removed and closed.
         """
         ...
 
     async def detach(self) -> None:
-        """Go, and leave everything as it is: a successor will take it over. The caller does not close its devices."""
+        """Close and leave everything in the kernel, for a successor. The caller keeps its devices open."""
         ...
 
     def create_tun(self, name: str, descriptor: int | None = None) -> Tun:
-        """A new TUN device, not yet up; or with `descriptor`, which it takes over, one that a predecessor has made.
+        """Create a TUN device, which is not up yet; or take over a predecessor's, of which `descriptor` is open.
 
-        What a predecessor's device has counts as applied, as in `open`.
+        The addresses and routes of a predecessor's device count as applied, as in `open`.
 
         Raises:
-            UnavailableError: there is no TUN driver, or the name is taken.
-            PermissionDeniedError: this process may not make devices.
+            UnavailableError: there is no TUN driver, or the name is in use.
+            PermissionDeniedError: this process may not create devices.
         """
         ...
 
     async def apply(self, desired: NetworkState) -> list[Change]:
-        """Make the kernel look like `desired` (the whole of it); returns what was changed, in order.
+        """Make the kernel look like `desired`, which is the complete state; returns the changes made, in order.
 
-        What belongs to a device of ours that has been closed is left out of `desired`: it went with the
-        device. Calls wait for each other.
+        What belongs to a closed device of ours is ignored: the kernel removed it with the device. Calls wait for each
+        other.
 
-        What others remove afterwards, or the kernel drops with a link, is put back without another call: at once, and
-        more and more patiently while that keeps happening.
+        What other programs remove later, or the kernel removes when an interface goes down, is restored without another
+        call (dtun.platform.repair).
 
         Raises:
-            ChangesRefusedError: the kernel refuses some of it, such as a route that somebody else has; the
-                rest is in place, and the next call tries again.
-            PermissionDeniedError: CAP_NET_ADMIN is missing.
-            UnavailableError: the kernel does not answer, or the runtime directory is of no use any more.
+            ChangesRefusedError: the kernel refuses a part, such as a route that another program has; the rest is
+                applied, and the next call tries that part again.
+            PermissionDeniedError: CAP_NET_ADMIN (or root) is missing.
+            UnavailableError: the kernel does not answer, or the journal cannot be written.
         """
         ...
 
     async def next_hop(self, address: Address) -> NextHop | None:
-        """The route that a packet to `address` would take now if dtun had none; None if there is none.
+        """The next hop to `address` outside all tunnels of dtun; None if there is no route.
 
-        The routes of this and other dtun processes are left out, so that a host route which keeps a server
-        reachable outside the tunnel does not hide that the host has a better way by now.
+        The routes of this and other dtun processes are ignored, so that the host route to a server does not hide a
+        better route that the host has got since.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
         ...
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
-        """The host's own default route of this IP version, of the smallest metric; None if there is none.
+        """The host's own default route of this IP version, with the smallest metric; None if there is none.
 
-        Routes through TUN devices are left out, dtun's and others', and so are the halves (0.0.0.0/1 with
-        128.0.0.0/1) that a VPN puts in front of the default route.
+        Routes through TUN devices are ignored, and so are the halves (0.0.0.0/1 and 128.0.0.0/1) with which a VPN
+        overrides the default route.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
         ...
 
     async def local_networks(self) -> list[LocalNetwork]:
-        """The networks of the host's own interfaces, dtun's and loopback's left out.
+        """The networks of the host's interfaces, except dtun's and loopback.
 
         Raises:
-            UnavailableError: the kernel does not say.
+            UnavailableError: the kernel cannot be read.
         """
         ...
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
-        """Call `changed` whenever the host's addresses, default routes or interfaces change (not our own).
+        """Call `changed` when the host's addresses, default routes or interfaces change, except our own.
 
-        And `woke` with the seconds that the host has slept, where that can be told.
+        Call `woke` with the seconds that the host has slept, where the system reports it.
 
-        From the event loop, after `open`; once for a burst that is read at once. A hint to look again: a
-        burst that overflows the kernel's queue counts as a change.
+        Both are called from the event loop, after `open`. One call may stand for several changes, and there may be none
+        at all: a burst that overflows the kernel's queue counts as a change.
         """
         ...

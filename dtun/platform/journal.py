@@ -1,9 +1,11 @@
-"""What a killed process leaves to its successor: a lock, and what does not vanish with its devices.
+"""The journal of an instance: what its successor has to remove if the process is killed.
 
-The files lie in the runtime directory, a tmpfs that is empty after a boot:
+The files are in the runtime directory, a tmpfs that is empty after a boot:
 
-    INSTANCE.lock    held (flock) by the living process; the kernel drops it with the process
-    INSTANCE.json    dtun.platform.entries draws it; only ever added to, until what is void outweighs what is not
+    INSTANCE.lock    locked (flock) by the running process; the kernel releases the lock when the process ends
+    INSTANCE.json    the entries (format: dtun.platform.entries); append-only, rewritten when most lines are obsolete
+
+Devices, and the routes through them, are not in the journal: the kernel removes them with the process.
 """
 
 import fcntl
@@ -18,18 +20,18 @@ from dtun.platform.entries import HEADER, Entry, SavedSysctl, UnknownVersionErro
 
 DEFAULT_DIRECTORY = Path("/run/dtun")
 
-# Void lines that are not worth a new file.
-_VOID_LINES = 1000
+# Obsolete lines that are allowed before the file is rewritten.
+_OBSOLETE_LINES = 1000
 
 
 def runtime_directory(environment: dict[str, str] | os._Environ[str] = os.environ) -> Path:
-    """Where the service manager says (systemd.exec(5), RuntimeDirectory=), or /run/dtun."""
+    """The service manager's (systemd.exec(5), RuntimeDirectory=), or /run/dtun."""
     given = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
     return Path(given) if given else DEFAULT_DIRECTORY
 
 
 class Journal:
-    """The lock and the file of one instance."""
+    """The lock and the journal of one instance."""
 
     def __init__(self, instance: str, directory: Path) -> None:
         self.instance = instance
@@ -39,30 +41,30 @@ class Journal:
         self._path = directory / f"{name}.json"
         self._lock: int | None = None
         self._file: int | None = None
-        # With the text of each, so that a new file costs no more than writing it.
-        self._held: dict[Entry, bytes] = {}
+        # Each with its text, so that a rewrite needs no encoding.
+        self._entries: dict[Entry, bytes] = {}
         self._lines = 0
 
     @property
     def entries(self) -> frozenset[Entry]:
-        """What it says now."""
-        return frozenset(self._held)
+        """The current entries."""
+        return frozenset(self._entries)
 
     def open(self) -> frozenset[Entry]:
-        """Take the lock; returns what a dead predecessor may have left.
+        """Take the lock; returns the entries that a killed predecessor left.
 
         Raises:
-            UnavailableError: the instance runs already, or the directory cannot be used.
-            PermissionDeniedError: this process may not write there.
+            UnavailableError: another process runs as this instance, or the directory cannot be used.
+            PermissionDeniedError: this process may not write to the directory.
         """
         try:
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._lock = self._take_lock()
-            self._held = {entry: encode(entry) for entry in self._read()}
+            self._entries = {entry: encode(entry) for entry in self._read()}
             self._rewrite()
         except PermissionError:
             raise PermissionDeniedError(
-                f"cannot write in {self.directory}: permission denied; run dtun as root, "
+                f"cannot write to {self.directory}: permission denied; run dtun as root, "
                 "or give it a directory of its own (systemd: RuntimeDirectory=dtun)"
             ) from None
         except OSError as error:
@@ -74,34 +76,34 @@ class Journal:
         return self.entries
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Remember these too, before the first of them is made.
+        """Add entries. To be called before the first of them is applied.
 
         Raises:
             UnavailableError: the file cannot be written.
         """
-        new = {entry: encode(entry) for entry in entries if entry not in self._held}
+        new = {entry: encode(entry) for entry in entries if entry not in self._entries}
         if new:
             self._append(b"".join([b'["+", ' + text for text in new.values()]))
-            self._held |= new
+            self._entries |= new
             self._lines += len(new)
 
     def remove(self, entries: Iterable[Entry]) -> None:
-        """These are there no more.
+        """Remove entries. To be called after they have been removed from the kernel.
 
         Raises:
             UnavailableError: the file cannot be written.
         """
-        gone = [text for entry in entries if (text := self._held.pop(entry, None)) is not None]
-        if not gone:
+        removed = [text for entry in entries if (text := self._entries.pop(entry, None)) is not None]
+        if not removed:
             return
-        self._lines += len(gone)
-        if self._lines > 2 * len(self._held) + _VOID_LINES or not self._held:
+        self._lines += len(removed)
+        if self._lines > 2 * len(self._entries) + _OBSOLETE_LINES or not self._entries:
             self._rewrite()
         else:
-            self._append(b"".join([b'["-", ' + text for text in gone]))
+            self._append(b"".join([b'["-", ' + text for text in removed]))
 
     def saved_by_others(self, name: str) -> list[SavedSysctl]:
-        """What the other instances say of the setting `name`, dead ones too: their successors will mind it."""
+        """The entries of other instances for the setting `name`, including killed ones, whose successors need them."""
         found = []
         for path in self.directory.glob("*.json"):
             if path == self._path:
@@ -109,7 +111,7 @@ class Journal:
             try:
                 entries = decode(path.read_bytes())
             except (OSError, ValueError, TypeError, KeyError, UnknownVersionError):
-                continue  # Gone in the meantime, or for its own instance to complain of.
+                continue  # Removed meanwhile; or damaged, which its own instance reports.
             found += [
                 entry for entry in entries if isinstance(entry, SavedSysctl) and entry.sysctl.name == name
             ]
@@ -117,7 +119,7 @@ class Journal:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keeps other instances from looking, for a few system calls: between a look and what it decides."""
+        """Lock out other instances for a few system calls, from reading a setting to changing it."""
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -126,7 +128,7 @@ class Journal:
             os.close(directory)
 
     def close(self, *, keep: bool = False) -> None:
-        """Drop the lock, and the file unless what it names is still there (`keep`)."""
+        """Release the lock, and delete the journal unless `keep`: its entries are still in the kernel."""
         if self._lock is None:
             return
         if self._file is not None:
@@ -134,7 +136,7 @@ class Journal:
             self._file = None
         if not keep:
             self._path.unlink(missing_ok=True)
-            self._held = {}
+            self._entries = {}
         self._lock_path.unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = None
@@ -151,15 +153,15 @@ class Journal:
             raise self._unwritable(error) from None
 
     def _rewrite(self) -> None:
-        """Leave the void lines behind. Renamed into place: a reader finds the old file or the new one."""
+        """Write the file without obsolete lines. Renamed into place, so that readers see the old or the new one."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        self._lines = len(self._held)
+        self._lines = len(self._entries)
         try:
-            if self._held:
+            if self._entries:
                 draft = self._path.with_suffix(".new")
-                draft.write_bytes(HEADER + b"".join([b'["+", ' + text for text in self._held.values()]))
+                draft.write_bytes(HEADER + b"".join([b'["+", ' + text for text in self._entries.values()]))
                 draft.replace(self._path)
             else:
                 self._path.unlink(missing_ok=True)
@@ -177,7 +179,7 @@ class Journal:
             )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._is_still_the_file(descriptor):
+                if self._is_current(descriptor):
                     return descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -188,10 +190,10 @@ class Journal:
             except OSError:
                 os.close(descriptor)
                 raise
-            # The last owner removed the file between our open and our lock: the lock is on nothing.
+            # The last owner deleted the file between our open and our lock, so that the lock is useless.
             os.close(descriptor)
 
-    def _is_still_the_file(self, descriptor: int) -> bool:
+    def _is_current(self, descriptor: int) -> bool:
         try:
             return os.path.samestat(os.fstat(descriptor), self._lock_path.stat())
         except FileNotFoundError:
@@ -204,11 +206,11 @@ class Journal:
             return set()
         except UnknownVersionError:
             raise UnavailableError(
-                f"{self._path} was written by a later dtun; start that one to clean up, or remove what "
-                "'ip route show table all proto 217' and 'ip rule' show of it, and then this file"
+                f"{self._path} was written by a later version of dtun; start that one to clean up, or remove what "
+                "'ip route show table all proto 217' and 'ip rule' show of dtun, and then this file"
             ) from None
         except (ValueError, TypeError, KeyError):
             raise UnavailableError(
-                f"{self._path} is damaged; look for left-over routes with 'ip route show table all proto 217', "
+                f"{self._path} is damaged; find leftover routes with 'ip route show table all proto 217', "
                 "remove them and then this file"
             ) from None

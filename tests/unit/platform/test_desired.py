@@ -1,4 +1,4 @@
-"""What several owners want of one kernel, and what becomes of it when the kernel says no."""
+"""The desired state of several owners, and what the kernel refuses of it."""
 
 from ipaddress import IPv4Address, ip_network
 
@@ -32,7 +32,7 @@ def desired_state(kernel: FakeKernel) -> DesiredState:
     return DesiredState(kernel)
 
 
-async def test_the_kernel_gets_what_all_owners_want(kernel: FakeKernel, desired_state: DesiredState) -> None:
+async def test_the_states_of_all_owners_are_merged(kernel: FakeKernel, desired_state: DesiredState) -> None:
     await desired_state.set("a", A)
     await desired_state.set("b", B)
     assert kernel.state == A | B
@@ -40,13 +40,15 @@ async def test_the_kernel_gets_what_all_owners_want(kernel: FakeKernel, desired_
     assert kernel.state == B
 
 
-async def test_what_is_in_place_is_not_applied_again(kernel: FakeKernel, desired_state: DesiredState) -> None:
+async def test_an_unchanged_state_is_not_applied_again(
+    kernel: FakeKernel, desired_state: DesiredState
+) -> None:
     await desired_state.set("a", A)
     await desired_state.set("a", A)
     assert kernel.applied == 1
 
 
-async def test_a_route_that_is_refused_is_given_up_and_told(
+async def test_a_refused_route_is_dropped_and_returned(
     kernel: FakeKernel, desired_state: DesiredState
 ) -> None:
     kernel.refuses[ROUTE_A] = "File exists"
@@ -54,12 +56,12 @@ async def test_a_route_that_is_refused_is_given_up_and_told(
     assert await desired_state.set("b", B) == []
     assert kernel.state == state("dtun-a") | B
     kernel.refuses.clear()
-    assert await desired_state.set("a", A) == [], "asked again, it is tried again"
+    assert await desired_state.set("a", A) == [], "set again, it is tried again"
     assert kernel.state == A | B
 
 
 @pytest.mark.parametrize("thing", [*A.devices, *A.addresses])
-async def test_a_refused_link_or_address_is_an_error_every_time(
+async def test_a_refused_device_or_address_is_an_error_every_time(
     kernel: FakeKernel, desired_state: DesiredState, thing: NetDevice | PointToPoint
 ) -> None:
     kernel.refuses[thing] = "Operation not permitted"
@@ -68,19 +70,19 @@ async def test_a_refused_link_or_address_is_an_error_every_time(
             await desired_state.set("a", A)
     kernel.refuses.clear()
     assert await desired_state.set("b", B) == []
-    assert kernel.state == B, "what was refused as a whole is not wanted any more"
+    assert kernel.state == B, "the refused state is no longer desired"
     assert await desired_state.set("a", A) == []
     assert kernel.state == A | B
 
 
-async def test_what_is_refused_to_one_owner_does_not_concern_another(
+async def test_a_rejection_of_one_owner_is_not_returned_to_another(
     kernel: FakeKernel, desired_state: DesiredState
 ) -> None:
     await desired_state.set("a", A)
-    kernel.state = state("dtun-a")  # by another hand, which now has that destination
+    kernel.state = state("dtun-a")  # another program has the destination now
     kernel.refuses[ROUTE_A] = "File exists"
     assert await desired_state.set("b", B) == []
     assert B.routes <= kernel.state.routes
     kernel.refuses.clear()
     await desired_state.set("b", B)
-    assert ROUTE_A in kernel.state.routes, "not everything was in place, so it is tried again"
+    assert ROUTE_A in kernel.state.routes, "not everything was in place, so it is applied again"

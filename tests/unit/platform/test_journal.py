@@ -1,5 +1,6 @@
-"""The lock and the list of routes that a killed process leaves to its successor."""
+"""The lock and the journal of an instance."""
 
+import fcntl
 import json
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -53,14 +54,14 @@ def test_the_successor_finds_exactly_what_was_written(routes: frozenset[Entry]) 
 
 
 @given(st.lists(st.tuples(st.booleans(), ENTRIES), max_size=20), st.integers(0, 50))
-def test_whatever_comes_and_goes_a_crash_loses_nothing(steps: list[tuple[bool, Entry]], torn: int) -> None:
-    """Not even in the middle of a line: what that names was not made yet."""
+def test_a_crash_loses_no_entry(steps: list[tuple[bool, Entry]], torn: int) -> None:
+    """Not even in the middle of a line: what it names was not applied yet."""
     with TemporaryDirectory() as directory:
         dead = Journal("demo", Path(directory))
         dead.open()
         held: set[Entry] = set()
-        for comes, entry in steps:
-            if comes:
+        for added, entry in steps:
+            if added:
                 dead.add([entry])
                 held.add(entry)
             else:
@@ -78,8 +79,8 @@ def test_whatever_comes_and_goes_a_crash_loses_nothing(steps: list[tuple[bool, E
 
 
 @pytest.mark.parametrize("written", range(len(HEADER)))
-def test_a_crash_while_the_file_is_begun_leaves_nothing_to_complain_of(tmp_path: Path, written: int) -> None:
-    """Between making it and its first line, or in the midst of that: nothing was made yet."""
+def test_a_crash_before_the_end_of_the_header_leaves_an_empty_journal(tmp_path: Path, written: int) -> None:
+    """After creating the file, or within its first line: nothing was applied yet."""
     (tmp_path / "demo.json").write_bytes(HEADER[:written])
     successor = Journal("demo", tmp_path)
     assert successor.open() == frozenset()
@@ -90,7 +91,7 @@ def test_a_crash_while_the_file_is_begun_leaves_nothing_to_complain_of(tmp_path:
     third.close()
 
 
-def test_ten_thousand_that_come_and_go_do_not_fill_the_directory(tmp_path: Path) -> None:
+def test_obsolete_lines_are_removed(tmp_path: Path) -> None:
     journal = Journal("demo", tmp_path)
     journal.open()
     journal.add([PIN])
@@ -103,7 +104,7 @@ def test_ten_thousand_that_come_and_go_do_not_fill_the_directory(tmp_path: Path)
     assert Journal("demo", tmp_path).open() == {PIN}
 
 
-def test_a_journal_of_the_version_before_is_read_and_brought_up_to_date(tmp_path: Path) -> None:
+def test_a_journal_of_the_previous_version_is_converted(tmp_path: Path) -> None:
     path = tmp_path / "demo.json"
     pin = {"destination": "203.0.113.5/32", "device": "eth0", "gateway": "192.0.2.1"}
     path.write_text(json.dumps({"routes": [pin | {"source": None, "metric": None}]}, indent=1) + "\n")
@@ -113,17 +114,17 @@ def test_a_journal_of_the_version_before_is_read_and_brought_up_to_date(tmp_path
     journal.close()
 
 
-def test_a_journal_of_a_later_version_is_said_and_kept(tmp_path: Path) -> None:
+def test_a_journal_of_a_later_version_is_reported_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "demo.json"
     path.write_text('{"version": 3}\nwhatever\n')
     journal = Journal("demo", tmp_path)
-    with pytest.raises(UnavailableError, match=r"demo\.json was written by a later dtun"):
+    with pytest.raises(UnavailableError, match=r"demo\.json was written by a later version of dtun"):
         journal.open()
     journal.close(keep=True)
     assert path.exists()
 
 
-def test_others_notes_of_a_setting_are_found_but_not_ours(tmp_path: Path) -> None:
+def test_entries_of_other_instances_for_a_setting(tmp_path: Path) -> None:
     setting = Sysctl("net.ipv4.ip_forward", "1")
     one, two = Journal("one", tmp_path), Journal("two", tmp_path)
     one.open()
@@ -145,7 +146,7 @@ def test_an_instance_runs_once(tmp_path: Path) -> None:
     assert str(caught.value).endswith(
         "; stop it first, or give this one another runtime_directory (server) or tun (client)"
     )
-    # The loser leaves the winner's things alone, even when it closes.
+    # The second one does not touch the files of the first, even when it closes.
     second.close()
     assert (tmp_path / "demo.json").exists()
     first.close(keep=True)
@@ -153,7 +154,7 @@ def test_an_instance_runs_once(tmp_path: Path) -> None:
     second.close()
 
 
-def test_instances_of_other_names_do_not_meet(tmp_path: Path) -> None:
+def test_instances_with_other_names_are_independent(tmp_path: Path) -> None:
     one, two = Journal("one", tmp_path), Journal("two", tmp_path)
     one.open()
     one.add({PIN})
@@ -162,22 +163,28 @@ def test_instances_of_other_names_do_not_meet(tmp_path: Path) -> None:
     one.close()
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last owner removes the file between our open and our lock; the next process would lock a new one."""
+def test_a_lock_on_a_deleted_file_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last owner deletes the file between our open and our lock; the next process would lock a new one."""
+    lock = tmp_path / "demo.lock"
+    real = fcntl.flock
+    deleted: list[int] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not deleted:
+            lock.unlink()
+            deleted.append(descriptor)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     journal = Journal("demo", tmp_path)
-    answers = iter([False, True])
-    real = Journal._is_still_the_file
-    monkeypatch.setattr(
-        Journal, "_is_still_the_file", lambda self, descriptor: next(answers) and real(self, descriptor)
-    )
     journal.open()
-    assert next(answers, None) is None, "the second lock was not tried"
+    assert deleted
+    with pytest.raises(UnavailableError, match="running already"):
+        Journal("demo", tmp_path).open()
     journal.close()
 
 
-def test_no_instance_name_leads_out_of_the_directory(tmp_path: Path) -> None:
+def test_an_instance_name_cannot_leave_the_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     journal = Journal("../../etc/passwd", directory)
     journal.open()
@@ -186,7 +193,7 @@ def test_no_instance_name_leads_out_of_the_directory(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
+def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(
@@ -207,7 +214,7 @@ def test_a_directory_that_cannot_be_is_said(tmp_path: Path) -> None:
         "\udc80",
     ],
 )
-def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, content: str) -> None:
+def test_a_damaged_journal_is_reported_and_kept(tmp_path: Path, content: str) -> None:
     path = tmp_path / "demo.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     journal = Journal("demo", tmp_path)
@@ -217,6 +224,6 @@ def test_a_damaged_journal_is_said_and_kept(tmp_path: Path, content: str) -> Non
     assert path.exists()
 
 
-def test_the_service_manager_says_where() -> None:
+def test_the_service_manager_sets_the_directory() -> None:
     assert runtime_directory({"RUNTIME_DIRECTORY": "/run/one:/run/two"}) == Path("/run/one")
     assert runtime_directory({}) == DEFAULT_DIRECTORY

@@ -1,4 +1,4 @@
-"""When to look whether something was taken: at once, then more and more patiently."""
+"""When to check for removals: at once, then with growing delays."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,7 +10,7 @@ from dtun.platform.repair import LONGEST_DELAY, QUIET, SHORTEST_PAUSE, RepairSch
 
 
 def fight(schedule: RepairSchedule, now: float) -> Iterator[float]:
-    """Somebody takes away at once what has just been put back; the times of the repairs."""
+    """Another program removes at once what has just been restored; yields the times of the repairs."""
     while True:
         schedule.removed(now)
         assert schedule.due is not None
@@ -19,7 +19,7 @@ def fight(schedule: RepairSchedule, now: float) -> Iterator[float]:
         yield now
 
 
-def test_the_first_repair_is_at_once_and_the_next_ones_take_twice_as_long_each_time() -> None:
+def test_the_first_repair_is_immediate_and_the_delay_doubles() -> None:
     times = fight(RepairSchedule(), 1000.0)
     moments = [next(times) for _ in range(9)]
     pauses = [later - earlier for earlier, later in pairwise(moments)]
@@ -27,16 +27,16 @@ def test_the_first_repair_is_at_once_and_the_next_ones_take_twice_as_long_each_t
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_a_quiet_minute_is_forgiving() -> None:
+def test_a_quiet_minute_resets_the_delay() -> None:
     schedule = RepairSchedule()
     times = fight(schedule, 0.0)
     last = [next(times) for _ in range(5)][-1]
     schedule.removed(last + QUIET + 1)
     assert schedule.due == last + QUIET + 1
-    assert schedule.checked(last + QUIET + 1, repaired=True, complete=True), "a burst begins"
+    assert schedule.checked(last + QUIET + 1, repaired=True, complete=True), "the first of a burst"
 
 
-def test_one_burst_is_one_line() -> None:
+def test_only_the_first_repair_of_a_burst_is_a_warning() -> None:
     schedule = RepairSchedule()
     firsts = []
     for now in (0.0, 5.0, 20.0):
@@ -45,7 +45,7 @@ def test_one_burst_is_one_line() -> None:
     assert firsts == [True, False, False]
 
 
-def test_a_false_alarm_costs_no_patience() -> None:
+def test_a_false_alarm_adds_no_delay() -> None:
     schedule = RepairSchedule()
     for now in (0.0, 1.0, 2.0):
         schedule.removed(now)
@@ -54,7 +54,7 @@ def test_a_false_alarm_costs_no_patience() -> None:
         assert schedule.due is None
 
 
-def test_what_cannot_be_put_back_is_tried_again_without_being_asked() -> None:
+def test_an_incomplete_repair_is_retried() -> None:
     schedule = RepairSchedule()
     schedule.removed(0.0)
     moments = [0.0]
@@ -65,7 +65,7 @@ def test_what_cannot_be_put_back_is_tried_again_without_being_asked() -> None:
     assert moments == [0.0, 1.0, 3.0, 7.0]
 
 
-def test_a_link_that_is_back_does_not_wait() -> None:
+def test_a_change_of_the_host_does_not_wait() -> None:
     schedule = RepairSchedule()
     schedule.removed(0.0)
     for now in (0.0, 1.0, 3.0, 7.0, 15.0):
@@ -75,7 +75,7 @@ def test_a_link_that_is_back_does_not_wait() -> None:
     assert schedule.due == 16.0
 
 
-def test_a_storm_of_news_is_looked_at_now_and_then() -> None:
+def test_many_changes_of_the_host_are_checked_with_pauses() -> None:
     schedule = RepairSchedule()
     schedule.host_changed(0.0)
     schedule.checked(0.0, repaired=False, complete=True)
@@ -89,7 +89,7 @@ ACTIONS = st.tuples(
 
 
 @given(st.lists(ACTIONS, max_size=50))
-def test_whatever_happens_it_looks_in_good_time(actions: list[tuple[str, float, bool, bool]]) -> None:
+def test_the_next_check_is_never_late(actions: list[tuple[str, float, bool, bool]]) -> None:
     schedule, now = RepairSchedule(), 0.0
     for action, pause, repaired, complete in actions:
         now += pause
