@@ -142,7 +142,7 @@ def test_on_linux_one_send_comes_as_one_receive(family: socket.AddressFamily) ->
 
 
 @families
-@pytest.mark.parametrize("near", [True, False], ids=["near end batches", "near end does not"])
+@pytest.mark.parametrize("near", [True, False], ids=["sender batches", "sender does not"])
 def test_ends_with_and_without_batches_understand_each_other(
     family: socket.AddressFamily, near: bool
 ) -> None:
