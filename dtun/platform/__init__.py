@@ -11,14 +11,14 @@ from dtun.platform.interface import Kernel
 
 
 def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
-    """The network configuration of the host that this runs on, for the dtun process called `instance`.
+    """Return the network configuration of this host, for the dtun process called `instance`.
 
-    `runtime_directory` keeps what a killed process leaves to its successor; None is the system's usual place.
+    `runtime_directory` has the journal, which a killed process leaves to its successor; None is the system's default.
 
     Raises:
-        UnavailableError: dtun does not know this operating system.
+        UnavailableError: dtun does not support this operating system.
     """
-    # Late, because each imports what only its system has: pyroute2, for example.
+    # Late imports, because each system has modules that the other lacks, such as pyroute2.
     if sys.platform == "linux":
         from dtun.platform.linux.kernel import LinuxKernel  # noqa: PLC0415
 
@@ -31,10 +31,10 @@ def kernel(instance: str, runtime_directory: Path | None = None) -> Kernel:
 
 
 def read_only_kernel(running: Mapping[str, str]) -> ReadOnlyKernel:
-    """The same host, only to be looked at. `running`: see `ReadOnlyKernel`.
+    """Return the host for reading only. `running`: see `ReadOnlyKernel`.
 
     Raises:
-        UnavailableError: dtun does not know this operating system.
+        UnavailableError: dtun does not support this operating system.
     """
     if sys.platform == "linux":
         from dtun.platform.linux.dry_run import LinuxReadOnlyKernel  # noqa: PLC0415
@@ -48,7 +48,7 @@ def read_only_kernel(running: Mapping[str, str]) -> ReadOnlyKernel:
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """A new loop for packets: asyncio's, with what this system can do better."""
+    """Return a new event loop: asyncio's, or a faster one where the system has it."""
     loop: asyncio.AbstractEventLoop
     if sys.platform == "linux":
         from dtun.platform.linux.eventloop.loop import DirectLoop  # noqa: PLC0415

@@ -548,7 +548,7 @@ def test_a_missing_capability_is_said(host: Host, runtime: Path) -> None:
     assert process.returncode == 0
     first, second = said.splitlines()
     assert first.startswith("may not change the host's network: CAP_NET_ADMIN is missing; run dtun as root")
-    assert second.startswith("may not make the TUN device dtun-demo: CAP_NET_ADMIN is missing")
+    assert second.startswith("cannot create the TUN device dtun-demo: CAP_NET_ADMIN is missing")
     assert not runtime.exists(), "an attempt without the right leaves no trace"
 
 

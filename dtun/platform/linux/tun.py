@@ -14,14 +14,14 @@ log = logging.getLogger("dtun.platform")
 
 DEVICE = "/dev/net/tun"
 
-# From linux/if_tun.h. IFF_TUN_EXCL refuses a name that exists, which would otherwise be joined or taken over.
+# From linux/if_tun.h. IFF_TUN_EXCL refuses the name of an existing device, to which TUNSETIFF would otherwise attach.
 TUNSETIFF = 0x400454CA
 IFF_TUN = 0x0001
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 
-# What reads may bring that is not finished: checksums, and super-packets of TCP and (from Linux 6.2) of UDP.
+# Offloads: unfinished checksums, and super-packets of TCP and (Linux 6.2) of UDP.
 TUNGETIFF = 0x800454D2
 TUNSETOFFLOAD = 0x400454D0
 TUN_F_CSUM = 0x01
@@ -34,7 +34,7 @@ OFFLOADS = {
     "segments": TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN,
     "udp-segments": TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6,
 }
-_WORDS = {"segments": "TCP", "udp-segments": "UDP, as that of Linux 6.2 does"}
+_NAMES = {"segments": "TCP", "udp-segments": "UDP (needs Linux 6.2)"}
 
 # struct ifreq on 64-bit Linux, as far as TUNSETIFF reads it:
 #   | name, NUL-terminated: 16 bytes | flags: 2 bytes | unused: 22 bytes |
@@ -70,7 +70,7 @@ class LinuxTun:
         fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
 
     def find_offloads(self) -> None:
-        """Ask the kernel which super-packets it knows; it hands out none yet."""
+        """Ask the kernel which offloads it supports. None is enabled afterwards."""
         for offload, flags in OFFLOADS.items():
             try:
                 fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
@@ -80,10 +80,10 @@ class LinuxTun:
         if self.offloads:
             fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, 0)
         for offload in sorted(OFFLOADS.keys() - self.offloads):
-            _say_missing(offload)
+            _log_missing(offload)
 
     def close(self) -> None:
-        """Remove the device, with its addresses and routes. May be called twice."""
+        """Remove the device with its addresses and routes. May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -91,11 +91,11 @@ class LinuxTun:
 
 
 def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
-    """Make the TUN device `name`; `closed` is told when it has been closed.
+    """Create the TUN device `name`; `closed` is called after it was closed.
 
     Raises:
-        UnavailableError: there is no TUN driver, or the name is taken or impossible.
-        PermissionDeniedError: no CAP_NET_ADMIN, or no right to open the driver's file.
+        UnavailableError: there is no TUN driver, or the name is in use or invalid.
+        PermissionDeniedError: CAP_NET_ADMIN or the permission to open the driver's file is missing.
     """
     if not _is_device_name(name):
         raise UnavailableError(
@@ -121,34 +121,38 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
         os.close(descriptor)
         if error.errno in (errno.EPERM, errno.EACCES):
             raise PermissionDeniedError(
-                f"may not make the TUN device {name}: CAP_NET_ADMIN is missing; "
+                f"cannot create the TUN device {name}: CAP_NET_ADMIN is missing; "
                 "run dtun as root or give it that capability"
             ) from None
         if error.errno in (errno.EBUSY, errno.EEXIST, errno.EINVAL):
             raise UnavailableError(
-                f"cannot make the TUN device {name}: a device of that name exists; "
-                "stop what made it, or choose another name"
+                f"cannot create the TUN device {name}: a device of that name exists; "
+                "stop the program that created it, or choose another name"
             ) from None
-        raise UnavailableError(f"cannot make the TUN device {name}: {_reason(error)}") from None
+        raise UnavailableError(f"cannot create the TUN device {name}: {_reason(error)}") from None
     tun = LinuxTun(name, descriptor, closed)
     tun.find_offloads()
     return tun
 
 
 def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) -> LinuxTun:
-    """The TUN device `name`, which a process before this one has made; takes over its descriptor.
+    """Open the TUN device `name`, which a predecessor created, by its descriptor.
 
     Raises:
-        UnavailableError: the descriptor is not that device, or the device is not made as this process would.
+        UnavailableError: the descriptor is not that device, or the device has other flags than this process needs.
     """
     try:
         found, flags = IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size)))
     except OSError as error:
-        raise UnavailableError(f"what was kept as {name} is no TUN device: {_reason(error)}") from None
+        raise UnavailableError(
+            f"the descriptor kept for {name} is not a TUN device: {_reason(error)}"
+        ) from None
     if found.rstrip(b"\0") != name.encode():
-        raise UnavailableError(f"what was kept as {name} is the device {found.rstrip(bytes(1)).decode()}")
+        raise UnavailableError(
+            f"the descriptor kept for {name} is the device {found.rstrip(bytes(1)).decode()}"
+        )
     if not flags & IFF_VNET_HDR:
-        raise UnavailableError(f"the device {name} was made with other offloads")
+        raise UnavailableError(f"the device {name} was created with other offloads")
     os.set_blocking(descriptor, False)
     tun = LinuxTun(name, descriptor, closed)
     tun.find_offloads()
@@ -156,13 +160,13 @@ def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) ->
 
 
 @cache
-def _say_missing(offload: str) -> None:
-    """Once is enough, whatever the number of devices."""
-    log.info("this kernel does not hand out super-packets of %s; packets go one by one", _WORDS[offload])
+def _log_missing(offload: str) -> None:
+    """Log it once, not for every device."""
+    log.info("this kernel does not support super-packets of %s; packets are sent one by one", _NAMES[offload])
 
 
 def _is_device_name(name: str) -> bool:
-    """Stricter than the kernel, which would take '%d' for a template and lets odd bytes through."""
+    """Stricter than the kernel, which replaces '%d' by a number and accepts unusual bytes."""
     return (
         0 < len(name) <= NAME_MAX_BYTES
         and name.isascii()

@@ -115,12 +115,12 @@ def test_only_what_was_found_is_handed_out(
 def test_what_a_kernel_lacks_is_said_once(
     use: Callable[[Kernel], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    tun._say_missing.cache_clear()
+    tun._log_missing.cache_clear()
     caplog.set_level(logging.INFO)
     for known in (TCP | UDP, TCP, TCP, 0):
         with closing(opened(use(Kernel(known)))):
             pass
     assert [record.getMessage() for record in caplog.records] == [
-        "this kernel does not hand out super-packets of UDP, as that of Linux 6.2 does; packets go one by one",
-        "this kernel does not hand out super-packets of TCP; packets go one by one",
+        "this kernel does not support super-packets of UDP (needs Linux 6.2); packets are sent one by one",
+        "this kernel does not support super-packets of TCP; packets are sent one by one",
     ]
