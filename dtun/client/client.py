@@ -12,14 +12,12 @@ welcomed it. The TUN device and its addresses stay.
 
 import asyncio
 import errno
-import hashlib
 import logging
-import os
-import secrets
 import socket
 
-from dtun.client.dialer import Dialer, Outcome, words_for
+from dtun.client.dialer import Dialer
 from dtun.client.reload import changed_settings, usable
+from dtun.client.resume import ResumableSession, notes, take_session
 from dtun.client.states import ClientEvent, ClientState, StateMachine
 from dtun.client.tunnel import Tunnel
 from dtun.config import ClientConfig, Config
@@ -29,14 +27,13 @@ from dtun.handover.saved_session import SavedSession
 from dtun.network.plan import FORWARDING
 from dtun.pacing import Backoff, RateLimiter
 from dtun.platform.interface import Kernel
-from dtun.protocol.messages import Hello, Renew, Welcome
+from dtun.protocol.messages import Renew, Welcome
 from dtun.protocol.record import is_hello_request
-from dtun.session.dialect import NativeDialect
 from dtun.session.go import GoLiveness
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
 from dtun.session.log import SessionLog
-from dtun.session.session import Closed, Established, Event, PathMtuChanged, Received, Session, WornOut
+from dtun.session.session import Closed, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.session.stall import StallDetector
 from dtun.session.status import link_status, timestamp
 from dtun.session.tasks import Tasks
@@ -80,8 +77,14 @@ class Client:
         self._loop = loop
         self._log = _log_of(config)
         self._tunnel = Tunnel(config, kernel, run_hook, loop, self._fdstore)
-        self._dialer = Dialer(config, self._tunnel, self._make_link, self._is_in_service, loop)
-        self._instance = secrets.token_hex(8)
+        self._dialer = Dialer(
+            config,
+            self._tunnel,
+            loop,
+            make_link=self._make_link,
+            serve=self._serve,
+            in_service=lambda link: link is self._link,
+        )
         self._states = StateMachine(_rekey_of(config), backoff=backoff)
         self._attempt_due = asyncio.Event()
         self._link: Link | None = None
@@ -107,20 +110,15 @@ class Client:
             self._log.info(
                 "this host forwards packets between its networks and the tunnel (%s=1)", FORWARDING[4]
             )
-        taken = self._tunnel.session_store.take_session() if self._fdstore.names() else None
-        welcome = taken[0].description.greeting if taken else None
-        if taken is None or not isinstance(welcome, Welcome) or taken[0].description.notes != self._notes():
-            if taken is not None:
-                # Without a goodbye: the server replaces the session when the new one comes.
-                taken[0].close()
-                taken[1].close()
+        resumable = take_session(self._tunnel.session_store, self._config) if self._fdstore.names() else None
+        if resumable is None:
             self._fdstore.close_rest()
             await self._tunnel.open()
             self._handle(ClientEvent.START)
         else:
-            await self._tunnel.open(welcome, taken[1].getpeername())
+            await self._tunnel.open(resumable.welcome, resumable.sock.getpeername())
             self._fdstore.close_rest()
-            await self._resume(*taken, welcome)
+            await self._resume(resumable)
         self._kernel.watch(self._host_changed, self._woke)
 
     async def run(self) -> None:
@@ -206,7 +204,7 @@ class Client:
             return [str(step) for step in steps]
         before, self._config = self._config, usable(self._config, config.client)
         self._log = _log_of(self._config)
-        self._dialer.go_on_with(self._config)
+        self._dialer.reload(self._config)
         await self._tunnel.go_on_with(self._config)
         if before.rekey != self._config.rekey:
             self._states.set_rekey(_rekey_of(self._config), self._loop.time())
@@ -239,81 +237,48 @@ class Client:
 
     # A session, from its socket to its end
 
-    def _make_link(self, sock: socket.socket, session: Session, outcome: Outcome) -> Link:
+    def _make_link(self, sock: socket.socket, session: Session) -> Link:
         before = self._link
         same_path = before is not None and before.peer == sock.getpeername()
         return Link(
             sock,
             session,
-            on_event=lambda link, event: self._on_event(link, event, outcome),
+            on_event=self._on_event,
             on_handshake=self._on_handshake,
-            on_path=lambda link, number: self._on_path(link, number, outcome),
+            on_path=self._on_path,
             loop=self._loop,
             known_mtu=before.path_mtu if before is not None and same_path else None,
         )
 
-    def _on_event(self, link: Link, event: Event, outcome: Outcome) -> None:
-        match event:
-            case Established():
-                self._send_hello(link)
-            case Received(Welcome() as welcome):
-                self._tasks.spawn(self._serve(link, welcome, outcome))
-            case Received(Hello()):
-                link.close("other", "peer sent a client message")
-            case Received(Renew()) | WornOut() if link is self._link:
-                self._handle(ClientEvent.RENEWAL_DUE)
-            case PathMtuChanged() if link is self._link:
-                self._tasks.spawn(self._resize(link))
-            case Closed():
-                if not outcome.done():
-                    outcome.set_result(self._dialer.explain(link, event))
-                if link is self._link:
+    def _on_event(self, link: Link, event: Event) -> None:
+        if link is self._link:
+            match event:
+                case Received(Renew()) | WornOut():
+                    self._handle(ClientEvent.RENEWAL_DUE)
+                case PathMtuChanged():
+                    self._tasks.spawn(self._resize(link))
+                case Closed():
                     self._lost(link, event)
-            case _:
-                pass
+                case _:
+                    pass
+        self._dialer.on_event(link, event)
 
     def _on_handshake(self, link: Link, datagram: bytes) -> None:
         if link is self._link and is_hello_request(datagram):
             self._handle(ClientEvent.HINT)
 
-    def _on_path(self, link: Link, number: int, outcome: Outcome) -> None:
-        if link is self._link:
-            if number in _HINTS:
-                self._handle(ClientEvent.HINT)
-        elif not outcome.done():
-            link.close("no answer", words_for(OSError(number, os.strerror(number))))
+    def _on_path(self, link: Link, number: int) -> None:
+        if link is not self._link:
+            self._dialer.on_path(link, number)
+        elif number in _HINTS:
+            self._handle(ClientEvent.HINT)
 
-    def _send_hello(self, link: Link) -> None:
-        if link.ended():
-            return  # it ended in the same turn of the loop; its Closed follows
-        if not link.session.association.native and not self._config.go:
-            link.close("other", "the server is an original Go dtun; set `compat: go` for it")
-            return
-        link.send(
-            Hello(
-                instance=self._instance,
-                subnets=self._config.subnets,
-                mtu=self._config.mtu,
-                features=self._tunnel.offloads,
-            )
-        )
+    async def _serve(self, link: Link, welcome: Welcome, saved: SavedSession | None = None) -> None:
+        """Put a session that the server has welcomed in service; `saved` if it is resumed. Nothing if it has ended.
 
-    async def _serve(
-        self, link: Link, welcome: Welcome, outcome: Outcome, saved: SavedSession | None = None
-    ) -> None:
-        """Put a session that the server has welcomed in service; `saved` if it is resumed."""
-        try:
-            await self._switch_to(link, welcome, outcome, saved)
-        except DtunError as error:
-            link.close("other", str(error))
-        except Exception:
-            # A bug; Tasks logs it. The session would stay open and unused, and the attempt would never end.
-            link.close("other", "internal error in the client")
-            raise
-
-    async def _switch_to(
-        self, link: Link, welcome: Welcome, outcome: Outcome, saved: SavedSession | None
-    ) -> None:
+        Raises:
+            DtunError: the kernel refuses an address.
+        """
         routine = welcome == self._tunnel.welcome and self._states.routine
         if link.ended() or not await self._tunnel.take_up(link, welcome):
             return
@@ -322,7 +287,7 @@ class Client:
             liveness.keepalive, liveness.timeout = welcome.keepalive, welcome.timeout
         before, self._link = self._link, link
         if saved is None:
-            self._tunnel.session_store.keep_session(link, welcome, server=False, **self._notes())
+            self._tunnel.session_store.keep_session(link, welcome, server=False, **notes(self._config))
         else:
             self._tunnel.session_store.resume(saved, link)
         if before is None:
@@ -342,23 +307,16 @@ class Client:
         # What was found out about the path while the network was set up.
         await self._resize(link)
         await self._tunnel.settle(link)
-        if not outcome.done():
-            outcome.set_result(None)
         if link is self._link:  # else it was lost meanwhile, and `down` is to run
             self._tasks.spawn(self._tunnel.up())
 
-    async def _resume(self, saved: SavedSession, sock: socket.socket, welcome: Welcome) -> None:
+    async def _resume(self, resumable: ResumableSession) -> None:
         """Put the session that the process before this one saved in service again."""
-        session = Session.resumed(
-            saved.association(),
-            lambda _, count, now: NativeDialect(
-                count, welcome.keepalive, welcome.timeout, now, saved.message_ledger
-            ),
-            self._loop.time(),
-        )
-        outcome: Outcome = self._loop.create_future()
-        link = self._make_link(sock, session, outcome)
-        await self._serve(link, welcome, outcome, saved)
+        link = self._make_link(resumable.sock, resumable.session(self._loop.time()))
+        try:
+            await self._serve(link, resumable.welcome, resumable.saved)
+        except DtunError as error:
+            link.close("other", str(error))
         if link is self._link:
             link.flush()
             self._log.info(
@@ -369,15 +327,6 @@ class Client:
             )
         else:
             self._handle(ClientEvent.START)
-
-    def _notes(self) -> dict[str, str]:
-        """What must be the same after a restart for the session to be resumed."""
-        config = self._config
-        told = f"{config.id} {config.subnets} {config.mtu} {config.servers} {config.routing} {config.mark}"
-        return {"told": hashlib.sha256(told.encode() + config.psk.secret()).hexdigest()}
-
-    def _is_in_service(self, link: Link) -> bool:
-        return link is self._link
 
     def _retire(self, link: Link) -> None:
         self._retiring.discard(link)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dtun.client import states
+from dtun.client import dialer, states
 from dtun.client.dialer import Dialer
 from dtun.dtls import key_takeover
 from dtun.dtls.records import AeadRecords
@@ -22,7 +22,7 @@ from dtun.protocol.messages import Hello, Renew
 from dtun.protocol.record import hello_request
 from dtun.server import demux
 from dtun.session.link import Link
-from dtun.session.session import Closed, Established
+from dtun.session.session import Closed, Session
 from tests.unit.sites import (
     LAN,
     Home,
@@ -356,11 +356,19 @@ async def test_a_change_of_the_host_ends_the_wait_for_the_next_try(site: Site, t
         await in_service(home)
 
 
-async def test_a_session_that_ends_in_the_breath_in_which_it_began_is_reported(home: Home) -> None:
-    link = await in_service(home)
-    assert isinstance(link, Link)
-    link.close("other", "for the test")
-    outcome: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-    for event in (Established(), Closed("other", "too bad", by_peer=True)):
-        home.client._on_event(link, event, outcome)
-    assert outcome.result() == "too bad"
+class HastySession(Session):
+    """The server closes it as soon as the handshake is over."""
+
+    def receive(self, datagram: bytes, now: float) -> None:
+        super().receive(datagram, now)
+        if self.dialect is not None:
+            self.close("other", "too bad", now)
+
+
+async def test_a_session_that_ends_in_the_turn_in_which_it_began_is_reported(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer, "Session", HastySession)
+    async with started(Home(site, tmp_path)) as home:
+        await wait_for(lambda: home.row()["last_error"] is not None, "the failure")
+        assert home.row()["last_error"] == f"127.0.0.1:{site.port}: too bad"
