@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dtun.dtls.records import Records
     from dtun.dtls.suites import Suite
 
-# Mbed TLS resends by a clock of its own and does not say when it wants to be asked.
+# Mbed TLS resends by its own clock and does not say when it is due.
 POLL_INTERVAL: Final = 0.05
 
 _ALERTS: Final = {
@@ -27,14 +27,14 @@ _ALERTS: Final = {
     40: "no cipher suite in common",  # handshake_failure
     51: "the server does not accept the id or the key",  # decrypt_error
     70: "the peer does not speak DTLS 1.2",  # protocol_version
-    71: "the peer wants more security than its suites give",  # insufficient_security
+    71: "the peer requires stronger cipher suites",  # insufficient_security
     115: "the server does not accept the id or the key",  # unknown_psk_identity
     120: "the peer does not speak dtun's protocol",  # no_application_protocol
 }
 
 
 _FAILURES: Final = {
-    Failure.ALERT: "the peer broke off the handshake",
+    Failure.ALERT: "the peer aborted the handshake",
     Failure.CLOSED: "the peer closed the handshake",
     Failure.NO_COMMON_SUITE: "no cipher suite in common",
     Failure.TIMEOUT: "the peer stopped answering",
@@ -80,9 +80,9 @@ class Association:
 
     @property
     def identity(self) -> str | None:
-        """The PSK identity: a client's own; on a server what the client presented, None if unfit to print.
+        """The PSK identity: a client's own; on a server the one that the client sent, None if it is not printable.
 
-        Proven only once ESTABLISHED.
+        Authenticated only once ESTABLISHED.
         """
         return self._buffer.identity if self._server else self._own_identity
 
@@ -99,17 +99,17 @@ class Association:
         return self._records
 
     def receive(self, datagram: bytes, now: float) -> Sequence[bytes]:
-        """Take a datagram; returns the application plaintexts in it. Raises for no bytes at all."""
+        """Process a datagram; returns the application plaintexts in it. Never raises, whatever the bytes are."""
         if self._state is AssociationState.HANDSHAKING:
-            # One record at a time: a datagram that begins with a ClientHello and also ends the handshake would make
-            # Mbed TLS believe that the client starts anew, and drop the session that it has just made.
+            # One record at a time: if a datagram begins with a ClientHello and also completes the handshake, Mbed TLS
+            # assumes that the client has restarted, and drops the session that it has just made.
             return [plaintext for record in split(datagram) for plaintext in self._receive(record, now)]
         return self._receive(datagram, now)
 
     def _receive(self, datagram: bytes, now: float) -> Sequence[bytes]:
         if self._state is AssociationState.HANDSHAKING:
             if is_hello_request(datagram):
-                # A hint that this handshake has overtaken; Mbed TLS would take it for a broken one.
+                # This handshake has already begun; Mbed TLS would treat the message as an error.
                 return ()
             self._observe(datagram)
             self._buffer.feed(datagram)
@@ -122,16 +122,16 @@ class Association:
         return plaintexts
 
     def poll(self, now: float) -> None:
-        """Resend what the peer has not answered. To be called when `next_timer` is reached."""
+        """Resend what the peer has not answered. Call it at the time of `next_timer`."""
         if self._state is AssociationState.HANDSHAKING:
             self._advance(now)
 
     def next_timer(self) -> float | None:
-        """When to call `poll`, in the time of `now`; None when there is nothing to wait for."""
+        """When to call `poll`, on the clock of `now`; None if there is nothing to resend."""
         return self._next_poll if self._state is AssociationState.HANDSHAKING else None
 
     def take_outgoing(self) -> list[bytes]:
-        """Datagrams to send: handshake flights, also resent ones, and alerts. None exceeds 1,200 bytes."""
+        """Datagrams to send: handshake flights, resent ones too, and alerts; at most 1,200 bytes each."""
         self._outgoing += self._buffer.take_records()
         records, self._outgoing = self._outgoing, []
         return _packed(records)
@@ -148,7 +148,7 @@ class Association:
         return self.records.seal_close() or None if established else None
 
     def _observe(self, record: bytes) -> None:
-        """Note what helps to explain a failure to a person. Anyone could have forged it."""
+        """Remember what explains a failure to a person. It is not authenticated."""
         self.answered = self.answered or server_hello_suite(record) is not None
         self._alert = plaintext_alert(record) or self._alert
 
@@ -190,7 +190,7 @@ class Association:
         failure = self._buffer.failure
         if failure is Failure.ALERT and self._alert is not None:
             code = self._alert[1]
-            return _ALERTS.get(code, f"the peer broke off the handshake (alert {code})")
+            return _ALERTS.get(code, f"the peer aborted the handshake (alert {code})")
         if failure is Failure.BAD_MAC:
             if not self._server:
                 return "the server does not have the same key"
@@ -199,9 +199,9 @@ class Association:
 
 
 def _packed(records: list[bytes]) -> list[bytes]:
-    """Put records into as few datagrams as fit the handshake MTU, in order.
+    """Put records into as few datagrams as the handshake MTU allows, in order.
 
-    A ClientHello stays alone: a server may take it for the start of another handshake, and what follows it with it.
+    A ClientHello gets its own datagram: a server may treat the whole datagram as the start of another handshake.
     """
     datagrams: list[bytes] = []
     for record in records:

@@ -4,15 +4,15 @@ The keys are read from the state that Mbed TLS 2.28 serialises (`mbedtls_ssl_con
 
       0  version of Mbed TLS 3 | session flags 2 | connection flags 3 | length of the session 4
      12  session: start time 8 | suite 2 | compression 1 | session id length 1 | session id 32 |
-         master secret 48 | the rest: what certificates and extensions need
+         master secret 48 | the rest: for certificates and extensions
     then randoms 64, in the order of the key expansion: server, client
-         failed MACs 4 | replay window, highest 8 | replay window, bitmap 8 (bit n: highest - n has come)
+         failed MACs 4 | replay window, highest 8 | replay window, bitmap 8 (bit n: highest - n was received)
          no packing 1 | epoch and sequence of the next record out 8 | MTU 2 | ALPN length 1, name
 
-All numbers are big-endian. The flags say with which options Mbed TLS was compiled, as far as they add fields:
+All numbers are big-endian. The flags are the compile-time options of Mbed TLS that add fields:
 
     session     1 start time | 2 certificates | 4 tickets of clients | 8 maximum fragment length | 16 truncated HMAC |
-                32 encrypt-then-MAC | 64 tickets | 128 keeps the peer's certificate (not told before 2.28.8)
+                32 encrypt-then-MAC | 64 tickets | 128 keeps the peer's certificate (not set before 2.28.8)
     connection  1 connection IDs, after the randoms | 2 failed MACs | 4 replay window | 8 ALPN
 
 The layout is private to Mbed TLS. So every constant in it is checked, and before a session depends on the keys, a spare
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _PROBE: Final = b"dtun: do both record layers agree?"
 
-# Versions 2.28.0 to 2.28.10, the last one, write the same layout where their flags are the same.
+# Versions 2.28.0 to 2.28.10, the last one, have the same layout if their flags are the same.
 _VERSION: Final = b"\x02\x1c"
-# The fields of these come after all that is read of the session, and its length says where they end.
+# The fields of these come after everything that is read of the session; its length tells where they end.
 _ANY_SESSION_FLAGS: Final = 0x00FE
 _SESSION_FLAGS: Final = 0x0001
 _CONNECTION_FLAGS: Final = b"\x00\x00\x0e"
@@ -95,7 +95,7 @@ def read_keys(state: bytes, suite: Suite) -> SessionKeys:
     """Derive the keys from a serialised context.
 
     Raises:
-        ExportError: a part of it is not as known.
+        ExportError: it is not laid out as expected.
     """
     try:
         return _read_keys(state, suite)
@@ -126,7 +126,7 @@ def _read_keys(state: bytes, suite: Suite) -> SessionKeys:
 def _expand(
     suite: Suite, master_secret: bytes, randoms: bytes, *, sequence: int, window: tuple[int, int]
 ) -> SessionKeys:
-    """Cut the key block (RFC 5246, section 6.3); an AEAD needs no MAC keys."""
+    """Derive and split the key block (RFC 5246, section 6.3); an AEAD has no MAC keys."""
     key, iv = suite.key_length, suite.fixed_iv_length
     block = prf(suite.prf_hash, master_secret, b"key expansion" + randoms, 2 * (key + iv))
     top, bitmap = window

@@ -1,19 +1,18 @@
-"""Mbed TLS behind a small wall: one connection that takes and gives datagrams and raises for none.
+"""One connection inside Mbed TLS. It takes and gives datagrams, and no datagram makes it raise.
 
-The only module that imports mbedtls, so that another engine could take its place; importing it costs about
-0.1 s.
-It knows these habits of python-mbedtls:
+The only module that imports mbedtls, so that another engine could replace it; the import takes about 0.1 s. It takes
+these properties of python-mbedtls into account:
 
-- `do_handshake()` makes one step, and `WantWriteError` means that output is there. Only the private attribute
-  `_handshake_state` tells when the handshake is over: nothing public does before application data has come.
-- Output may appear on any call, reading included (a lost flight is resent), so it is taken after each.
-- After any error but the "want" ones the buffer has been reset. It must not be used again.
-- The PSK lookup is called from C in the middle of a step. It is the one place where the client's identity
-  shows, and an exception there would be swallowed and look like an unknown identity.
-- A state is restored into an object that `__init__` has not seen: `__setstate__` calls it, and what an earlier
-  call allocated (33 KiB) would never be freed.
-- A state that Mbed TLS refuses would crash the process, see `_Copy`; one with an ALPN name in it often is
-  refused, see `MbedBuffer.export`.
+- `do_handshake()` makes one step, and `WantWriteError` means that there is output. Only the private attribute
+  `_handshake_state` tells when the handshake is over: nothing public does before application data has arrived.
+- Output may appear on any call, reading included (a lost flight is resent), so it is collected after each call.
+- After any error but the "want" ones the buffer has been reset and must not be used again.
+- The PSK look-up is called from C in the middle of a step. It is the only place that tells the client's identity, and
+  an exception there would be swallowed and look like an unknown identity.
+- A state is restored into an object whose `__init__` was not called: `__setstate__` calls it, and what an earlier call
+  allocated (33 KiB) would never be freed.
+- A state that Mbed TLS refuses would crash the process, see `_Copy`; a state with an ALPN name is often refused, see
+  `MbedBuffer.export`.
 """
 
 import os
@@ -28,12 +27,12 @@ from dtun.dtls.suites import Suite, by_code, by_name
 from dtun.protocol.record import MAX_PLAINTEXT, server_hello_suite, split
 
 ALPN: Final = "dtun/1"
-# How a state ends in which it was agreed: length and name.
+# The end of a state with an agreed ALPN name: length and name.
 _ALPN_FIELD: Final = bytes([len(ALPN)]) + ALPN.encode()
 _NO_ALPN_FIELD: Final = bytes(1)
 
 _OUTPUT_MAX: Final = 1 << 15
-# A full record of the most roomy suite. More would be left over in the buffer and run into the next datagram.
+# A full record of the suite with the largest overhead. Any more would stay in the buffer, before the next datagram.
 _INPUT_MAX: Final = MAX_PLAINTEXT + 37
 _MAC_FAILED: Final = 0x7180
 _NO_COMMON_SUITE: Final = 0x7380
@@ -41,8 +40,8 @@ _FATAL_ALERT: Final = 0x7780
 _CLOSE_NOTIFY: Final = 0x7880
 _TIMEOUT: Final = 0x6800
 
-# Mbed TLS looks for AES instructions at the first AES operation, and two threads that both come first can
-# see half an answer (CVE-2025-52496). So the first one is here, under the import lock.
+# Mbed TLS detects AES instructions at the first AES operation, which is not safe in two threads at once
+# (CVE-2025-52496). So the first operation is here, under the import lock.
 cipher.AES.new(bytes(16), cipher.MODE_ECB, b"").encrypt(bytes(16))
 
 
@@ -58,10 +57,10 @@ KeyLookup = Callable[[str, Suite], bytes | None]
 
 
 class _Copy(tls.TLSWrappedBuffer):  # type: ignore[misc]  # mypy does not look into mbedtls
-    """The object underneath a connection that is restored from a state.
+    """The object of a connection that is restored from a state.
 
-    When Mbed TLS refuses a state it frees the connection, and then python-mbedtls resets it, which reads through a
-    null pointer: SIGSEGV. So this one is never reset; after an error it is thrown away anyway.
+    If Mbed TLS refuses a state, it frees the connection; python-mbedtls then resets it, which reads through a null
+    pointer: SIGSEGV. So this object is never reset; after an error it is discarded anyway.
     """
 
     def _reset(self) -> None:
@@ -96,16 +95,16 @@ class MbedBuffer:
         return key if self.known else None
 
     def expect_cookie_for(self, path: bytes) -> None:
-        """Bind the cookies of a server to the client's path. To be set before every ClientHello."""
+        """Bind the cookies of a server to the client's path. Set it before every ClientHello."""
         self._buffer.setcookieparam(path)
 
     def feed(self, datagram: bytes) -> None:
-        """Put one datagram in. Everything from an earlier one must have been read."""
+        """Give it one datagram. Everything from earlier ones must have been read."""
         if datagram and len(datagram) <= _INPUT_MAX and self.failure is Failure.NONE:
             self._buffer.receive_from_network(datagram)
 
     def handshake(self) -> Status:
-        """Go on with the handshake, resending what is due by the clock of Mbed TLS."""
+        """Continue the handshake, resending what is due by the clock of Mbed TLS."""
         if self.failure is not Failure.NONE:
             return Status.FAILED
         if self._store is None:
@@ -129,12 +128,12 @@ class MbedBuffer:
                 self._fail(error)
                 return Status.FAILED
         self._drain()
-        # The MTU would bound application data, too; that is the caller's to decide.
+        # The MTU would limit application data, too, whose size is the caller's decision.
         self._buffer.setmtu(0)
         return Status.OVER
 
     def read(self) -> list[bytes]:
-        """The application plaintexts in what was fed; for a connection whose handshake is over."""
+        """The application plaintexts in the datagrams given so far, once the handshake is over."""
         plaintexts = []
         while self.failure is Failure.NONE:
             try:
@@ -149,7 +148,7 @@ class MbedBuffer:
         return plaintexts
 
     def write(self, plaintext: bytes) -> bytes:
-        """One application data record; b"" when the connection is broken."""
+        """One application data record; b"" if the connection has ended."""
         if self.failure is not Failure.NONE:
             return b""
         self._drain()
@@ -161,7 +160,7 @@ class MbedBuffer:
         return self._take()
 
     def close(self) -> bytes:
-        """The close_notify record; b"" when the connection is broken. Nothing works afterwards."""
+        """The close_notify record; b"" if the connection has ended. The connection cannot be used afterwards."""
         if self.failure is not Failure.NONE:
             return b""
         self._drain()
@@ -170,12 +169,12 @@ class MbedBuffer:
         return self._take()
 
     def take_records(self) -> list[bytes]:
-        """The records to send that no other method returned: handshake messages and alerts."""
+        """The records to send that no other method has returned: handshake messages and alerts."""
         output, self._output = self._output, []
         return output
 
     def is_broken(self) -> bool:
-        """Whether the connection has ended, for whatever reason."""
+        """Whether the connection has ended, for any reason."""
         return self.failure is not Failure.NONE
 
     def suite(self) -> Suite:
@@ -183,15 +182,15 @@ class MbedBuffer:
         return by_name(self._buffer.cipher())
 
     def is_native(self) -> bool:
-        """Whether the peer agreed to speak dtun's own protocol."""
+        """Whether dtun's own protocol was agreed with the peer."""
         return bool(self._buffer.negotiated_protocol() == ALPN)
 
     def chosen_suite(self) -> Suite | None:
-        """The suite in the ServerHello that we sent, known before the handshake is over."""
+        """The suite in the ServerHello that we sent, before the handshake is over."""
         return self._chosen
 
     def export(self) -> dict[str, Any] | None:
-        """The state to make a copy from, which resets this buffer; None while Mbed TLS still needs it here.
+        """The state for `restored`; this buffer cannot be used afterwards. None while Mbed TLS still needs the buffer.
 
         A server keeps its last flight, in case it was lost, until the client has sent application data.
         """
@@ -202,13 +201,17 @@ class MbedBuffer:
         self.failure = Failure.OTHER
         connection: bytes = state["connection"]
         if connection.endswith(_ALPN_FIELD):
-            # Before 2.28.8 Mbed TLS looks for the name in the wrong place and refuses any state that has one
-            # (mbedtls_ssl_context_load). The name has done its work in the handshake.
+            # Before 2.28.8 Mbed TLS looks for the name in the wrong place and refuses every state that has one
+            # (mbedtls_ssl_context_load). After the handshake the name is not needed.
             state["connection"] = connection.removesuffix(_ALPN_FIELD) + _NO_ALPN_FIELD
         return state
 
     def restored(self, state: dict[str, Any]) -> Self:
-        """A new connection that goes on where `state` was exported; ExportError if Mbed TLS refuses it."""
+        """A new connection that continues where `state` was exported.
+
+        Raises:
+            ExportError: Mbed TLS refuses the state.
+        """
         copy = type(self)(_Copy.__new__(_Copy), self._store)
         try:
             copy._buffer.__setstate__(state)  # noqa: SLF001 - of our own class
@@ -234,16 +237,16 @@ class MbedBuffer:
                 self._chosen = by_code(code)
 
 
-# Where Mbed TLS puts a plaintext before it is copied out; nothing is kept in it between calls.
+# Mbed TLS writes each plaintext here before it is copied; nothing is kept here between calls.
 _PLAINTEXT: Final = bytearray(MAX_PLAINTEXT)
 
 
 class KeyStore(Mapping[str, bytes]):
-    """The server's keys, in the shape that python-mbedtls wants: it asks the connection whose handshake is running.
+    """The server's keys as the mapping that python-mbedtls requires: asks the connection whose handshake is running.
 
     An unknown identity gets a random key, so that from outside it looks, and costs, the same as a wrong key.
-    (Bytes that are not UTF-8 never get here: Mbed TLS refuses them with an alert. That tells a stranger
-    nothing about identities that exist.) Not for use by several threads.
+    (An identity that is not UTF-8 is never looked up: Mbed TLS refuses it with an alert, which reveals nothing about
+    identities that exist.) Not for use by several threads.
     """
 
     def __init__(self) -> None:
@@ -251,7 +254,7 @@ class KeyStore(Mapping[str, bytes]):
         self._error: Exception | None = None
 
     def serving(self, client: MbedBuffer) -> "KeyStore":
-        """Note whose handshake the next look-ups belong to: `with store.serving(buffer): ...`."""
+        """Ask this client's connection for its key: `with store.serving(buffer): ...`."""
         self._client = client
         return self
 
@@ -264,13 +267,13 @@ class KeyStore(Mapping[str, bytes]):
             raise self._error
 
     def __getitem__(self, identity: str) -> bytes:
-        stranger, key = os.urandom(KEY_MAX), None
+        random_key, key = os.urandom(KEY_MAX), None
         if self._client is not None and is_identity(identity):
             try:
                 key = self._client.find_key(identity)
-            except Exception as error:  # noqa: BLE001 - C code would swallow it; raised again by __exit__
+            except Exception as error:  # noqa: BLE001 - C code would swallow it; __exit__ raises it again
                 self._error = error
-        return stranger if key is None else key
+        return random_key if key is None else key
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -282,7 +285,7 @@ class KeyStore(Mapping[str, bytes]):
 def client_factory(
     identity: str, key: bytes, suites: Sequence[Suite], *, native: bool, retransmit: tuple[float, float]
 ) -> Callable[[], MbedBuffer]:
-    """What makes a client's connections. `retransmit`: first and longest wait in seconds."""
+    """Makes a function that makes a client's connections. `retransmit`: first and longest wait in seconds."""
     context = tls.ClientContext(
         tls.DTLSConfiguration(
             pre_shared_key=(identity, key),
@@ -294,7 +297,7 @@ def client_factory(
 
 
 def server_factory(suites: Sequence[Suite], *, retransmit: tuple[float, float]) -> Callable[[], MbedBuffer]:
-    """What makes a server's connections; a cookie of one is good for all."""
+    """Makes a function that makes a server's connections; a cookie of one is valid for all."""
     store = KeyStore()
     context = tls.ServerContext(
         tls.DTLSConfiguration(

@@ -1,6 +1,6 @@
-"""An association that a process before this one has made: no handshake, only its keys and where it stood.
+"""An association that a previous process made: no handshake, only its keys and sequence numbers.
 
-It looks like `Association` after the handshake, and has nothing of Mbed TLS in it.
+It has the interface of `Association` after the handshake, without Mbed TLS.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dtun.dtls.suites import Suite
 
 
 class ResumedAssociation:
-    """One DTLS session with one peer, from the middle on."""
+    """One resumed DTLS session with one peer."""
 
     takeover_done = True
     answered = True
@@ -23,7 +23,7 @@ class ResumedAssociation:
     def __init__(
         self, keys: SessionKeys, identity: str, *, server: bool, sequence: int, highest: int
     ) -> None:
-        """`sequence` is the next number to seal with; all numbers up to `highest` count as received."""
+        """`sequence` is the next number to send; all numbers up to `highest` count as received."""
         self.identity: str | None = identity
         self.suite: Suite | None = keys.suite
         self.records = AeadRecords(
@@ -38,12 +38,12 @@ class ResumedAssociation:
         return AssociationState.ESTABLISHED
 
     def receive(self, datagram: bytes, now: float) -> Sequence[bytes]:
-        """Take a datagram; returns the application plaintexts in it."""
+        """Process a datagram; returns the application plaintexts in it."""
         del now
         return self.records.open(datagram)
 
     def poll(self, now: float) -> None:
-        """There is no flight to send again."""
+        """There is no flight to resend."""
 
     def next_timer(self) -> float | None:
         return None
@@ -57,6 +57,6 @@ class ResumedAssociation:
 
     def close(self) -> bytes | None:
         """End the association. Returns the close_notify to send, unless the peer has ended it already."""
-        open_still = self.state is AssociationState.ESTABLISHED
+        established = self.state is AssociationState.ESTABLISHED
         self._closed = True
-        return self.records.seal_close() if open_still else None
+        return self.records.seal_close() if established else None

@@ -1,4 +1,4 @@
-"""The cipher suites that dtun speaks: PSK and ECDHE-PSK with an AEAD, in Mbed TLS 2.28 and in `cryptography`.
+"""The cipher suites of dtun: PSK and ECDHE-PSK with an AEAD, in Mbed TLS 2.28 and in `cryptography`.
 
 Sources: RFC 5487 (PSK with GCM), RFC 6655 (PSK with CCM), RFC 7905 (ChaCha20-Poly1305).
 """
@@ -14,7 +14,7 @@ from dtun.protocol.record import HEADER_SIZE
 
 
 class Aead(Protocol):
-    """What the classes of `cryptography` have in common."""
+    """The common interface of the AEAD classes of `cryptography`."""
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None, /) -> bytes: ...
 
@@ -25,8 +25,8 @@ class Aead(Protocol):
 class Suite:
     """One cipher suite. Lengths in bytes.
 
-    `seal_limit` and `forgery_limit` count records under one key: those sealed, and those that failed to open
-    (RFC 9147, section 4.5.3). A session has to be replaced before it reaches either.
+    `seal_limit` and `forgery_limit` are numbers of records under one key: those sealed, and those that failed
+    authentication (RFC 9147, section 4.5.3). A session must be replaced before it reaches either.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Suite:
 
     @property
     def label(self) -> str:
-        """The name as people write it: ECDHE-PSK-CHACHA20-POLY1305."""
+        """The short name: ECDHE-PSK-CHACHA20-POLY1305."""
         return (
             self.name.removeprefix("TLS-")
             .replace("-WITH", "")
@@ -62,9 +62,9 @@ _CHACHA_SEALS: Final = 2**47
 _GCM_SEALS: Final = int(2**24.5)
 _CCM_SEALS: Final = 2**23
 _FORGERIES: Final = 2**36
-# RFC 9147 gives 2^7 for the short tag of CCM-8. Any stranger who knows a session's addresses could reach that
-# with 128 packets and so end it, and a Go dtun cannot be asked for a new one. At the limit of full CCM
-# the chance that one forgery got through is 2^-40.5, which is what the legacy suite is worth.
+# RFC 9147 gives 2^7 for the short tag of CCM-8. Anyone who knows a session's addresses could reach that with 128
+# packets and so end the session, and a Go dtun cannot be asked for a new one. At the limit of full CCM the chance that
+# one forgery was accepted is 2^-40.5, which is acceptable for the legacy suite.
 _CCM_FORGERIES: Final = int(2**23.5)
 
 
@@ -146,7 +146,11 @@ _BY_CODE: Final = {suite.code: suite for suite in ALL_SUITES}
 
 
 def by_name(name: str) -> Suite:
-    """The suite with this label, or with this name as Mbed TLS spells it; KeyError if there is none."""
+    """The suite with this label or Mbed TLS name.
+
+    Raises:
+        KeyError: there is none.
+    """
     return _BY_NAME[name]
 
 

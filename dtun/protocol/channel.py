@@ -1,6 +1,6 @@
-"""Control messages over records that may get lost: numbered, cut into fragments, acknowledged, resent.
+"""Control messages over records that may be lost: numbered, split into fragments, acknowledged, resent.
 
-One message is in flight at a time and arrives once and in order; there are only a handful in a session.
+One message is in flight at a time, and arrives once and in order; a session has only a few.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from collections.abc import Iterator, MutableSequence
 from dtun.protocol.frames import FRAGMENT_SIZE, MAX_FRAGMENTS, Ack, Control
 
 FIRST_RESEND = 0.25
-"""Seconds until a fragment that was not acknowledged is sent again; doubled each time."""
+"""Seconds until an unacknowledged fragment is resent; doubled each time."""
 
 LONGEST_RESEND = 4.0
 """Seconds between two resends at most."""
@@ -18,14 +18,14 @@ MAX_MESSAGE = FRAGMENT_SIZE * MAX_FRAGMENTS
 """Bytes of one message at most."""
 
 MAX_QUEUED = 32
-"""Messages that may wait. A peer that acknowledges nothing must not make this side hoard."""
+"""Messages that may wait. A peer that acknowledges nothing must not fill the memory."""
 
 
 class Channel:
-    """One direction-pair of control messages. Pure: `take_outgoing` holds what is to be sent."""
+    """Both directions of one conversation of control messages. Pure: `take_outgoing` returns what to send."""
 
     def __init__(self, sending: int = 0, expected: int = 0) -> None:
-        """`sending` and `expected` are the numbers at which a channel that was there before goes on."""
+        """`sending` and `expected`: the numbers at which a previous channel is continued."""
         self._queue: deque[bytes] = deque()
         self._ledger: MutableSequence[int] = [0, 0]
         self._sending = sending & 0xFFFF
@@ -45,7 +45,7 @@ class Channel:
         """Queue one message.
 
         Raises:
-            ValueError: it is empty, longer than `MAX_MESSAGE`, or too many wait already.
+            ValueError: it is empty, longer than `MAX_MESSAGE`, or too many are waiting.
         """
         if not 0 < len(message) <= MAX_MESSAGE:
             raise ValueError(f"a control message has 1 to {MAX_MESSAGE} bytes, not {len(message)}")
@@ -55,17 +55,17 @@ class Channel:
         self._send_next(now)
 
     def acknowledged(self, ack: Ack, now: float) -> None:
-        """Note that a fragment has arrived at the peer; anything unexpected is a late duplicate."""
+        """Note that the peer has received a fragment; anything unexpected is a late duplicate."""
         if ack.message == self._sending and self._unacknowledged.pop(ack.index, None) is not None:
             if not self._unacknowledged:
                 self._ledger[0] = self._sending = (self._sending + 1) & 0xFFFF
             self._send_next(now)
 
     def receive(self, fragment: Control) -> bytes | None:
-        """Take a fragment in; returns the message if this made it whole.
+        """Process a fragment; returns the message if this completes it.
 
-        The previous message is acknowledged again, since the acknowledgement may have got lost; anything
-        else that is not expected is ignored.
+        A fragment of the previous message is acknowledged again, since the acknowledgement may have been lost; any
+        other unexpected fragment is ignored.
         """
         if not fragment.payload:
             return None
@@ -88,18 +88,18 @@ class Channel:
         return None
 
     def poll(self, now: float) -> None:
-        """Send again what has waited long enough for its acknowledgement."""
+        """Resend what was not acknowledged in time."""
         if self._unacknowledged and now >= self._resend_at:
             self._interval = min(self._interval * 2, LONGEST_RESEND)
             self._resend_at = now + self._interval
             self._outgoing.extend(fragment.encode() for fragment in self._unacknowledged.values())
 
     def next_timer(self) -> float | None:
-        """When `poll` has something to do, in seconds on the caller's clock."""
+        """When to call `poll`, on the clock of `now`; None if nothing waits for an acknowledgement."""
         return self._resend_at if self._unacknowledged else None
 
     def take_outgoing(self) -> list[bytes]:
-        """The frames to send now."""
+        """The frames to send now, which are then forgotten."""
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
@@ -107,14 +107,14 @@ class Channel:
         if self._unacknowledged or not self._queue:
             return
         self._unacknowledged = {
-            fragment.index: fragment for fragment in _cut(self._queue.popleft(), self._sending)
+            fragment.index: fragment for fragment in _split(self._queue.popleft(), self._sending)
         }
         self._interval = FIRST_RESEND
         self._resend_at = now + self._interval
         self._outgoing.extend(fragment.encode() for fragment in self._unacknowledged.values())
 
 
-def _cut(message: bytes, number: int) -> Iterator[Control]:
+def _split(message: bytes, number: int) -> Iterator[Control]:
     count = -(-len(message) // FRAGMENT_SIZE)
     for index in range(count):
         yield Control(number, index, count, message[index * FRAGMENT_SIZE : (index + 1) * FRAGMENT_SIZE])

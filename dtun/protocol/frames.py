@@ -1,8 +1,7 @@
-"""What a record carries between native peers: one frame, told apart by its first byte.
+"""What a record carries between native peers: one frame, whose first byte tells its kind.
 
-An IP packet is its own frame, since its first byte begins with the version (4 or 6). Everything
-else starts with one of the small numbers below; a number that is not known here is counted and
-dropped, so that later versions may add some.
+An IP packet is its own frame, since its first byte begins with the version (4 or 6). Every other frame starts with one
+of the numbers below. An unknown number is counted and dropped, so that later versions may add some.
 
     IP packet   4_ or 6_ ...                                  as it is
     SEGMENT     03 ...                                        dtun.protocol.segments
@@ -11,8 +10,7 @@ dropped, so that later versions may add some.
     ACK         02 | message 2 | index 1                      that fragment has arrived
     PROBE       05 | token 8 | padding                        answer this
     ECHO        06 | token 8                                  the answer
-    NOTICE      07 | payload                                  a control message, sent once: nobody waits
-                                                              for the end of a session that has ended
+    NOTICE      07 | payload                                  a control message that is not acknowledged
     PIECE       08 | frame 2 | index 1 | count 1 | payload    of a frame that is too large for the path
 """
 
@@ -24,7 +22,7 @@ from dtun.protocol.segments import PARTIAL, SEGMENT
 
 
 class Kind(IntEnum):
-    """The first byte of a frame that is for the session, not for the data plane."""
+    """The first byte of a frame for the session, not for the data plane."""
 
     CONTROL = 1
     ACK = 2
@@ -35,7 +33,7 @@ class Kind(IntEnum):
 
 
 FRAGMENT_SIZE = 1024
-"""Payload bytes of one control fragment: its record fits into any path that carries IPv6 (RFC 8200, section 5)."""
+"""Payload bytes of one control fragment: its record fits any path that carries IPv6 (RFC 8200, section 5)."""
 
 MAX_FRAGMENTS = 64
 """Fragments of one control message at most: 64 KiB of text, some 3,000 networks."""
@@ -76,7 +74,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Asks for an `Echo` with the same token. `padding` bytes make it as long as a path is to be tried for."""
+    """Requests an `Echo` with the same token. `padding` bytes make it as long as the path MTU to be tested."""
 
     token: int
     padding: int = 0
@@ -97,7 +95,7 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A control message of one fragment that is not acknowledged."""
+    """A control message of one fragment that is not acknowledged: the last one of a session."""
 
     payload: bytes
 
@@ -122,12 +120,12 @@ Frame = Control | Ack | Probe | Echo | Notice | Piece
 
 
 def is_packet(plaintext: bytes) -> bool:
-    """Whether a record's plaintext is for the data plane: an IP packet, or a part of a super-packet."""
+    """Whether a plaintext is for the data plane: an IP packet, or a part of a super-packet."""
     return plaintext[:1] in _PARTS or (bool(plaintext) and plaintext[0] >> 4 in (4, 6))
 
 
 def decode(plaintext: bytes) -> Frame | None:
-    """The frame in a record's plaintext; None if it is not one, whatever the bytes are."""
+    """The frame in a plaintext, which may be any bytes; None if it is not one."""
     kind = plaintext[0] if plaintext else None
     if kind in (Kind.CONTROL, Kind.PIECE):
         return _decode_part(plaintext)
@@ -146,7 +144,7 @@ def decode(plaintext: bytes) -> Frame | None:
 
 
 def _decode_part(plaintext: bytes) -> Control | Piece | None:
-    """What is one of several: both kinds have the same layout."""
+    """CONTROL and PIECE, which have the same layout."""
     if len(plaintext) < _CONTROL.size:
         return None
     kind, number, index, count = _CONTROL.unpack_from(plaintext)

@@ -1,12 +1,12 @@
-"""What native peers tell each other: small JSON objects, each checked by a pydantic model.
+"""The control messages of native peers: small JSON objects, each checked by a pydantic model.
 
-    client                                    server
-      | -- Hello: subnets behind me, MTU -------> |
-      | <- Welcome: addresses, routes, timers --- |
-      | <- Renew: please make a new session ----- |
-      | -- Goodbye: I am leaving ---------------- |   (either way)
+    client                                        server
+      | -- Hello: subnets behind the client, MTU -> |
+      | <- Welcome: addresses, routes, timers ----- |
+      | <- Renew: make a new session -------------- |
+      | -- Goodbye: the session ends -------------- |   (either way)
 
-Unknown fields are ignored and unknown types are counted, so that either side may be the newer one.
+Unknown fields are ignored and unknown types are counted, so that either side may be the newer version.
 """
 
 import json
@@ -27,22 +27,22 @@ MAX_SUBNETS = 1024
 """Networks that one client may name."""
 
 MAX_REFUSALS = 128
-"""Refused networks that a server names: with their reasons they fit into one control message."""
+"""Refused networks that a server reports: with their reasons they fit into one control message."""
 
 MAX_ROUTES = 256
-"""Networks that a server pushes. With everything else that it may say they fit into one control message, too."""
+"""Networks that a server pushes: with everything else in a Welcome they fit into one control message."""
 
 MAX_DNS_SERVERS = 8
 MAX_DNS_DOMAINS = 32
 
 Text = Annotated[str, Field(max_length=256)]
-"""Words for the other side's log; whoever writes them there makes them printable first."""
+"""Text for the other side's log, which makes it printable before it is written."""
 
 MIN_MTU = 576
-"""Bytes that every host takes (RFC 791, section 3.1)."""
+"""Bytes that every host accepts (RFC 791, section 3.1)."""
 
 MIN_IPV6_MTU = 1280
-"""Bytes that every link that carries IPv6 takes (RFC 8200, section 5)."""
+"""Bytes that every link with IPv6 carries (RFC 8200, section 5)."""
 
 Mtu = Annotated[int, Field(ge=MIN_MTU, le=65535)]
 """Bytes of the largest packet inside the tunnel."""
@@ -51,14 +51,14 @@ _Zoned = TypeVar("_Zoned", IPv6Address, IPv4Network | IPv6Network)
 
 
 def _without_zone(value: _Zoned) -> _Zoned:
-    """Refuse fe80::1%eth0: a zone names an interface of whoever wrote it (RFC 4007, section 11)."""
+    """Refuse fe80::1%eth0: a zone names an interface of its own host (RFC 4007, section 11)."""
     if "%" in str(value):
         raise ValueError("has a zone")
     return value
 
 
 def _no_number(value: object) -> object:
-    """Refuse what `ipaddress` would take for the number of an address, even `false`."""
+    """Refuse numbers, which `ipaddress` would accept as addresses, even `false`."""
     if isinstance(value, int):
         raise ValueError("is a number")  # noqa: TRY004 - pydantic's way
     return value
@@ -68,7 +68,7 @@ AnyNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_no_number), A
 AnyIPv6Address = Annotated[IPv6Address, AfterValidator(_without_zone)]
 
 Domain = Annotated[str, Field(max_length=254, pattern=r"^~?[A-Za-z0-9._-]+$")]
-"""A name (RFC 1123, section 2.1), or with a leading "~" one that only says which questions go where; "~." is all."""
+"""A search domain (RFC 1123, section 2.1), or with a leading "~" a domain for routing queries only; "~." is all."""
 
 
 class _Message(BaseModel):
@@ -79,7 +79,7 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """From the client, first of all. `instance` is drawn once a process: two of them behind one id are two hosts."""
+    """The client's first message. `instance` is random for each process: two of them with one id are two hosts."""
 
     type: Literal["hello"] = "hello"
     instance: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = ""
@@ -88,7 +88,7 @@ class Hello(_Message):
 
 
 class Refusal(BaseModel):
-    """A subnet that the server does not route to this client, and why."""
+    """A subnet that the server does not route to this client, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -97,9 +97,9 @@ class Refusal(BaseModel):
 
 
 class Welcome(_Message):
-    """From the server, in answer. `address` is the client's, `peer` the server's end of the pair.
+    """The server's answer. `address` is the client's, `peer` the server's end of the pair.
 
-    `routes`, `dns` and `domains` are what the server suggests to send and ask through the tunnel; the client decides.
+    `routes`, `dns` and `domains` are suggestions of the server for routing and DNS; the client decides.
     """
 
     type: Literal["welcome"] = "welcome"
@@ -117,13 +117,13 @@ class Welcome(_Message):
 
 
 class Renew(_Message):
-    """From the server: make a new session before this one ends. Its key is worn out, or its terms have changed."""
+    """From the server: make a new session now, because the key is worn out or the configuration has changed."""
 
     type: Literal["renew"] = "renew"
 
 
 class Goodbye(_Message):
-    """From either side, before close_notify: the session ends, and why."""
+    """From either side, before close_notify: the session ends for this reason."""
 
     type: Literal["goodbye"] = "goodbye"
     reason: Literal["stopped", "replaced", "renewed", "refused", "timeout", "other"] = "other"
@@ -136,13 +136,13 @@ _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def encode(message: Message) -> bytes:
-    """The message as it travels: JSON without what is at its default."""
+    """The message as JSON, without the fields that have their default."""
     fields = message.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({"type": message.type} | fields, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def decode(data: bytes) -> Message | None:
-    """The message in `data`; None for one that is unknown, of another version or malformed."""
+    """The message in `data`; None if it is unknown, of another version or malformed."""
     try:
         return _ADAPTER.validate_json(data)
     except (ValidationError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """Frames that are too large for the path, cut into pieces (`dtun.protocol.frames.Piece`) and joined again.
 
-The kernel's fragments would do as well, had it got to know the path's MTU, and did everybody let fragments pass.
-Where ICMP is filtered neither is so. Pieces are records like any others. A lost one costs the whole frame.
+IP fragmentation would need ICMP to learn the path MTU, and firewalls that let fragments pass; both are often missing.
+Pieces are ordinary records. If one is lost, so is the whole frame.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from dtun.protocol.frames import PIECE_HEADER, Piece
 from dtun.protocol.record import MAX_PLAINTEXT
 
 MAX_UNFINISHED = 64
-"""Frames of which pieces are kept while others are missing: more than are under way out of order."""
+"""Incomplete frames that are kept: more than arrive out of order."""
 
 
 class Cutter:
-    """Cuts what is too large. Numbers the frames that it cuts."""
+    """Cuts frames that are too large, and numbers those."""
 
     def __init__(self) -> None:
         self._number = 0
 
     def cut(self, plaintexts: Sequence[bytes], room: int) -> list[bytes]:
-        """The same plaintexts, or their pieces, in order: none is larger than `room`.
+        """The plaintexts, or their pieces, in order; none is larger than `room` bytes.
 
-        Pieces of one frame are of one size where that is possible, since such leave together.
+        Pieces of one frame have one size if possible, since UDP_SEGMENT then sends them together.
         """
         done: list[bytes] = []
         for plaintext in plaintexts:
@@ -40,13 +40,13 @@ class Cutter:
 
 
 class Joiner:
-    """Joins pieces, in whatever order they come. What never becomes whole is forgotten for newer ones."""
+    """Joins pieces in any order. The oldest incomplete frames are dropped for newer ones."""
 
     def __init__(self) -> None:
         self._unfinished: dict[int, list[bytes]] = {}
 
     def join(self, piece: Piece) -> bytes | None:
-        """The frame that this piece completes; None if some are still missing, or it gets larger than any frame."""
+        """The frame that this piece completes; None if pieces are missing, or the frame is too large."""
         parts = self._unfinished.get(piece.number)
         if parts is None or len(parts) != piece.count:
             self._unfinished.pop(piece.number, None)

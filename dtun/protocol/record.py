@@ -1,4 +1,4 @@
-"""The DTLS 1.2 record header (RFC 6347, section 4.1), and what can be read from plaintext handshake records.
+"""The DTLS 1.2 record header (RFC 6347, section 4.1), and the readable parts of plaintext handshake records.
 
      0      1        3        5              11       13
     +------+--------+--------+--------------+--------+----------------------+
@@ -14,8 +14,8 @@ A handshake record of epoch 0 carries messages in plaintext (RFC 6347, section 4
     | 1        | 3      | 2           | 3               | 3               |      |
     +----------+--------+-------------+-----------------+-----------------+------+
 
-ClientHello and ServerHello begin alike: version 2, random 32, session id 1 + n; a ServerHello goes on with
-the chosen cipher suite 2.
+Both ClientHello and ServerHello begin with version 2, random 32, session id 1 + n; in a ServerHello the chosen cipher
+suite 2 follows.
 """
 
 import struct
@@ -43,7 +43,7 @@ _RANDOM: Final = _HELLO_BODY + 2
 _SESSION_ID: Final = _RANDOM + RANDOM_SIZE
 _DTLS_1_2: Final = 0xFEFD
 _DTLS_MAJOR: Final = 0xFE
-# OpenSSL sends its first ClientHello as DTLS 1.0, so both are right before the versions are settled.
+# OpenSSL sends its first ClientHello as DTLS 1.0, so both are valid before a version is agreed.
 _VERSIONS: Final = (b"\xfe\xff", b"\xfe\xfd")
 _PLAINTEXT_EPOCH: Final = b"\x00\x00"
 _APPLICATION_EPOCH_1: Final = b"\x17\xfe\xfd\x00\x01"
@@ -52,8 +52,8 @@ _APPLICATION_EPOCH_1: Final = b"\x17\xfe\xfd\x00\x01"
 def split(datagram: bytes) -> list[bytes]:
     """The whole records of a datagram, in order.
 
-    Stops at the first malformed byte (RFC 6347, section 4.1.2.7: dropped, nothing else). To see whether
-    something was cut, compare the sum of the lengths with that of the datagram: they differ only then.
+    Stops at the first malformed byte (RFC 6347, section 4.1.2.7: silently dropped). If something was left out, the
+    sum of the lengths is less than the length of the datagram.
     """
     records = []
     start = 0
@@ -74,7 +74,7 @@ def split(datagram: bytes) -> list[bytes]:
 def sequence_of(datagram: bytes) -> int:
     """The sequence number of the first record if that is application data of epoch 1, else -1.
 
-    Unauthenticated: good for choosing which keys to try, for nothing else.
+    It is not authenticated: use it only to choose which keys to try.
     """
     if len(datagram) < HEADER_SIZE or datagram[:5] != _APPLICATION_EPOCH_1:
         return -1
@@ -87,7 +87,7 @@ def is_client_hello(datagram: bytes) -> bool:
 
 
 def client_random(datagram: bytes) -> bytes:
-    """The 32 bytes that mark one handshake of a client; only for what `is_client_hello` accepts."""
+    """The 32 bytes that identify one handshake of a client; only if `is_client_hello`."""
     return datagram[_RANDOM:_SESSION_ID]
 
 
@@ -104,7 +104,7 @@ def server_hello_suite(record: bytes) -> int | None:
 def plaintext_alert(record: bytes) -> tuple[int, int] | None:
     """Level and description (RFC 5246, section 7.2) of an alert of epoch 0; None for any other record.
 
-    Anyone can forge one.
+    It is not authenticated.
     """
     if len(record) != HEADER_SIZE + 2 or record[0] != ALERT or record[3:5] != _PLAINTEXT_EPOCH:
         return None
@@ -112,9 +112,9 @@ def plaintext_alert(record: bytes) -> tuple[int, int] | None:
 
 
 def hello_request(sequence: int) -> bytes:
-    """A plaintext HelloRequest (RFC 5246, section 7.4.1.1): "please shake hands anew", with no state.
+    """A plaintext HelloRequest (RFC 5246, section 7.4.1.1), which asks the peer for a new handshake. Keeps no state.
 
-    `sequence` is that of the record, 48 bits. The message is unauthenticated, so the peer takes it as a hint.
+    `sequence` is that of the record, 48 bits. The message is not authenticated, so it is only a hint for the peer.
     """
     body = bytes([HELLO_REQUEST]) + bytes(_HANDSHAKE_HEADER_SIZE - 1)
     header = _HEADER.pack(HANDSHAKE, _DTLS_1_2, 0, sequence >> 32, sequence & 0xFFFFFFFF, len(body))

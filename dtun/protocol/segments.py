@@ -1,20 +1,20 @@
 """Super-packets on the wire: the kernel's offloads, carried from one TUN device to the other.
 
-A kernel with segmentation offload hands out one TCP packet of up to 64 KiB that stands for many. It is not segmented
-here: each record carries the unpatched headers and one slice of the payload. The receiver puts consecutive slices
-together again, patches the headers once, and gives its own kernel one super-packet. A lost record costs one segment.
+A kernel with segmentation offload gives one TCP packet of up to 64 KiB instead of many. It is not segmented here: each
+record carries the unpatched headers and one slice of the payload. The receiver joins consecutive slices, patches the
+headers once, and gives its own kernel one super-packet. A lost record costs one segment.
 
     SEGMENT   03 | last 1 bit, index 7 bits | size 2 | IP header | TCP or UDP header | slice of the payload
     PARTIAL   04 | csum_start 2 | csum_offset 1 | packet whose checksum covers the pseudo-header only
 
 `size` is the payload of every segment but the last, which may be shorter. So slice `index` starts `index * size` bytes
-into the payload, and anybody who has it can say what the kernel would have sent (Linux, net/ipv4/tcp_offload.c):
+into the payload, and determines the segment that the kernel would have sent (Linux, net/ipv4/tcp_offload.c):
 
 - IPv4 identification: that of the super-packet plus `index`;
 - TCP sequence number: plus `index * size`; FIN and PSH only in the last segment, CWR only in the first;
 - lengths: those of the segment; the IPv4 header's checksum: computed anew;
-- transport checksum: the sum that is there, of the pseudo-header, changed by as much as the length changes (RFC 1624).
-  Its addresses may stand elsewhere than in the IP header: source routes, routing headers, the Home Address option.
+- transport checksum: the given sum of the pseudo-header, adjusted by the change of the length (RFC 1624). Its addresses
+  may be elsewhere than in the IP header: source routes, routing headers, the Home Address option.
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,9 @@ def partial(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
 
 
 def cut(packet: bytes, csum_start: int, csum_offset: int, size: int) -> list[bytes]:
-    """The frames of a super-packet whose transport header is at `csum_start`, in order; [] if it is none.
+    """The frames of a super-packet whose transport header is at `csum_start`, in order; [] if it is not one.
 
-    A packet with IPv6 extension headers, or of more than 128 segments, goes as complete packets instead.
+    A packet with IPv6 extension headers, or of more than 128 segments, is split into PARTIAL frames instead.
     """
     headers = _headers_length(packet, csum_start, csum_offset)
     plain = transport_start(packet) == csum_start
@@ -88,7 +88,7 @@ def cut(packet: bytes, csum_start: int, csum_offset: int, size: int) -> list[byt
 
 
 def transport_start(packet: bytes) -> int:
-    """Where the TCP or UDP header of a plain IP packet starts; 0 if it is something else, or cut off."""
+    """Where the TCP or UDP header of a plain IP packet starts; 0 if it is another packet, or cut off."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20 and packet[9] in (TCP, UDP):
         start = (packet[0] & 15) * 4
@@ -114,7 +114,7 @@ def _is_extended(packet: bytes, start: int) -> bool:
 
 
 def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, last: bool) -> bytes:
-    """The headers of what begins with segment `index` and has `payload` bytes: one segment, or a run of them.
+    """The headers of one segment, or of a run of segments from `index` on, with `payload` bytes.
 
     `start` is where the transport header begins. Its checksum is, before and after, the sum of the pseudo-header.
     """
@@ -129,7 +129,7 @@ def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, 
     else:
         stated = _U16.unpack_from(header, 4)[0] + 40 - start
         _U16.pack_into(header, 4, start - 40 + length)
-    # Not by the IP header's protocol: that may be an extension header, and only this is sure to be there.
+    # The length tells TCP from UDP; the IP header's protocol may be that of an extension header.
     if len(header) - start >= 20:
         sequence = _U32.unpack_from(header, start + 4)[0] + index * size
         _U32.pack_into(header, start + 4, sequence & 0xFFFFFFFF)
@@ -142,8 +142,7 @@ def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, 
         stated = _U16.unpack_from(header, start + 4)[0]
         _U16.pack_into(header, start + 4, length)
         checksum = start + UDP_CSUM
-    # Never 0, as `length` is not, which changes nothing: it is not yet UDP's "no checksum", but the start of a sum.
-    # The mask is for lengths that nobody would state.
+    # The mask is for lengths that no sender would state.
     total = _U16.unpack_from(header, checksum)[0] + (~stated & 0xFFFF) + length
     _U16.pack_into(header, checksum, _fold(total))
     return bytes(header)
@@ -151,7 +150,7 @@ def patched(headers: bytes, start: int, index: int, size: int, payload: int, *, 
 
 def _sum(words: bytes | bytearray) -> int:
     """The sum of the 16-bit words, of an even number of bytes, not folded (RFC 1071)."""
-    # One big number modulo 65,535 is the folded sum of its words, but for 65,535 itself, which it calls zero.
+    # One big number modulo 65,535 is the folded sum of its words, except that 65,535 becomes zero.
     number = int.from_bytes(words)
     return (number - 1) % 0xFFFF + 1 if number else 0
 
@@ -163,9 +162,9 @@ def _fold(total: int) -> int:
 
 
 class Run:
-    """Consecutive slices of one super-packet. Begins with `Run.begin`, grows with `extend`, ends as one packet.
+    """Consecutive slices of one super-packet. Begins with `Run.begin`, grows with `extend`, ends with `finish`.
 
-    `packets` counts the slices. What is not as a sender would have made it is not taken.
+    `packets` counts the slices. A slice that no sender would have made is not accepted.
     """
 
     __slots__ = (
@@ -215,7 +214,7 @@ class Run:
         return self._common[2:]
 
     def extend(self, frame: bytes) -> bool:
-        """Take the next slice; False if this SEGMENT frame is not it."""
+        """Add the next slice; False if this SEGMENT frame is not the next one."""
         headers = self._headers
         if self._whole or frame[2:headers] != self._common:
             return False
@@ -239,9 +238,9 @@ class Run:
         return True
 
     def extend_many(self, frames: Sequence[bytes], start: int) -> int:
-        """Take the full-sized slices that go on with this run from `frames[start]` on, short of the last; how many.
+        """Add the full-sized slices from `frames[start]` on that continue this run, except the last; returns how many.
 
-        The same as `extend` for each, but without a call: 0.3 instead of 0.5 us.
+        The same as `extend` for each, without the calls: 0.3 instead of 0.5 us each.
         """
         if self._whole:
             return 0
@@ -261,7 +260,7 @@ class Run:
         return count
 
     def finish(self) -> list[bytes]:
-        """What to write to a TUN device with IFF_VNET_HDR, in pieces: header, packet headers, slices."""
+        """The buffers to write to a TUN device with IFF_VNET_HDR: its header, packet headers, slices."""
         slices, start = self._slices, self._start
         payload = (len(slices) - 1) * self._size + len(slices[-1])
         headers = patched(self.headers, start, self._first, self._size, payload, last=self._whole)
@@ -290,13 +289,13 @@ class Run:
 
 
 def whole(frame: bytes) -> list[bytes] | None:
-    """What to write to a TUN device with IFF_VNET_HDR for a PARTIAL frame; None if it is malformed."""
+    """The buffers to write to a TUN device with IFF_VNET_HDR for a PARTIAL frame; None if it is malformed."""
     if len(frame) < HEADER_SIZE + 20:
         return None
     _, start, offset = _PARTIAL.unpack_from(frame)
     packet = frame[HEADER_SIZE:]
     version = packet[0] >> 4
-    # The kernel puts a sum there when it sends the packet on: never into the header, whose source has been checked.
+    # The kernel will write a checksum there: never into the IP header, whose source address has been checked.
     header = 40 if version == 6 else max((packet[0] & 15) * 4, 20)
     if version not in (4, 6) or start < header or start + offset + 2 > len(packet):
         return None

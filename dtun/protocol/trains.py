@@ -1,4 +1,4 @@
-"""UDP datagrams of one flow that travelled one by one, put together again for one write to the TUN device."""
+"""UDP datagrams of one flow that were carried one by one, joined for one write to the TUN device."""
 
 from struct import Struct
 from typing import Final
@@ -17,17 +17,17 @@ _NO_CHECKSUM: Final = b"\x00\x00"
 _MAX_TRAIN: Final = 64
 
 MAX_COMPLETE: Final = 600
-"""Bytes of a complete packet that is joined with others."""
+"""Bytes of a complete packet that is joined with others, at most."""
 
 
 class Train:
-    """Consecutive UDP datagrams of one flow that came one by one, to be written as one super-packet.
+    """Consecutive UDP datagrams of one flow that arrived one by one, to be written as one super-packet.
 
-    Either PARTIAL frames, whose checksums are due anyway, or complete packets, as a router takes them in. Of these, all
-    checksums have to be right before they are joined: the kernel will make them anew, and would vouch for what nobody
-    has checked. Of packets of 200 bytes that saves up to a fourth of the processor's time, of 600 nothing, and longer
-    ones would take more than one by one. The headers have to be alike but for lengths and identification, which
-    means nothing where fragments are forbidden (RFC 6864, section 4.1). All are of one size; a shorter one is the last.
+    Either PARTIAL frames, whose checksums are still due, or complete packets, which a router forwards. Complete packets
+    are joined only if all checksums are right: the kernel will compute them again, and would hide an error. For packets
+    of 200 bytes this saves up to a fourth of the processor time, for 600 bytes nothing, and for longer ones it would
+    cost time. The headers must be equal except for lengths and identification, which has no meaning if fragments are
+    forbidden (RFC 6864, section 4.1). All have one size; a shorter one is the last.
     """
 
     __slots__ = ("_alike", "_frames", "_front", "_headers", "_length", "_right", "_whole")
@@ -43,7 +43,7 @@ class Train:
 
     @classmethod
     def begin(cls, frame: bytes) -> "Train | None":
-        """The train that starts with this PARTIAL frame, if it may start one."""
+        """The train that starts with this PARTIAL frame; None if it cannot start one."""
         headers = _UDP4 if frame[1:4] == _UDP4_CSUM else _UDP6 if frame[1:4] == _UDP6_CSUM else 0
         return (
             cls(frame, HEADER_SIZE, headers) if headers and _is_plain(frame, HEADER_SIZE, headers) else None
@@ -51,7 +51,7 @@ class Train:
 
     @classmethod
     def begin_complete(cls, packet: bytes) -> "Train | None":
-        """The train that starts with this packet, if it may start one."""
+        """The train that starts with this packet; None if it cannot start one."""
         if len(packet) > MAX_COMPLETE:
             return None
         headers = _UDP4 if packet[:1] == _PLAIN_IPV4.to_bytes() else _UDP6
@@ -62,7 +62,7 @@ class Train:
         return len(self._frames)
 
     def extend(self, frame: bytes) -> bool:
-        """Take the next datagram, of the same kind; False if it does not go with the others."""
+        """Add the next datagram, of the same kind; False if it cannot be joined with the others."""
         length, front, frames = len(frame), self._front, self._frames
         if (
             length > self._length
@@ -74,7 +74,7 @@ class Train:
         ):
             return False
         if not front:
-            # Only now also of the first: of most that come alone nobody has to know.
+            # The first one is checked only now, since most datagrams are not joined with any other.
             self._right = self._right or _is_right(frames[0], self._headers)
             if not self._right or not _is_right(frame, self._headers):
                 return False
@@ -83,7 +83,7 @@ class Train:
         return True
 
     def finish(self) -> list[bytes]:
-        """What to write to a TUN device with IFF_VNET_HDR, in pieces."""
+        """The buffers to write to a TUN device with IFF_VNET_HDR."""
         frames, front, headers = self._frames, self._front, self._headers
         if len(frames) == 1:
             return (whole(frames[0]) or []) if front else [virtio.NO_OFFLOAD, frames[0]]
@@ -100,7 +100,7 @@ class Train:
 
 
 def _is_plain(frame: bytes, front: int, headers: int) -> bool:
-    """Whether this is UDP right behind a header of IP without options, not fragmented, and of the length it states."""
+    """Whether this is UDP directly after an IP header without options, not fragmented, and of its stated length."""
     if len(frame) <= front + headers:
         return False
     if headers == _UDP4:
@@ -116,12 +116,12 @@ def _is_plain(frame: bytes, front: int, headers: int) -> bool:
 
 
 def _is_right(packet: bytes, headers: int) -> bool:
-    """Whether the checksums of a complete packet of this kind are there and right, and its lengths state what it is."""
+    """Whether the checksums of a complete packet of this kind are present and right, and its lengths correct."""
     start = headers - UDP_HEADER
     length = len(packet) - start
     stated = _U16.unpack_from(packet, start + 4)[0]
     if headers == _UDP4:
-        # A number modulo 65,535 is the sum of its 16-bit words (RFC 1071); zero, where all are covered, is right.
+        # A number modulo 65,535 is the sum of its 16-bit words (RFC 1071); with the checksum included it must be zero.
         if _U16.unpack_from(packet, 2)[0] != len(packet) or int.from_bytes(packet[:start]) % 0xFFFF:
             return False
         covered = packet[12:]
@@ -131,18 +131,18 @@ def _is_right(packet: bytes, headers: int) -> bool:
         covered = packet[8:]
     if stated != length or packet[start + UDP_CSUM : headers] == _NO_CHECKSUM:
         return False
-    number = int.from_bytes(covered) << 8 * (length & 1)  # an odd byte has a zero behind it
+    number = int.from_bytes(covered) << 8 * (length & 1)  # an odd byte is followed by a zero
     return (number + UDP + length) % 0xFFFF == 0
 
 
 def _pseudo_header_sum(header: bytes, start: int) -> int:
-    """What is in the place of the checksum when that is left to the kernel, in a header of IP and UDP."""
+    """The sum of the pseudo-header, which stands for a checksum that the kernel will complete."""
     addresses = header[12:start] if header[0] == _PLAIN_IPV4 else header[8:start]
     return (int.from_bytes(addresses) + UDP + int.from_bytes(header[start + 4 : start + 6])) % 0xFFFF
 
 
 def _alike(frame: bytes, front: int) -> bytes:
-    """What all datagrams of a train have in common: version, flags, hop limit, addresses, ports, csum position."""
+    """What the datagrams of a train have in common: version, flags, hop limit, addresses, ports, csum position."""
     if frame[front] == _PLAIN_IPV4:
         return frame[: front + 2] + frame[front + 6 : front + 10] + frame[front + 12 : front + 24]
     return frame[: front + 4] + frame[front + 6 : front + 44]

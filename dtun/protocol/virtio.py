@@ -6,7 +6,7 @@
     +-------+----------+---------+----------+-----------+------------+--------
 
 All in host order. `gso_size` is the payload of each segment of a super-packet. With NEEDS_CSUM the 16 bits at
-csum_start + csum_offset hold the sum of the pseudo-header only; whoever sends the packet on completes it.
+csum_start + csum_offset hold only the sum of the pseudo-header; the next sender of the packet completes the checksum.
 """
 
 from struct import Struct

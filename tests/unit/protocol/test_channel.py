@@ -12,9 +12,10 @@ from tests.unit.protocol.terrible_network import TerribleNetwork
 class Conversation:
     """Two channels, "a" and "b", and what each has received, on a clock of their own."""
 
-    def __init__(self, network: TerribleNetwork[str]) -> None:
+    def __init__(self, network: TerribleNetwork[str], first: int = 0) -> None:
+        """`first`: the number of the first message from "a"."""
         self.network = network
-        self.channels = {"a": Channel(), "b": Channel()}
+        self.channels = {"a": Channel(sending=first), "b": Channel(expected=first)}
         self.received: dict[str, list[bytes]] = {"a": [], "b": []}
         self.now = 0.0
 
@@ -90,14 +91,15 @@ def test_a_peer_that_acknowledges_nothing_cannot_make_us_hoard() -> None:
 
 
 def test_the_numbers_of_messages_begin_anew_after_65536() -> None:
-    conversation = Conversation(TerribleNetwork())
-    conversation.channels["a"]._sending = conversation.channels["b"]._expected = 65534
+    conversation = Conversation(TerribleNetwork(), first=65534)
+    conversation.channels["a"].attach_ledger(ledger := [0, 0])
+    assert ledger == [65534, 0]
     said = [bytes([number]) for number in range(1, 6)]
     for message in said:
         conversation.say("a", message)
     conversation.go_on()
     assert conversation.received["b"] == said
-    assert conversation.channels["a"]._sending == 3
+    assert ledger == [3, 0]
 
 
 def test_only_what_was_not_acknowledged_is_sent_again_less_and_less_often() -> None:
