@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from functools import partial
 
 from dtun.config import ANY_ID, Config, Key, ServerConfig
 from dtun.dtls.listener import Verified
@@ -140,12 +141,8 @@ class Server:
         saved, sock = taken
         link = None
         try:
-            numbers = saved.message_ledger
-            session = Session.resumed(
-                saved.association(),
-                lambda association, count, now: self._dialect(association, count, now, numbers),
-                self._loop.time(),
-            )
+            dialect = partial(self._dialect, numbers=saved.message_ledger)
+            session = Session.resumed(saved.association(), dialect, self._loop.time())
             link = self._link(sock, session)
             if self.demux.adopt(link) and await self._logins.resume(link, saved):
                 link.flush()

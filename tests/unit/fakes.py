@@ -1,4 +1,4 @@
-"""A host without a kernel: what it was asked for, and devices that are pairs of sockets."""
+"""A simulated host: its network state, and devices that are pairs of sockets."""
 
 import os
 import socket
@@ -40,7 +40,7 @@ class FakeTun:
 
 
 class FakeKernel:
-    """Does what it is told, but for what is in `refuses`."""
+    """Applies every state, except for what is in `refuses`."""
 
     def __init__(self) -> None:
         self.state = NetworkState()
@@ -61,7 +61,7 @@ class FakeKernel:
 
     def create_tun(self, name: str, descriptor: int | None = None) -> FakeTun:
         if descriptor is not None:
-            # The device lives on in the one who asks; what was handed over is only a copy.
+            # The device still exists in this process; what was kept is only a copy.
             os.close(descriptor)
             return self.tuns[name]
         if name in self.tuns and not self.tuns[name].closed:

@@ -1,4 +1,4 @@
-"""A server, and clients, on loopback sockets: only the kernel's devices and routes are made up."""
+"""A server and clients on loopback sockets; only the kernel's devices and routes are simulated."""
 
 import asyncio
 import socket
@@ -49,7 +49,7 @@ def waiting_at(sock: socket.socket) -> list[bytes]:
 
 
 class HookLog:
-    """Runs no hook, but notes which one would have been. Each takes until `gate`, if there is one, is open."""
+    """Records hooks instead of running them. Each takes until `gate`, if there is one, is open."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -93,7 +93,7 @@ class Site:
         return Server(self.config, self.kernel, self.hooks, asyncio.get_running_loop(), fdstore)
 
     async def restart(self) -> None:
-        """As after a power failure: nobody is told."""
+        """As after a power failure: the clients are not told."""
         for link in list(self.server.demux.links):
             link.close("stopped", "", tell=False)
         await self.server.stop()
@@ -127,7 +127,7 @@ async def serving(directory: Path) -> AsyncIterator[Site]:
 
 
 class RawClient:
-    """A client's session whose socket the test holds in its hands."""
+    """A client's session whose socket the test drives."""
 
     def __init__(self, site: Site, name: str = "demo", *, go: bool = False, subnets: bool = True) -> None:
         self.target = ("127.0.0.1", site.port)

@@ -101,7 +101,7 @@ def test_another_hello_replaces_a_handshake_only_with_a_cookie(wire: Any, make_c
     assert wire.listener.half_open == 1
     assert not wire.listener.take_events()
     wire.listener.receive(hello, path, 0.0)
-    assert wire.listener.take_events() == [Failed(path, None, "the client started anew")]
+    assert wire.listener.take_events() == [Failed(path, None, "the client started another handshake")]
     for reply, _ in wire.listener.take_outgoing():
         second.receive(reply, 0.0)
     wire.exchange(second, path)

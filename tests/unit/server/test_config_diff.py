@@ -1,4 +1,4 @@
-"""What a person is told of the difference between two configurations of a server."""
+"""The lines that describe the difference between two configurations of a server."""
 
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ def test_clients_come_and_go() -> None:
     both = config(clients=CLIENTS | {"other": {"key": OTHER}})
     assert lines(config(), both) == ["client other: is new (at once)"]
     assert lines(both, config()) == ["client other: is removed and its session ends (reconnects)"]
-    anybody = config(clients={"demo": CLIENTS["demo"], "*": {"key": OTHER}})
-    assert lines(config(), anybody) == ["clients without an entry: is new (at once)"]
+    any_id = config(clients={"demo": CLIENTS["demo"], "*": {"key": OTHER}})
+    assert lines(config(), any_id) == ["clients without an entry: is new (at once)"]
 
 
 def test_listening_addresses_come_and_go() -> None:
@@ -159,7 +159,7 @@ def test_what_needs_a_restart_is_kept_and_the_rest_is_used() -> None:
 
 
 def test_every_setting_that_there_is_makes_a_line() -> None:
-    """A setting that is added later needs a restart, until somebody has seen to it that it does not."""
+    """A setting that is added later needs a restart until the reload handles it."""
     old = config()
     for name in type(old).model_fields:
         if name not in ("clients", "listen"):

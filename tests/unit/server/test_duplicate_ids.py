@@ -34,7 +34,7 @@ def test_going_back_to_the_old_host_once_is_no_duplicate_ids() -> None:
     assert not any(duplicate_ids.login(host, host, now=float(n)) for n, host in enumerate("ABA"))
 
 
-def test_a_duplicate_ids_that_has_calmed_down_is_news_when_it_flares_up() -> None:
+def test_duplicate_ids_are_reported_again_after_a_pause() -> None:
     duplicate_ids = DuplicateIds()
     for number, host in enumerate("ABAB"):
         duplicate_ids.login(host, host, now=float(number))
@@ -46,12 +46,12 @@ def test_a_duplicate_ids_that_has_calmed_down_is_news_when_it_flares_up() -> Non
     )
 
 
-def test_slow_turns_are_no_duplicate_ids() -> None:
+def test_slow_turns_are_not_duplicate_ids() -> None:
     duplicate_ids = DuplicateIds()
     assert not any(duplicate_ids.login(host, host, now=n * (WINDOW + 1)) for n, host in enumerate("ABABABAB"))
 
 
-def test_what_is_remembered_and_said_stays_small() -> None:
+def test_memory_and_description_stay_small() -> None:
     duplicate_ids = DuplicateIds()
 
     def log_in(first: int, count: int) -> int:

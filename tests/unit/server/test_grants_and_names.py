@@ -1,4 +1,4 @@
-"""Which subnets a client gets, and what its device is called."""
+"""Which subnets a client gets, and the name of its device."""
 
 import time
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -50,7 +50,7 @@ subnets = st.lists(st.one_of(subnets4, subnets6), max_size=8)
 def test_each_subnet_is_either_granted_or_refused_as_the_rule_says(
     requested: list[Network], allowed: list[Network], taken: list[Network]
 ) -> None:
-    result = grant(requested, allowed.__contains__, dict.fromkeys(taken, "somebody"))
+    result = grant(requested, allowed.__contains__, dict.fromkeys(taken, "another"))
     refused = [refusal.subnet for refusal in result.refused]
     assert sorted(map(str, (*result.granted, *refused))) == sorted(map(str, set(requested)))
     for subnet in requested:
@@ -67,7 +67,7 @@ def test_many_subnets_are_judged_quickly_where_others_have_many() -> None:
     def some(first: int, count: int) -> list[Network]:
         return [IPv4Network((first + (number << 8), 24)) for number in range(count)]
 
-    taken = dict.fromkeys(some(0x0B000000, 16384), "somebody")
+    taken = dict.fromkeys(some(0x0B000000, 16384), "another")
     began = time.process_time()
     result = grant(some(0x0A000000, 1024), anything, taken)
     assert len(result.granted) == 1024

@@ -1,4 +1,4 @@
-"""What a client that has a key must not be able to do to the server, or to others."""
+"""What a client with a valid key must not be able to do to the server or to other clients."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ MakeClient = Callable[..., RawClient]
 
 
 class Gate:
-    """Something that the kernel is asked, and that takes until the gate is open."""
+    """A request to the kernel that takes until the gate is open."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -36,7 +36,7 @@ class Gate:
 
 
 def slow_look(site: Site) -> Gate:
-    """From now on the server waits for the kernel in the middle of letting a client in."""
+    """Make the server wait for the kernel in the middle of a login."""
     gate, look = Gate(), site.kernel.local_networks
 
     async def slow() -> list[LocalNetwork]:
@@ -64,7 +64,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 async def tiny(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server for anybody with its key, with an address for one."""
+    """A server for any id with its key, with an address for one client."""
     entry = {"key": KEY, "subnets": "private"}
     made = Site(tmp_path, clients={"*": entry}, pool="10.86.0.0/30")
     await made.server.start()
@@ -74,7 +74,7 @@ async def tiny(tmp_path: Path) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def shared(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server for anybody with its key, and any private subnet behind such a client."""
+    """A server for any id with its key, and any private subnet behind such a client."""
     made = Site(tmp_path, clients={"*": {"key": KEY, "subnets": "private"}})
     await made.server.start()
     yield made
@@ -85,9 +85,7 @@ async def until_waiting(gate: Gate, client: RawClient) -> None:
     await client.until(lambda: gate.waiting > 0, "the server to ask its kernel")
 
 
-async def test_a_client_that_says_hello_again_and_again_is_let_in_once(
-    site: Site, make_client: MakeClient
-) -> None:
+async def test_a_client_that_repeats_its_hello_logs_in_once(site: Site, make_client: MakeClient) -> None:
     client = make_client()
     await client.connect()
     looks = slow_look(site)
@@ -115,7 +113,7 @@ async def test_a_client_that_sends_a_servers_message_is_disconnected(
     assert client.closed.text == "the client sent a message that only a server sends"
 
 
-async def test_sessions_that_never_say_hello_are_bounded(
+async def test_sessions_without_a_hello_are_limited(
     site: Site, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(login, "MAX_WAITING", 2)
@@ -123,13 +121,13 @@ async def test_sessions_that_never_say_hello_are_bounded(
     for client in silent:
         client.hello = None
         await client.until(lambda client=client: client.events != [], "the handshake")  # type: ignore[misc]
-    await silent[0].until(lambda: silent[0].closed is not None, "the oldest to be sent away")
+    await silent[0].until(lambda: silent[0].closed is not None, "the oldest to be disconnected")
     await wait_for(lambda: len(list(site.server.demux.links)) == 2, "the others")
     honest = make_client()
     await honest.connect()
 
 
-async def test_sessions_that_were_replaced_are_bounded(site: Site, make_client: MakeClient) -> None:
+async def test_replaced_sessions_are_limited(site: Site, make_client: MakeClient) -> None:
     for _ in range(5):
         await make_client().connect()
     assert len(list(site.server.demux.links)) == 2
@@ -171,12 +169,12 @@ async def test_an_address_is_not_taken_away_from_a_client_that_is_being_let_in(
     first, again, other = RawClient(tiny, "a"), RawClient(tiny, "a"), RawClient(tiny, "b")
     with first.socket, again.socket, other.socket:
         await first.connect()
-        first.session.close("stopped", "back soon", time.monotonic())
+        first.session.close("stopped", "restarting", time.monotonic())
         first.turn()
         await wait_for(lambda: not list(tiny.server.demux.links), "the goodbye to arrive")
         gate = slow_look(tiny)
         await until_waiting(gate, again)
-        await other.until(lambda: other.events != [], "the handshake of somebody else")
+        await other.until(lambda: other.events != [], "the handshake of another client")
         tasks = len(asyncio.all_tasks())
         await other.until(lambda: len(asyncio.all_tasks()) > tasks, "its hello to arrive")
         gate.open.set()
@@ -214,7 +212,7 @@ async def test_a_client_cannot_have_the_tunnel_run_through_itself(
     assert refusal.reason == "it overlaps 127.0.0.1/32, which belongs to this client outside the tunnel"
 
 
-async def test_a_record_of_a_session_that_comes_to_another_address_of_ours_is_nobodys(
+async def test_a_record_that_arrives_at_another_address_of_the_server_does_not_move_its_session(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as stranger:

@@ -38,7 +38,7 @@ def give(leases: Leases, name: str, in_use: Collection[str] = ()) -> str:
     return str(leases.pair(name, lambda other: other in in_use).peer)
 
 
-def nobody(_: str) -> bool:
+def none_in_use(_: str) -> bool:
     return False
 
 
@@ -50,7 +50,7 @@ def test_addresses_are_given_in_order_behind_the_servers_and_kept() -> None:
         "10.86.0.2",
         "10.86.0.4",
     ]
-    assert str(leases.pair("a", nobody).local) == "10.86.0.1"
+    assert str(leases.pair("a", none_in_use).local) == "10.86.0.1"
 
 
 def test_a_lease_outlives_the_server(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_lease_outlives_the_server(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["leases.json"]
 
 
-def test_leases_are_nobody_elses_business(tmp_path: Path) -> None:
+def test_the_file_of_leases_is_private(tmp_path: Path) -> None:
     path = tmp_path / "lib" / "state" / "leases.json"
     old_mask = os.umask(0o022)
     try:
@@ -76,7 +76,7 @@ def test_leases_are_nobody_elses_business(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_fixed_address_is_nobody_elses_and_needs_no_lease(tmp_path: Path) -> None:
+def test_a_fixed_address_is_not_leased(tmp_path: Path) -> None:
     path = tmp_path / "leases.json"
     leases = make(fixed={"f": "10.86.0.2"}, path=path)
     assert [give(leases, name) for name in ("a", "f")] == ["10.86.0.3", "10.86.0.2"]
@@ -123,7 +123,7 @@ def test_an_address_that_was_given_up_is_found_again_from_the_front() -> None:
 
 def test_the_ipv6_address_is_as_far_into_its_pool() -> None:
     leases = make(pool6=POOL6, fixed={"f": "10.86.1.0"}, fixed6={"g": "fd00:86::aaaa"})
-    pairs = {name: leases.pair(name, nobody) for name in "afg"}
+    pairs = {name: leases.pair(name, none_in_use) for name in "afg"}
     assert {name: str(pair.peer6) for name, pair in pairs.items()} == {
         "a": "fd00:86::2",
         "f": "fd00:86::100",
@@ -132,17 +132,17 @@ def test_the_ipv6_address_is_as_far_into_its_pool() -> None:
     assert {str(pair.local6) for pair in pairs.values()} == {"fd00:86::1"}
 
 
-def test_no_lease_has_the_companion_that_is_somebodys_fixed_address(tmp_path: Path) -> None:
+def test_no_lease_has_an_ipv6_address_that_is_fixed_for_another(tmp_path: Path) -> None:
     path = tmp_path / "leases.json"
     assert give(make(pool6=POOL6, path=path), "a") == "10.86.0.2"
     leases = make(pool6=POOL6, fixed6={"g": "fd00:86::2"}, path=path)
     assert give(leases, "a") == "10.86.0.3"
-    assert str(leases.pair("g", nobody).peer6) == "fd00:86::2"
+    assert str(leases.pair("g", none_in_use).peer6) == "fd00:86::2"
 
 
 def test_a_small_ipv6_pool_leaves_some_without() -> None:
     leases = make(pool6=IPv6Network("fd00::/126"))
-    assert [leases.pair(name, nobody).peer6 for name in "abc"] == [
+    assert [leases.pair(name, none_in_use).peer6 for name in "abc"] == [
         IPv6Address("fd00::2"),
         IPv6Address("fd00::3"),
         None,
@@ -186,8 +186,8 @@ def test_a_file_with_any_content_does_not_stop_the_server(
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_bytes(content)
     leases = make(path=path)
-    assert leases.pair("a", nobody).peer in POOL
-    assert make(path=path).pair("a", nobody) == leases.pair("a", nobody)
+    assert leases.pair("a", none_in_use).peer in POOL
+    assert make(path=path).pair("a", none_in_use) == leases.pair("a", none_in_use)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

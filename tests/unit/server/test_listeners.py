@@ -134,7 +134,7 @@ def test_sessions_share_the_port_of_a_socket_that_systemd_made(host: str) -> Non
             session.setblocking(True)
             session.settimeout(5)
             assert session.recv(100) == b"data"
-            # Or anybody could listen there, too.
+            # Else any program could listen there, too.
             assert not session.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
             client.close()
             session.close()

@@ -9,7 +9,7 @@ from tests.unit.sites import KEY, Site
 CLIENTS = 200
 
 
-async def test_to_ask_holds_up_nobody_for_long(tmp_path: Path) -> None:
+async def test_a_status_request_delays_no_packet_for_long(tmp_path: Path) -> None:
     clients = {f"client-{number}": {"key": KEY} for number in range(CLIENTS)}
     site = Site(tmp_path, clients=clients, up=None, down=None)
     await site.server.start()

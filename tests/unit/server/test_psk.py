@@ -1,4 +1,4 @@
-"""Which of two keys is tried with whom, while a client's key is being changed."""
+"""Which of two keys is tried while a client's key is being changed."""
 
 import random
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def never() -> bool:
 
 
 def attempt(chooser: KeyChooser, has: Key, source: str = HOME, now: float = 0.0, name: str = "demo") -> bool:
-    """A handshake of a client that has this key; whether it came about."""
+    """A handshake of a client that has this key. Returns whether it succeeded."""
     tried = chooser.choose(name, source, KEYS, now)
     if tried == has:
         chooser.worked(name, source, tried)
@@ -43,7 +43,7 @@ def test_a_client_that_goes_back_to_the_old_key_is_let_in_again() -> None:
     assert [attempt(chooser, has) for has in (NEW, NEW, OLD, OLD, OLD)] == [False, True, False, True, True]
 
 
-def test_failures_elsewhere_do_not_concern_a_client() -> None:
+def test_failures_from_other_addresses_do_not_matter() -> None:
     chooser = KeyChooser(never)
     attempt(chooser, OLD)
     for number in range(100):
@@ -53,14 +53,14 @@ def test_failures_elsewhere_do_not_concern_a_client() -> None:
 
 
 @given(st.sampled_from(KEYS), st.lists(st.sampled_from(KEYS), min_size=1, max_size=50), st.integers())
-def test_nobody_can_lock_out_a_client_even_behind_the_same_address(
+def test_a_client_cannot_be_locked_out_even_from_the_same_address(
     has: Key, interference: list[Key], seed: int
 ) -> None:
     coin = random.Random(seed)
     chooser = KeyChooser(lambda: coin.random() < 0.5)
 
     def tries_after_interference() -> bool:
-        # Between two tries of the client somebody fails as often, and with what, they like.
+        # Between two tries of the client, an attacker causes any failures.
         for key in interference:
             chooser.failed("demo", HOME, key, 0)
         return attempt(chooser, has)
@@ -68,7 +68,7 @@ def test_nobody_can_lock_out_a_client_even_behind_the_same_address(
     assert any(tries_after_interference() for _ in range(64)), "a coin that falls on the same side 60 times"
 
 
-def test_neither_does_it_help_to_make_the_server_forget() -> None:
+def test_it_does_not_help_an_attacker_to_make_the_server_forget() -> None:
     tosses: Iterator[bool] = iter([False, True])
     chooser = KeyChooser(lambda: next(tosses))
     attempt(chooser, OLD)
@@ -104,7 +104,7 @@ def test_a_failure_is_forgotten_in_time() -> None:
     assert attempt(chooser, OLD, now=MEMORY + 1)
 
 
-def test_a_key_that_is_no_more_is_not_tried() -> None:
+def test_a_removed_key_is_not_tried() -> None:
     chooser, newest = KeyChooser(never), Key(b"newest")
     attempt(chooser, OLD)
     chooser.failed("demo", HOME, OLD, 0)

@@ -92,13 +92,13 @@ async def asked_to_renew(client: RawClient) -> None:
     await client.until(lambda: Renew in heard(client), "the request for a new session")
 
 
-async def sent_away(client: RawClient) -> str:
+async def closed_text(client: RawClient) -> str:
     await client.until(lambda: client.closed is not None, "the goodbye")
     assert client.closed is not None
     return client.closed.text
 
 
-async def test_who_is_not_concerned_does_not_notice(reloading: Reloading, make: Make) -> None:
+async def test_a_client_that_is_not_concerned_is_not_disturbed(reloading: Reloading, make: Make) -> None:
     client = make()
     await client.connect()
     applied, tun = reloading.site.kernel.applied, reloading.site.tun()
@@ -112,20 +112,20 @@ async def test_who_is_not_concerned_does_not_notice(reloading: Reloading, make: 
     assert "dtun-new9" in reloading.site.kernel.tuns
 
 
-async def test_a_dry_run_only_tells(reloading: Reloading) -> None:
+async def test_a_dry_run_changes_nothing(reloading: Reloading) -> None:
     said = await reloading.reload(dry_run=True, clients={"demo": DEMO})
     assert said == ["client other: is removed and its session ends (reconnects)"]
     assert not reloading.site.tun("dtun-other").closed
     assert await reloading.reload() == said
 
 
-async def test_a_client_that_is_removed_is_sent_away_with_all_that_it_had(
+async def test_a_removed_client_is_disconnected_and_its_device_removed(
     reloading: Reloading, make: Make
 ) -> None:
     client = make()
     await client.connect()
     await reloading.reload(clients={"other": OTHER})
-    assert await sent_away(client) == "the server's configuration does not have this id any more"
+    assert await closed_text(client) == "the server's configuration does not have this id any more"
     assert client.closed is not None
     assert client.closed.reason == "refused"
     assert reloading.site.tun().closed
@@ -137,7 +137,7 @@ async def test_a_client_that_is_removed_is_sent_away_with_all_that_it_had(
     assert reloading.site.server.identities.leases.current("demo") is None
 
 
-async def test_a_slow_hook_of_one_who_leaves_holds_up_nobody_else(reloading: Reloading, make: Make) -> None:
+async def test_a_slow_hook_of_a_removed_client_delays_no_other(reloading: Reloading, make: Make) -> None:
     await make().connect()
     await wait_for(lambda: len(reloading.site.hooks.ran) == 1, "the up hook")
     gate = reloading.site.hooks.gate = asyncio.Event()
@@ -149,7 +149,7 @@ async def test_a_slow_hook_of_one_who_leaves_holds_up_nobody_else(reloading: Rel
     await going
 
 
-async def test_a_client_whose_key_is_changed_renews_or_goes(
+async def test_a_client_whose_key_is_changed_renews_or_is_disconnected(
     reloading: Reloading, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "RENEWAL_TIME", 0.3)
@@ -160,7 +160,7 @@ async def test_a_client_whose_key_is_changed_renews_or_goes(
     assert reloading.site.row()["key"] == "former"
     assert reloading.site.server.status()["old_key_in_use"] == ["demo"]
     await sees_packet(reloading.site, client, packet("10.0.0.1"))
-    assert await sent_away(client) == "its key is not valid any more"
+    assert await closed_text(client) == "its key is not valid any more"
     again = make()
     await again.until(lambda: again.closed is not None, "the refusal")
     assert reloading.site.row()["state"] == "away"
@@ -195,7 +195,7 @@ async def test_a_key_is_changed_over_without_a_break(
     first, second = make(key=NEXT_SECRET), make(key=NEXT_SECRET)
     await first.until(lambda: first.closed is not None, "the try with the old key")
     await second.connect()
-    assert "failed" not in caplog.text, "that is how it goes, and nothing to warn of"
+    assert "failed" not in caplog.text, "this is expected, so nothing to warn of"
     assert reloading.site.row()["key"] == "next"
     assert reloading.site.server.status()["old_key_in_use"] == []
 
@@ -206,8 +206,8 @@ async def test_a_key_is_changed_over_without_a_break(
     assert Renew not in heard(second)
 
 
-def nobody_shares_an_address(kernel: FakeKernel) -> None:
-    """From now on it is a mistake to want the same address at two devices, even for a moment."""
+def forbid_shared_addresses(kernel: FakeKernel) -> None:
+    """Fail if two devices are to have the same address, even for a moment."""
     apply = kernel.apply
 
     async def watched(desired: NetworkState) -> list[Change]:
@@ -224,12 +224,12 @@ async def test_two_clients_change_their_addresses_with_each_other(reloading: Rel
     clients = [make(), make("other", NEXT_SECRET)]
     for client in clients:
         await client.connect()
-    nobody_shares_an_address(reloading.site.kernel)
+    forbid_shared_addresses(reloading.site.kernel)
     swapped = {"demo": DEMO | {"address": "10.86.0.9"}, "other": OTHER | {"address": "10.86.0.8"}}
     said = await reloading.reload(clients=swapped)
     assert not any(line.startswith("error: ") for line in said)
     for client in clients:
-        assert await sent_away(client) == "its address in the tunnel has changed; reconnect"
+        assert await closed_text(client) == "its address in the tunnel has changed; reconnect"
     assert not reloading.site.tun().closed, "the device stays"
     again = make()
     assert (await again.connect()).address == IPv4Address("10.86.0.9")
@@ -238,13 +238,13 @@ async def test_two_clients_change_their_addresses_with_each_other(reloading: Rel
     await sees_packet(reloading.site, again, packet("10.86.0.9"))
 
 
-async def test_an_address_that_becomes_somebodys_own_is_taken_from_its_tenant(
+async def test_an_address_that_becomes_fixed_for_one_client_is_taken_from_another(
     reloading: Reloading, make: Make
 ) -> None:
     client = make()
     address = (await client.connect()).address
     await reloading.client("other", address=str(address))
-    await sent_away(client)
+    await closed_text(client)
     assert (await make().connect()).address != address
     assert (await make("other", NEXT_SECRET).connect()).address == address
 
@@ -293,11 +293,11 @@ async def test_what_is_pushed_comes_with_the_welcome_and_anew_when_it_changes(
     assert Renew not in heard(other), "it gets what it got before"
 
 
-async def test_another_kind_of_dtun_is_expected(reloading: Reloading, make: Make) -> None:
+async def test_compat_is_changed(reloading: Reloading, make: Make) -> None:
     client = make()
     await client.connect()
     await reloading.client("demo", key="original", compat="go")
-    assert await sent_away(client) == "`compat` of its entry has changed on the server"
+    assert await closed_text(client) == "`compat` of its entry has changed on the server"
     old = RawClient(reloading.site, "demo", go=True)
     old.hello = Hello(subnets=(LAN,))
     with old.socket:
@@ -334,9 +334,9 @@ async def test_the_server_moves_to_another_address(
     moved.socket = moved.new_socket()
     await moved.connect()
     await sees_packet(reloading.site, moved, packet("10.0.0.1", number=1))
-    nobody = make()
+    late = make()
     with pytest.raises(ConnectionRefusedError):
-        await nobody.connect()
+        await late.connect()
 
 
 async def test_an_old_session_at_a_former_address_ends(
@@ -346,7 +346,7 @@ async def test_an_old_session_at_a_former_address_ends(
     client = make()
     await client.connect()
     await _listen(reloading, [f"127.0.0.2:{reloading.site.port}"])
-    assert await sent_away(client) == "the server does not listen on this address any more"
+    assert await closed_text(client) == "the server does not listen on this address any more"
 
 
 async def _listen(reloading: Reloading, addresses: list[str]) -> list[str]:
@@ -354,9 +354,7 @@ async def _listen(reloading: Reloading, addresses: list[str]) -> list[str]:
     return await reloading.site.server.reload(Config(made, None, None), dry_run=False)
 
 
-async def test_an_address_that_cannot_be_had_leaves_the_server_where_it_is(
-    reloading: Reloading, make: Make
-) -> None:
+async def test_a_listen_address_that_is_taken_changes_nothing(reloading: Reloading, make: Make) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.3", 0))
         address = f"127.0.0.3:{taken.getsockname()[1]}"
@@ -412,7 +410,7 @@ async def test_nat_follows_the_default_route_and_new_devices(reloading: Reloadin
     assert outside == {"dtun-demo", "dtun-new"}
 
 
-async def test_what_the_kernel_refuses_of_it_is_said_once_and_shown(
+async def test_what_the_kernel_refuses_of_forwarding_is_logged_once_and_shown(
     reloading: Reloading, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernel, switch = reloading.site.kernel, Sysctl("net.ipv4.ip_forward", "1")
@@ -447,7 +445,7 @@ async def test_a_client_is_kicked_and_comes_back(reloading: Reloading, make: Mak
     client = make()
     await client.connect()
     assert server.kick("demo").startswith("the session of client 'demo' from 127.0.0.1:")
-    assert await sent_away(client) == "ended by the administrator of the server"
+    assert await closed_text(client) == "ended by the administrator of the server"
     with pytest.raises(UnavailableError, match="client 'demo' is not connected"):
         server.kick("demo")
     with pytest.raises(UnavailableError, match="there is no client 'nobody'"):
@@ -455,12 +453,12 @@ async def test_a_client_is_kicked_and_comes_back(reloading: Reloading, make: Mak
     await make().connect()
 
 
-async def test_a_configuration_of_a_client_is_none_for_a_server(reloading: Reloading) -> None:
+async def test_a_configuration_without_a_server_section_is_refused(reloading: Reloading) -> None:
     with pytest.raises(ConfigError, match="no server section any more"):
         await reloading.site.server.reload(Config(None, None, Path("x.yaml")), dry_run=False)
 
 
-async def test_a_client_that_shakes_hands_while_it_is_removed_is_not_let_in(
+async def test_a_client_that_is_removed_during_its_handshake_is_not_let_in(
     reloading: Reloading, make: Make
 ) -> None:
     client = make()
@@ -469,11 +467,11 @@ async def test_a_client_that_shakes_hands_while_it_is_removed_is_not_let_in(
     await wait_for(lambda: list(reloading.site.server.demux.links) != [], "it at the server")
     await reloading.reload(clients={"other": OTHER})
     assert hello is not None
-    assert await sent_away(client) == "the server's configuration does not have this id any more"
+    assert await closed_text(client) == "the server's configuration does not have this id any more"
     assert "dtun-demo" not in {link.name for link in reloading.site.kernel.state.devices}
 
 
-async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(
+async def test_a_key_that_is_removed_between_handshake_and_hello_is_refused(
     reloading: Reloading, make: Make
 ) -> None:
     client = make()
@@ -483,5 +481,5 @@ async def test_a_key_that_is_taken_back_between_handshake_and_hello_is_no_key(
     await reloading.client("demo", key=NEXT)
     assert hello is not None
     client.session.send(hello, time.monotonic())
-    assert await sent_away(client) == "the server's configuration has changed meanwhile"
+    assert await closed_text(client) == "the server's configuration has changed meanwhile"
     assert reloading.site.row()["state"] == "away"

@@ -1,4 +1,4 @@
-"""Whose keys are tried for a record from nowhere, and how often."""
+"""Which sessions are tried for a record from an unknown address, and how often."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ def test_all_datagrams_together_cause_a_bounded_number_of_trials_a_second() -> N
     assert 2.9 * TRIALS_PER_SECOND <= tried <= 3 * TRIALS_PER_SECOND  # a full bucket and two seconds
 
 
-def test_an_idle_hour_does_not_save_up_trials() -> None:
+def test_unused_trials_do_not_accumulate() -> None:
     trials = Trials()
     assert len(numbers_of(trials, [1] * 50, sequence=2, now=3600)) == 50
     tried = sum(len(numbers_of(trials, [1] * 50, sequence=2, now=3600)) for _ in range(1000))

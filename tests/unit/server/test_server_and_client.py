@@ -244,7 +244,7 @@ async def test_a_key_that_has_done_half_of_what_it_may_is_replaced(site: Site, h
     assert len(home.hooks.ran) == 1, "the tunnel was up all the time"
 
 
-async def test_that_the_key_of_an_original_client_is_worn_out_is_said(
+async def test_the_worn_out_key_of_an_original_client_is_logged(
     site: Site, make_client: Callable[..., RawClient], caplog: pytest.LogCaptureFixture
 ) -> None:
     client = make_client("old", go=True)
@@ -365,7 +365,7 @@ class HastySession(Session):
             self.close("other", "too bad", now)
 
 
-async def test_a_session_that_ends_in_the_turn_in_which_it_began_is_reported(
+async def test_a_session_that_ends_at_once_is_reported(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialer, "Session", HastySession)
