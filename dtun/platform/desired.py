@@ -62,7 +62,7 @@ class DesiredState:
 
     @contextlib.asynccontextmanager
     async def batch(self) -> AsyncIterator[list[Rejection]]:
-        """Inside, `set` only records; at the end everything is applied at once.
+        """Inside, `set` only records; at the end everything is applied together.
 
         The list then has what the kernel refuses. Raises UnavailableError if that is a device or an address.
         """

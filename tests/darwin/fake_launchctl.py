@@ -1,6 +1,6 @@
-"""launchctl(1), as far as `make install` uses it: what is loaded and what is enabled is in a directory.
+"""The part of launchctl(1) that `make install` uses.
 
-FAKE_LAUNCHD says which. There is also all that it was called with, in `calls`. A job takes a moment to end.
+The directory FAKE_LAUNCHD has the loaded and the enabled jobs, and all calls in `calls`. A job takes a moment to end.
 """
 
 import os
@@ -29,7 +29,7 @@ def main(command: str, *arguments: str) -> int | str:
         case "bootout", (target,):
             if not (LOADED / label(target)).exists():
                 return NO_SUCH_PROCESS
-            # It says so, and the process is there for a little longer.
+            # The process still runs for a moment.
             (ENDING / label(target)).write_text("2")
             return IN_PROGRESS
     return f"Unrecognized subcommand: {command}"

@@ -1,4 +1,4 @@
-"""`make install` and `make uninstall` as on a Mac, below a directory that stands for its root.
+"""`make install` and `make uninstall` as on a Mac, in a directory instead of its root.
 
 python make_install.py ROOT install|uninstall [OPTION ...]
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 platform.system = lambda: "Darwin"
 
-from tools import install, launchd, layout, uninstall  # noqa: E402 - this is a Mac from here on
+from tools import install, launchd, layout, uninstall  # noqa: E402 - only after platform.system is replaced
 
 if __name__ == "__main__":
     root, command, *options = sys.argv[1:]

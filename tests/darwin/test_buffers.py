@@ -1,4 +1,4 @@
-"""UDP sockets get as large a buffer as the system lets them have: macOS gives all that is asked for, or nothing."""
+"""UDP sockets get the largest buffer that the system allows: macOS grants the whole request or refuses it."""
 
 import errno
 import socket
@@ -9,7 +9,7 @@ from dtun.session import udp
 
 
 class Strict:
-    """A socket of macOS, whose kern.ipc.maxsockbuf is `limit`."""
+    """A socket on macOS, where kern.ipc.maxsockbuf is `limit`."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""`make install` and `make uninstall` on macOS, on a Mac that is a directory with a launchd that keeps notes."""
+"""`make install` and `make uninstall` on a simulated Mac: a directory, and a launchctl that records its calls."""
 
 import os
 import plistlib
@@ -58,7 +58,7 @@ class Mac:
         return done.stdout
 
     def calls(self) -> list[str]:
-        """What launchctl was told to change since the last look."""
+        """The changing calls of launchctl since the last call of this method."""
         path = self.state / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ class Mac:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This environment's packages as a wheel: an archive of what is to lie below site-packages."""
+    """This environment's packages as one wheel: an archive of the contents of site-packages."""
     directory = tmp_path_factory.mktemp("wheels")
     version = directory / "{}.{}".format(*sys.version_info)
     version.mkdir()
@@ -126,9 +126,9 @@ def test_from_nothing_to_a_running_job_and_back(mac: Mac) -> None:
         "/usr/local/share/zsh/site-functions/_dtun": plain,
     }
     assert (mac.root / "etc/dtun").stat().st_mode & 0o777 == 0o700
-    assert mac.calls() == [], "nothing starts before there is a configuration"
+    assert mac.calls() == [], "nothing starts without a configuration"
 
-    # The job is started when it has a chance, and not before.
+    # The job is started only with a valid configuration for its role.
     mac.configure_a_client()
     assert mac.files()["/etc/dtun/mac.key"] == (0, 0, 0o600)
     done = mac.make("install", "--wheels", str(mac.wheels), "--start", "server")
@@ -140,7 +140,7 @@ def test_from_nothing_to_a_running_job_and_back(mac: Mac) -> None:
     assert mac.calls() == ["enable system/org.dtun.client", bootstrap]
     assert mac.loaded() == ["org.dtun.client"]
 
-    # An update starts it anew, from what is there now, and leaves configuration and keys alone.
+    # An update restarts it with the new version, and keeps configuration and keys.
     key = (mac.root / "etc/dtun/mac.key").read_bytes()
     job = mac.root / "Library/LaunchDaemons/org.dtun.client.plist"
     job.write_text(job.read_text().replace("<integer>45</integer>", "<integer>46</integer>"))
@@ -150,7 +150,7 @@ def test_from_nothing_to_a_running_job_and_back(mac: Mac) -> None:
     assert (mac.root / "etc/dtun/mac.key").read_bytes() == key
     assert len(list((mac.root / "opt/dtun").glob("[0-9]*"))) == 2, "this one and the one before"
 
-    # Gone, but for what is the person's own.
+    # Uninstalling keeps configuration, keys and logs.
     (mac.root / "var/log/dtun-client.log.0").touch()
     said = mac.uninstall()
     assert mac.calls() == [
@@ -166,7 +166,7 @@ def test_from_nothing_to_a_running_job_and_back(mac: Mac) -> None:
     assert mac.files() == before
 
 
-def test_a_job_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_end_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -183,7 +183,7 @@ def test_a_job_that_does_not_end_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "disable" not in calls
 
 
-def test_whose_python_it_is(tmp_path: Path) -> None:
+def test_a_python_of_another_user_is_reported(tmp_path: Path) -> None:
     theirs = tmp_path / "python"
     theirs.touch()
     os.chown(theirs, 1, 1)

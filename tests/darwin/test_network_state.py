@@ -329,7 +329,9 @@ async def test_a_route_of_another_program_is_kept(mac: FakeKernel, kernel: Darwi
         await kernel.apply(one_pair(tun.name) | routes(wanted))
     ((change, reason),) = refusal.value.refused
     assert change.what == wanted
-    assert reason.startswith("another program has a route to 10.9.0.0/16 through en0 via 192.168.1.7; ")
+    assert reason.startswith(
+        "10.9.0.0/16 is routed through en0 via 192.168.1.7 already, by another program; "
+    )
     await kernel.apply(NetworkState())
     assert mac.way("10.9.1.1") == "en0 192.168.1.7"
     tun.close()

@@ -24,7 +24,7 @@ class Mac:
 
     def __init__(self, fake):
         self._fake = fake
-        self.way, self.pairs, self.steal = fake.way, fake.pairs, fake.remove
+        self.way, self.pairs, self.remove_route = fake.way, fake.pairs, fake.remove
 
     def kernel(self):
         return kernel("demo", Path(sys.argv[2]))
@@ -39,13 +39,13 @@ class Mac:
     def forwards(self):
         return bool(self._fake.settings["net.inet.ip.forwarding"])
 
-    def move(self):
+    def change_gateway(self):
         self._fake.unplug("en0")
         self._fake.plug("en1", "172.16.0.9/24")
         self._fake.default("en1", "172.16.0.1")
         return Hop("en1", ip_address("172.16.0.1"))
 
-    def occupy(self, destination):
+    def add_route(self, destination):
         self._fake.add(destination, "en0", "192.168.1.1")
 
 

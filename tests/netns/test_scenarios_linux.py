@@ -58,15 +58,15 @@ class Namespace:
     def forwards(self) -> bool:
         return self._host.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
 
-    def move(self) -> Hop:
+    def change_gateway(self) -> Hop:
         self._host.ip("route replace default via 198.51.100.1")
         self._host.ip("link set eth0 down")
         return Hop("eth1", ip_address("198.51.100.1"))
 
-    def steal(self, destination: str) -> None:
+    def remove_route(self, destination: str) -> None:
         self._host.ip(f"route del {destination}")
 
-    def occupy(self, destination: str) -> None:
+    def add_route(self, destination: str) -> None:
         self._host.ip(f"route add {destination} via {self.first.gateway}")
 
 

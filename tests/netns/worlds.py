@@ -1,4 +1,4 @@
-"""A client's host with two uplinks, a server, and a world of addresses that answers whichever way packets take.
+"""A client's host with two uplinks, a server, and addresses that answer both through the tunnel and outside it.
 
                  198.18.1.0/24           198.18.3.0/24
            .----- eth0 ------- gate ------- eth0 -----.
@@ -7,8 +7,8 @@
            '----- eth1 ------- other ------ eth1 -----'
                  198.18.2.0/24           198.18.4.0/24
 
-Every address of the world answers to what comes through the tunnel and to what does not, so that only the wire tells
-which way it was.
+Every address of the world answers both through the tunnel and outside it; only the packets on the wire tell which way
+they took.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ PINGS = 3
 
 
 class World:
-    """The hosts of the drawing, and one key for all clients. `own` are the flows of the tunnels themselves."""
+    """The hosts of the drawing, and one key for all clients. `own` are the flows of the tunnels' own packets."""
 
     def __init__(self, net: Topology, directory: Path) -> None:
         self.net = net
@@ -44,13 +44,13 @@ class World:
             self.far.ip(f"address add {address}/128 dev lo")
 
     def _host(self, name: str, *, forwards: bool = False) -> Host:
-        """A host whose addresses are settled at once, so that what is there before can be compared with after."""
+        """A host without duplicate address detection, so that its addresses do not change during a test."""
         host = self.net.host(name, forwards=forwards)
         host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
         return host
 
     def _gate(self, name: str, number: int) -> Host:
-        """One of the two ways between home and far."""
+        """One of the two routers between home and far."""
         gate = self._host(name, forwards=True)
         device, far = f"eth{number - 1}", number + 2
         near4, near6 = f"198.18.{number}", f"2001:db8:{number}:"
@@ -68,7 +68,7 @@ class World:
         return gate
 
     def behind(self, host: Host, name: str, network: str, network6: str) -> Host:
-        """Another host behind this one: .2 (::2) of these networks, like 10.0.0.0/16, of which this one is .1 (::1)."""
+        """A host behind `host` with address .2 (::2) in these networks, such as 10.0.0.0/16; `host` gets .1 (::1)."""
         other = self._host(name)
         first, size = network.split("/")
         first6, size6 = network6.split("/")
@@ -86,13 +86,13 @@ class World:
         return other
 
     def second_uplink(self) -> Host:
-        """Plug eth1 in. It has no default route yet."""
+        """Connect eth1, without a default route."""
         return self._gate("other", 2)
 
     def server(
         self, entry: Mapping[str, object] | None = None, *, name: str = "home", **settings: object
     ) -> Daemon:
-        """A server on far, which is quick to notice that somebody is gone."""
+        """A server on far, with a short timeout for clients."""
         clients = {name: {"key_file": self.key, **(entry or {})}}
         section = {"clients": clients, "keepalive": 0.2, "timeout": 1.5, **settings}
         return Daemon(self.far, "server", section, self.directory)
@@ -105,13 +105,13 @@ class World:
         return {"servers": [SERVER], "id": "home", "key_file": self.key, **settings}
 
     def sniffer(self, device: str = "eth0") -> Sniffer:
-        """Listens to what home sends there."""
+        """Captures what home sends through `device`."""
         return Sniffer(self.home, device)
 
     def ways(self, sniffer: Sniffer, addresses: Iterable[str]) -> dict[str, str]:
-        """Which way pings to each of these go: direct, through the tunnel, or nowhere. Counted on the wire.
+        """How pings to each address leave, as counted on the wire: "direct", "tunnel" or "nowhere".
 
-        Beside them and the tunnel's own packets there must be nothing there.
+        Nothing but these pings and the tunnel's own packets may be on the wire.
         """
         addresses = list(addresses)
         sniffer.forget()
@@ -122,7 +122,7 @@ class World:
             direct = seen.pop(Flow("icmp", address, 0), 0)
             assert direct in ((0, PINGS) if answered[address] else (0,)), f"{address}: {direct} went direct"
             found[address] = "direct" if direct else "tunnel" if answered[address] else "nowhere"
-        assert seen.keys() <= self.own, f"what else home has sent: {seen}"
+        assert seen.keys() <= self.own, f"home sent other packets: {seen}"
         if "tunnel" in found.values():
             assert sum(seen.values()) >= PINGS, f"the tunnel's own packets: {seen}"
         return found

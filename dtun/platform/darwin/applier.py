@@ -39,7 +39,7 @@ class Applier:
         origins = without_metrics(possible.routes)
         wanted = replace(possible, routes=frozenset(origins))
         applied.write_ahead(wanted)
-        made, refused = await self._make(applied.changes_to(wanted))
+        made, refused = await self._apply(applied.changes_to(wanted))
         devices = {
             change.what.device
             for change in made
@@ -51,7 +51,7 @@ class Applier:
             for route in applied.routes_through(devices):
                 with contextlib.suppress(OSError):
                     self._operations.refresh(route)
-            again, refused = await self._make(applied.changes_to(wanted))
+            again, refused = await self._apply(applied.changes_to(wanted))
             made += again
         applied.prune_journal()
         # Of the halves of a route, one refusal is enough, in the name of the whole route.
@@ -66,13 +66,13 @@ class Applier:
         refusals += [(Change(change.action, thing), reason) for thing, (change, reason) in whole.items()]
         return made, refusals
 
-    async def _make(self, changes: Sequence[Change]) -> Outcome:
+    async def _apply(self, changes: Sequence[Change]) -> Outcome:
         made: list[Change] = []
         refused: list[tuple[Change, str]] = []
         for count, change in enumerate(changes, 1):
             if count % TURN == 0:
                 await asyncio.sleep(0)
-            reason = self._operations.make(change)
+            reason = self._operations.apply(change)
             if reason is None:
                 self._applied.record(change)
                 made.append(change)

@@ -40,7 +40,7 @@ class Operations:
         """Raises OSError with EPERM if this process may not change anything."""
         self._interfaces.check_permission()
 
-    def make(self, change: Change) -> str | None:
+    def apply(self, change: Change) -> str | None:
         """Make the change. Returns None if the kernel is then as it should be, else the reason of its refusal.
 
         Raises:
@@ -57,7 +57,7 @@ class Operations:
             if change.action == "remove":
                 return None if error.errno in errors.GONE else errors.reason(error)
             if error.errno == errors.EEXIST and isinstance(change.what, Route):
-                return _existing_route(change.what)
+                return _route_conflict(change.what)
             return _reason(change, error)
         return None
 
@@ -105,7 +105,7 @@ class Operations:
         self._routing.send(rtmsg.route_request(kind, route, index, self._sequence))
 
 
-def _existing_route(wanted: Route) -> str | None:
+def _route_conflict(wanted: Route) -> str | None:
     """Describe the route that has the destination; None if it is ours, as after an interrupted apply."""
     for found in observed.routes(wanted.destination.version):
         if found.route.destination != wanted.destination or found.scoped:
@@ -113,15 +113,17 @@ def _existing_route(wanted: Route) -> str | None:
         if found.is_ours(wanted):
             return None
         if found.route.kind == "unreachable":
-            return f"another route makes {wanted.destination} unreachable; {ADVICE}"
+            return f"{wanted.destination} is unreachable by another program's route already; {ADVICE}"
         via = f" via {found.route.gateway}" if found.route.gateway else ""
         owner = "another dtun" if found.ours else "another program"
-        return f"{owner} has a route to {wanted.destination} through {found.route.device}{via}; {ADVICE}"
+        return (
+            f"{wanted.destination} is routed through {found.route.device}{via} already, by {owner}; {ADVICE}"
+        )
     return "it exists already"
 
 
 def _reason(change: Change, error: OSError) -> str:
     match change.what, error.errno:
         case PointToPoint(local=local), errors.EINVAL | errors.ENOBUFS if local.version == 6:
-            return "the kernel refuses the address; IPv6 needs an MTU of 1280 or more"
+            return "the kernel reports an invalid argument; IPv6 needs an MTU of 1280 or more"
     return errors.reason(error)
