@@ -4,19 +4,18 @@ PYTHON ?= $(shell tools/find-python)
 VENV := .venv/bin
 # What ruff and mypy look at besides the package.
 CHECKED := $(wildcard dtun tests tools demo bench)
-# Tests in network namespaces wait more than they compute, so they gain from running side by side.
 # Narrow it down with, for example: make test ARGS="-n 0 -k handshake tests/unit"
-ARGS ?= -n auto
+ARGS ?= -n auto --dist loadgroup --no-loadscope-reorder
 
 # What `make bench` and `make profile` are told, for example: make bench OPTIONS="--quick --json results.json"
 OPTIONS ?=
 FUZZ ?= 60
 SEED := $(or $(SEED),$(shell date +%s))
 
-.PHONY: help demo bench profile test fuzz lint mypy format hooks lock setup clean
+.PHONY: help check demo bench profile test fuzz lint mypy mypy-linux mypy-darwin format hooks lock setup clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: ## show the tunnel at work between network namespaces (root)
 	@$(PYTHON) tools/bootstrap.py demo
@@ -30,6 +29,9 @@ profile: ## show where dtun's time goes (root)
 	@$(PYTHON) tools/bootstrap.py bench
 	@$(VENV)/python -m bench.hotspots $(OPTIONS)
 
+check: lint ## lint and the fast tests, before each commit
+	$(VENV)/python -m pytest $(ARGS) tests/unit
+
 test: setup ## run all tests
 	$(VENV)/python -m pytest $(ARGS)
 
@@ -40,11 +42,15 @@ fuzz: setup ## feed each parser with bad input for FUZZ seconds, from another SE
 lint: setup ## ruff and mypy, changing nothing
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	@$(MAKE) --no-print-directory mypy
+	@$(MAKE) --no-print-directory -j 2 mypy
+
+mypy: mypy-linux mypy-darwin
 
 # The helpers in tests/netns are imported by their bare names.
-mypy:
+mypy-linux:
 	MYPYPATH=tests/netns:tests/darwin $(VENV)/mypy --explicit-package-bases --exclude tests/darwin/conftest.py $(CHECKED)
+
+mypy-darwin:
 	$(VENV)/mypy --platform darwin --cache-dir .mypy_cache/darwin dtun
 
 format: setup ## ruff's formatter and its safe fixes

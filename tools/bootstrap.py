@@ -60,10 +60,12 @@ TEST_PACKAGES = [
     SystemPackage("gcc", "gcc"),
     SystemPackage("golang-go", "go"),
     SystemPackage("golang-github-pion-dtls.v2-dev", "/usr/share/gocode/src/github.com/pion/dtls/v2"),
+    SystemPackage("groff-base", "groff"),
     SystemPackage("iperf3", "iperf3"),
     SystemPackage("libc6-dev", "/usr/include/stdio.h"),
     SystemPackage("openssl", "openssl"),
     SystemPackage("procps", "ps"),
+    SystemPackage("systemd", "systemd-analyze"),
     SystemPackage("tcpdump", "tcpdump"),
 ]
 BENCH_PACKAGES = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.systemd import rootfs
 from tests.systemd.container import Container
-from tests.systemd.layer import LOCK
+from tests.systemd.layer import LOCK, python_packages
 from tests.systemd.rootfs import CACHE, SUITE, cached
 from tools import deb
 
@@ -28,6 +28,14 @@ COMPILING = 300.0
 def system(suite: str = SUITE) -> Path:
     """The root file system to install on."""
     return rootfs.debian(suite, COMPILER if suite == "trixie" else ())
+
+
+def prepare() -> None:
+    """Build everything that containers start from, as far as it is not there yet."""
+    for suite in PYTHONS:
+        system(suite)
+        fetched_wheels(suite)
+    python_packages()
 
 
 def fetched_wheels(suite: str = SUITE) -> Path:
@@ -73,3 +81,7 @@ def _compile(directory: Path, suite: str) -> None:
         for wheel in (container.root / "made").iterdir():
             shutil.copy(wheel, directory / version)
     shutil.rmtree(sources)
+
+
+if __name__ == "__main__":
+    prepare()

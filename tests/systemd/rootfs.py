@@ -91,7 +91,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _debootstrap(suite: str, packages: list[str], directory: Path) -> None:
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite]
+    # What debootstrap mounts is gone with it, even if it is killed.
+    command = ["unshare", "--mount", "--propagation", "private"]
+    command += ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite]
     done = subprocess.run(
         [*command, str(directory), *([MIRROR] if MIRROR else [])],
         stdin=subprocess.DEVNULL,

@@ -125,7 +125,7 @@ def test_hundreds_of_datagrams_of_mixed_sizes_come_in_order_and_in_few_calls(
             assert pair.receives <= 25
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="UDP_SEGMENT and UDP_GRO are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: UDP_SEGMENT and UDP_GRO")
 @families
 def test_on_linux_one_send_comes_as_one_receive(family: socket.AddressFamily) -> None:
     """Without which all else here would hold, too, only slower: every kernel that dtun supports has both."""

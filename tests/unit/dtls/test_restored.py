@@ -131,7 +131,7 @@ def test_a_session_that_is_told_to_stay_in_mbed_tls_stays(connect: Connect) -> N
     assert (client.fallback_reason, server.fallback_reason) == ("turned off", "turned off")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: reads /proc")
 def test_copies_leave_no_memory_behind(connect: Connect) -> None:
     _, buffer = server_in_mbed_tls(connect)
     state = exported(buffer)

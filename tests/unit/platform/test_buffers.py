@@ -75,7 +75,7 @@ def expected(forced: int, limit: str) -> int:
     return 2 * WANTED
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: reads /proc")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"], ids=["IPv4", "IPv6"])
 def test_every_socket_really_gets_it(host: str) -> None:
     with every_kind_of_socket(host) as made:

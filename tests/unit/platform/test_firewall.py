@@ -137,7 +137,7 @@ def names(filters: frozenset[Filter]) -> list[str]:
     return [chain.name for chain in layout(filters).chains]
 
 
-@pytest.mark.skipif(sys.byteorder != "little", reason="was recorded on a little-endian machine")
+@pytest.mark.skipif(sys.byteorder != "little", reason="little-endian machines only: recorded on one")
 def test_the_bytes_are_those_of_nft() -> None:
     ours = messages(encode_batch(replacement("dtun-home", layout(FILTERS))))
     theirs = messages(SENT_BY_NFT)
