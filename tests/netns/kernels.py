@@ -13,6 +13,7 @@ from topology import Host, Topology
 
 from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
+from dtun.platform.entries import Entry, decode
 from dtun.platform.linux.kernel import LinuxKernel
 from dtun.platform.linux.tun import LinuxTun
 
@@ -87,6 +88,11 @@ def routes(host: Host) -> set[str]:
     """The routes of dtun's protocol number in the main table, as ip(8) shows them."""
     lines = (host.ip("-4 route show proto 217") + host.ip("-6 route show proto 217")).splitlines()
     return {" ".join(line.replace(" metric 1024", "").replace(" pref medium", "").split()) for line in lines}
+
+
+def journaled(runtime: Path) -> set[Entry]:
+    """What the journal of the instance "demo" contains."""
+    return decode((runtime / "demo.json").read_bytes())
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -130,7 +130,7 @@ def test_refused_routes_are_named_and_all_others_are_in_place(host: Host, runtim
                 assert "is routed through eth1 already, by the administrator (static) (protocol 4)" in reason
             assert in_kernel(host) == as_shown(wanted - set(taken))
             # They are not in the journal either: a successor would take others' routes for ours.
-            assert linux._journal.entries == wanted - set(taken)
+            assert kernels.journaled(runtime) == wanted - set(taken)
 
     host.play(story)
     assert len(host.ip("route show proto static").splitlines()) + len(

@@ -231,7 +231,7 @@ def test_the_journal_follows_a_pin_that_moves(host: Host, runtime: Path) -> None
             await linux.apply(only(PIN))
             moved = Route(PIN.destination, "eth1", ip_address("198.51.100.1"))
             await linux.apply(only(moved))
-            assert linux._journal.entries == {moved}
+            assert kernels.journaled(runtime) == {moved}
 
     host.play(story)
 

@@ -206,7 +206,7 @@ def test_what_is_wanted_no_more_is_not_put_back(host: Host, runtime: Path) -> No
             host.ip("route flush proto 217")
             await linux.apply(NetworkState(routes=frozenset({other})))
             await until(lambda: kernels.routes(host) == {"203.0.113.6 via 192.0.2.1 dev eth0 onlink"}, "it")
-            assert linux._journal.entries == {other}
+            assert kernels.journaled(runtime) == {other}
 
     host.play(story)
 

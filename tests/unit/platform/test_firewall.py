@@ -1,10 +1,13 @@
 """Filters as nf_tables' bytes, compared with what nft(8) sends for the same; what the kernel's answers mean."""
 
+import asyncio
 import base64
 import errno
 import struct
 import sys
+import threading
 import zlib
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -19,6 +22,7 @@ from dtun.network.state import (
     Masquerade,
 )
 from dtun.platform.linux.netlink.wire import NLM_F_ACK
+from dtun.platform.linux.nftables import firewall
 from dtun.platform.linux.nftables.firewall import NOT_PERMITTED, explain_refusal
 from dtun.platform.linux.nftables.layout import layout, replacement, update
 from dtun.platform.linux.nftables.monitor import deletes_from
@@ -270,3 +274,63 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
 def test_a_refusal_says_what_the_kernel_lacks(sequence: int, number: int, told: str) -> None:
     sent = replacement("dtun", layout(FILTERS))
     assert explain_refusal("dtun", sent, Reply(sequence, number)).startswith(told)
+
+
+class HeldSocket:
+    """A netlink socket that acknowledges each batch, once it is released."""
+
+    def __init__(self) -> None:
+        self.sending = threading.Event()
+        self.released = threading.Event()
+        self.batches = 0
+        self._replies: list[bytes] = []
+
+    def getsockopt(self, *_: object) -> int:
+        return 1 << 30
+
+    def getsockname(self) -> tuple[int, int]:
+        return 7, 0
+
+    def bind(self, _: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def sendto(self, _data: bytes, _address: object) -> None:
+        self.sending.set()
+        assert self.released.wait(10)
+        self.batches += 1
+        self._replies.append(struct.pack("=IHHIIi", 36, 2, 0, 1, 7, 0) + bytes(16))
+
+    def recv(self, _: int) -> bytes:
+        if not self._replies:
+            raise BlockingIOError
+        return self._replies.pop()
+
+
+async def test_a_removal_during_an_apply_makes_the_next_one_replace_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = HeldSocket()
+    noticed: list[Callable[[], None]] = []
+
+    class Monitor:
+        def __init__(self, _table: str, _ports: object, removed: Callable[[], None]) -> None:
+            noticed.append(removed)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(firewall, "open_socket", lambda _: kernel)
+    monkeypatch.setattr(firewall, "FirewallMonitor", Monitor)
+    told: list[None] = []
+    table = firewall.Firewall("dtun-home", lambda: told.append(None))
+    applying = asyncio.create_task(table.apply(FILTERS))
+    await asyncio.to_thread(kernel.sending.wait, 10)
+    noticed[0]()
+    kernel.released.set()
+    await applying
+    await table.apply(FILTERS)
+    assert kernel.batches == 2
+    await table.apply(FILTERS)
+    assert kernel.batches == 2, "nothing has changed since"
+    assert told == [None]
+    table.close()
