@@ -9,9 +9,6 @@ Standard library only, and no syntax newer than Python 3.7, so that an unsuitabl
 about it.
 """
 
-# A script that runs fixed commands and prints messages:
-# ruff: noqa: INP001, S603, T201
-
 from __future__ import annotations
 
 import hashlib

@@ -1,7 +1,5 @@
 """The command line as data, from the parser of `dtun`, for the manual page and the completions."""
 
-# ruff: noqa: INP001
-
 import argparse
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The installer generates them with a plain Python, so they need no package.
 """
 
-# ruff: noqa: INP001
-
 from collections.abc import Iterator
 
 from tools.commandline import Command, Option, commands

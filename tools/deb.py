@@ -10,8 +10,6 @@ The packages come from PyPI by requirements/runtime.txt, or from a directory of 
 tools/wheels.py). Of Debian's tools, only dpkg-deb is used.
 """
 
-# ruff: noqa: INP001, S603, T201
-
 import argparse
 import platform
 import shutil

@@ -9,8 +9,6 @@ Running it again updates dtun. The previous environment is kept for processes th
 keys are never overwritten.
 """
 
-# ruff: noqa: INP001, S603, T201
-
 import argparse
 import contextlib
 import grp

@@ -4,8 +4,6 @@ An installed job is disabled by its property list until an administrator enables
 the next boot, one of them without a configuration.
 """
 
-# ruff: noqa: INP001, S603, S607, T201
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """The files that `make install` and the Debian package install besides the program, and where."""
 
-# ruff: noqa: INP001
-
 import platform
 from dataclasses import dataclass
 from pathlib import Path

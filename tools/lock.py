@@ -4,9 +4,6 @@ Resolved with the oldest Python that dtun supports, so that the pins work with l
 virtual environment of its own, as the tests do not need it.
 """
 
-# A script that runs fixed commands:
-# ruff: noqa: INP001, S603
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Checks of the machine for `make install`."""
 
-# ruff: noqa: INP001, S603
-
 import importlib.util
 import os
 import platform

@@ -1,7 +1,5 @@
 """The manual pages dtun(8) and dtun.yaml(5), from packaging/man, the command line and the example."""
 
-# ruff: noqa: INP001
-
 import re
 from pathlib import Path
 

@@ -9,8 +9,6 @@ archives and verifies them with the distribution's keys. It uses directories of 
 does not change, and nothing is installed.
 """
 
-# ruff: noqa: INP001, S603
-
 import platform
 import re
 import subprocess

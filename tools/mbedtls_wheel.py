@@ -5,8 +5,6 @@
 As in the wheels on PyPI, the shared libraries are beside the modules, which find them by a relative path. Linux only.
 """
 
-# ruff: noqa: INP001, S603, T201
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Writes docs/configuration.md from the models of dtun/config. Run by `make reference`."""
 
-# ruff: noqa: INP001, T201
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

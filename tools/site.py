@@ -6,8 +6,6 @@ in the site; a link to a file that is not a page, such as the example configurat
 """
 
 # Loaded by its path:
-# ruff: noqa: INP001
-
 import re
 from pathlib import Path
 from typing import Any

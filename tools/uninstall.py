@@ -3,8 +3,6 @@
 INSTALL=--purge removes them as well, and the user dtun.
 """
 
-# ruff: noqa: INP001, T201
-
 import contextlib
 import os
 import platform

@@ -6,8 +6,6 @@ DIRECTORY/3.11/*.whl           for one Python
 DIRECTORY/3.13/sources/        sources of python-mbedtls for a Python without a wheel on PyPI
 """
 
-# ruff: noqa: INP001, S603, T201
-
 import platform
 import re
 import shutil
