@@ -74,7 +74,7 @@ async def of_client(
                 notes.append(f"{server.host}: the name cannot be resolved now")
                 continue
             for *_, address in found:
-                if not await tunnel.make_way(address):
+                if not await tunnel.route_to_server(address):
                     notes.append(f"{address[0]}: the host has no route to this server now")
                 servers.append(host_of(address))
         before = host.desired
@@ -82,7 +82,7 @@ async def of_client(
         await tunnel.configure(assumed, config.mtu or ASSUMED_MTU)
         after = host.desired
         refusals = Rejections("client")
-        refusals.replace(tunnel.refused)
+        refusals.replace(tunnel.rejections)
         notes += refusals.lines
     finally:
         await tunnel.close()

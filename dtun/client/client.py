@@ -12,11 +12,11 @@ welcomed it. The TUN device and its addresses stay.
 
 import asyncio
 import errno
-import logging
 import socket
 
 from dtun.client.dialer import Dialer
-from dtun.client.reload import changed_settings, usable
+from dtun.client.log import ClientLog
+from dtun.client.reload import ClientReload, compare
 from dtun.client.resume import ResumableSession, notes, take_session
 from dtun.client.states import ClientEvent, ClientState, StateMachine
 from dtun.client.tunnel import Tunnel
@@ -25,14 +25,13 @@ from dtun.errors import ConfigError, DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.saved_session import SavedSession
 from dtun.network.plan import FORWARDING
-from dtun.pacing import Backoff, RateLimiter
+from dtun.pacing import Backoff
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Renew, Welcome
 from dtun.protocol.record import is_hello_request
 from dtun.session.go import GoLiveness
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
-from dtun.session.log import SessionLog
 from dtun.session.session import Closed, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.session.stall import StallDetector
 from dtun.session.status import link_status, timestamp
@@ -47,9 +46,6 @@ SETTLE_TIME = 0.2
 
 GO_LIVENESS_CHECK = 5.0
 """Seconds between two checks whether a Go dtun is dead."""
-
-FAILURE_INTERVAL = 300.0
-"""Seconds between two log lines with the same reason why there is no session."""
 
 # ICMP errors, which anybody could have sent, and a path that the host itself does not have at the moment.
 _HINTS = frozenset(
@@ -75,7 +71,7 @@ class Client:
         self._config = config
         self._kernel = kernel
         self._loop = loop
-        self._log = _log_of(config)
+        self._log = ClientLog(config)
         self._tunnel = Tunnel(config, kernel, run_hook, loop, self._fdstore)
         self._dialer = Dialer(
             config,
@@ -91,8 +87,6 @@ class Client:
         self._retiring: set[Link] = set()
         self._since = timestamp()
         self._last_error: str | None = None
-        self._failure = ""
-        self._failure_log = self._log
         self._state_timer: asyncio.TimerHandle | None = None
         self._go_timer: asyncio.TimerHandle | None = None
         self._host_timer: asyncio.TimerHandle | None = None
@@ -130,7 +124,8 @@ class Client:
             if failure is None:
                 self._handle(ClientEvent.ATTEMPT_SUCCEEDED)
             else:
-                self._report_failure(failure)
+                self._last_error = failure
+                self._log.failed(failure, in_service=self._link is not None)
                 self._handle(ClientEvent.ATTEMPT_FAILED)
 
     async def stop(self) -> None:
@@ -181,7 +176,7 @@ class Client:
 
     def stalled(self) -> bool:
         """Whether packets have been waiting for too long although they could be sent."""
-        plane = self._tunnel.plane(self._link)
+        plane = self._tunnel.data_plane(self._link)
         return self._stall.stalled([plane] if plane is not None else [], self._loop.time())
 
     def summary(self) -> str:
@@ -199,19 +194,21 @@ class Client:
         """
         if config.client is None:
             raise ConfigError("this is a client, but the file has a server section now; nothing was changed")
-        steps = changed_settings(self._config, config.client)
-        if dry_run or not steps:
-            return [str(step) for step in steps]
-        before, self._config = self._config, usable(self._config, config.client)
-        self._log = _log_of(self._config)
+        change = compare(self._config, config.client)
+        if change.steps and not dry_run:
+            await self._apply(change)
+        return [str(step) for step in change.steps]
+
+    async def _apply(self, change: ClientReload) -> None:
+        before, self._config = self._config, change.config
+        self._log = ClientLog(self._config)
         self._dialer.reload(self._config)
-        await self._tunnel.go_on_with(self._config)
+        await self._tunnel.reload(self._config)
         if before.rekey != self._config.rekey:
             self._states.set_rekey(_rekey_of(self._config), self._loop.time())
             self._set_state_timer()
-        if any(step.effect == "reconnect" for step in steps):
+        if change.reconnects:
             self._handle(ClientEvent.CONFIG_CHANGED)
-        return [str(step) for step in steps]
 
     # The state machine
 
@@ -256,7 +253,7 @@ class Client:
                 case Received(Renew()) | WornOut():
                     self._handle(ClientEvent.RENEWAL_DUE)
                 case PathMtuChanged():
-                    self._tasks.spawn(self._resize(link))
+                    self._tasks.spawn(self._update_mtu(link))
                 case Closed():
                     self._lost(link, event)
                 case _:
@@ -280,7 +277,7 @@ class Client:
             DtunError: the kernel refuses an address.
         """
         routine = welcome == self._tunnel.welcome and self._states.routine
-        if link.ended() or not await self._tunnel.take_up(link, welcome):
+        if link.ended() or not await self._tunnel.switch_to(link, welcome):
             return
         liveness = link.session.dialect.liveness if link.session.dialect else None
         if liveness is not None:
@@ -296,17 +293,15 @@ class Client:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
         if saved is not None or (routine and before is not None):
-            self._log.debug(
-                "renewed the session with %s", link.endpoint, reason="renewed", peer=link.endpoint
-            )
+            self._log.renewed(link)
         else:
-            self._log_connected(link, welcome)
+            self._log.connected(link, welcome, self._tunnel.device, self._tunnel.mtu)
         self._last_error = None
         self._handle(ClientEvent.SESSION_UP)
         self._watch_go(link)
         # What was found out about the path while the network was set up.
-        await self._resize(link)
-        await self._tunnel.settle(link)
+        await self._update_mtu(link)
+        await self._tunnel.finish_switch(link)
         if link is self._link:  # else it was lost meanwhile, and `down` is to run
             self._tasks.spawn(self._tunnel.up())
 
@@ -319,12 +314,7 @@ class Client:
             link.close("other", str(error))
         if link is self._link:
             link.flush()
-            self._log.info(
-                "resumed the session with %s after the restart",
-                link.endpoint,
-                reason="resumed",
-                peer=link.endpoint,
-            )
+            self._log.resumed(link)
         else:
             self._handle(ClientEvent.START)
 
@@ -336,35 +326,25 @@ class Client:
         self._link = None
         self._tunnel.session_store.forget_session()
         self._since = timestamp()
-        self._last_error = text = printable(closed.text)
+        self._last_error = printable(closed.text)
         _cancel(self._go_timer)
         self._handle(ClientEvent.SESSION_LOST)
-        if self._states.state is ClientState.STOPPED:
-            return
-        if closed.reason == "replaced":
-            self._log.error(
-                "another host uses the id %s: %s",
-                self._config.id,
-                text,
-                reason=closed.reason,
-                peer=link.endpoint,
-            )
-        else:
-            self._log.warning("disconnected: %s", text, reason=closed.reason, peer=link.endpoint)
-        self._tasks.spawn(self._disconnect(closed.reason))
+        if self._states.state is not ClientState.STOPPED:
+            self._log.disconnected(link, closed)
+            self._tasks.spawn(self._disconnect(closed.reason))
 
     async def _disconnect(self, reason: str) -> None:
         """Change the host's network to what is wanted without a session, and run `down`."""
         try:
-            await self._tunnel.lost()
+            await self._tunnel.disconnected()
         except DtunError as error:
             self._log.error("cannot adjust the host's network: %s", error)
         await self._tunnel.down(reason)
 
-    async def _resize(self, link: Link) -> None:
+    async def _update_mtu(self, link: Link) -> None:
         before = self._tunnel.mtu
         try:
-            await self._tunnel.resize(link)
+            await self._tunnel.update_mtu(link)
         except DtunError as error:
             self._log.error("cannot change the MTU of %s: %s", self._tunnel.device, error)
         else:
@@ -405,54 +385,15 @@ class Client:
     async def _refresh_network(self) -> None:
         """Update the routes outside the tunnel; make a new session if the host's route to the server has changed."""
         try:
-            await self._tunnel.follow()
+            await self._tunnel.refresh()
         except DtunError as error:
             self._log.error("cannot adjust to the host's network: %s", error)
         link = self._link
         if link is None:
             self._handle(ClientEvent.NETWORK_CHANGED)
-        elif await self._tunnel.way_has_changed(link) and link is self._link:
+        elif await self._tunnel.next_hop_changed(link) and link is self._link:
             self._log.info("the route to %s has changed, making a new session", link.endpoint)
             self._handle(ClientEvent.PATH_CHANGED)
-
-    # Log
-
-    def _log_connected(self, link: Link, welcome: Welcome) -> None:
-        suite = link.session.association.suite
-        self._log.info(
-            "connected to %s as %s: %s to %s on %s, MTU %d, %s",
-            link.endpoint,
-            self._config.id,
-            welcome.address,
-            welcome.peer,
-            self._tunnel.device,
-            self._tunnel.mtu,
-            suite.label if suite else "",
-            reason="connected",
-            peer=link.endpoint,
-        )
-        for warning in link.warnings:
-            self._log.warning("%s", warning, reason="connected", peer=link.endpoint)
-        for refusal in welcome.refused:
-            self._log.warning(
-                "the server refuses subnet %s: %s",
-                refusal.subnet,
-                printable(refusal.reason),
-                reason="refused",
-                peer=link.endpoint,
-            )
-
-    def _report_failure(self, text: str) -> None:
-        """Log why an attempt has failed: a new reason at once, the same one now and then."""
-        if text != self._failure:
-            self._failure = text
-            self._failure_log = _log_of(self._config, RateLimiter(burst=1, per_seconds=FAILURE_INTERVAL))
-        self._last_error = text
-        self._failure_log.warning("no %ssession: %s", "new " if self._link else "", text, reason="no session")
-
-
-def _log_of(config: ClientConfig, limiter: RateLimiter | None = None) -> SessionLog:
-    return SessionLog(logging.getLogger("dtun.client"), client=config.id, limiter=limiter)
 
 
 def _rekey_of(config: ClientConfig) -> float | None:

@@ -124,7 +124,7 @@ class Dialer:
         """Make a session with the server at this address. Returns None once it is in service, or why it is not."""
         mark = self._config.mark if self._config.routing == "policy" else None
         try:
-            if not await self._tunnel.make_way(address):
+            if not await self._tunnel.route_to_server(address):
                 return "no route to host"
             sock = udp.connect(address, mark)
         except UnavailableError as error:

@@ -1,13 +1,17 @@
-"""What another configuration means for a client that runs: the difference, for a person to read. Pure."""
+"""What another configuration changes in a running client. Pure; `Client.reload` applies it.
 
-from collections.abc import Mapping
+effect       applied by
+live         Tunnel.reload (routes, name servers, hooks), StateMachine.set_rekey, Dialer.reload
+reconnect    a new session beside the one in service
+restart      nothing: the running client keeps the old value
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from dtun.config import ClientConfig
 from dtun.session.config_change import Effect, Step, shown
-
-KEEPS: Final = ("tun", "runtime_directory", "compat")
-"""What a running client keeps: its device, the directory that is locked, and the kind of server."""
 
 _EFFECTS: Final[Mapping[str, Effect]] = {
     "servers": "reconnect",
@@ -17,26 +21,41 @@ _EFFECTS: Final[Mapping[str, Effect]] = {
     "suites": "reconnect",
     "routing": "reconnect",
     "mark": "reconnect",
-    **dict.fromkeys(KEEPS, "restart"),
+    "tun": "restart",
+    "runtime_directory": "restart",  # locked by this process
+    "compat": "restart",
 }
+"""Settings that are not listed are live."""
+
 _KEY_FIELDS: Final = ("key_file", "credential", "key")
 
 
-def changed_settings(old: ClientConfig, new: ClientConfig) -> list[Step]:
-    """Everything that is different, in the order of the configuration."""
-    steps = []
+@dataclass(frozen=True, slots=True)
+class ClientReload:
+    """The configuration from now on, and its differences from the previous one, in the order of the file."""
+
+    config: ClientConfig
+    steps: tuple[Step, ...]
+
+    @property
+    def reconnects(self) -> bool:
+        """Whether the change needs a new session."""
+        return any(step.effect == "reconnect" for step in self.steps)
+
+
+def compare(old: ClientConfig, new: ClientConfig) -> ClientReload:
+    """What a running client does when `old` is replaced by `new`."""
+    kept = {name: getattr(old, name) for name, effect in _EFFECTS.items() if effect == "restart"}
+    return ClientReload(new.model_copy(update=kept), tuple(_steps(old, new)))
+
+
+def _steps(old: ClientConfig, new: ClientConfig) -> Iterator[Step]:
     for name in type(new).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if before != after and name not in _KEY_FIELDS:
-            steps.append(Step(name, f"{shown(after)} instead of {shown(before)}", _EFFECTS.get(name, "live")))
+            yield Step(name, f"{shown(after)} instead of {shown(before)}", _EFFECTS.get(name, "live"))
     if old.psk != new.psk:
-        steps.append(Step("key", "is another", "reconnect"))
+        yield Step("key", "is another", "reconnect")
     if old.bypassed != new.bypassed and old.bypass_files == new.bypass_files and new.bypass_files:
         count = len(new.bypassed)
-        steps.append(Step("bypass_files", f"other networks in them, {count} stay out of the tunnel now"))
-    return steps
-
-
-def usable(old: ClientConfig, new: ClientConfig) -> ClientConfig:
-    """`new` but for what a running client keeps."""
-    return new.model_copy(update={name: getattr(old, name) for name in KEEPS})
+        yield Step("bypass_files", f"other networks in them, {count} stay out of the tunnel now")

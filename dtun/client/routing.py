@@ -1,4 +1,4 @@
-"""What a client's configuration and the server's welcome mean for the network, in the words of the plan."""
+"""Makes the input of `plan_client` from the client's configuration and the server's Welcome. Pure."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,11 @@ from dtun.protocol.messages import Welcome
 
 
 def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()) -> Routing:
-    """What goes through the tunnel: what the configuration names, and what it accepts of what the server pushes."""
-    taken = (network for network in pushed if _accepts(config, network))
+    """What goes into the tunnel: the configured routes, and the pushed ones that the configuration accepts."""
+    accepted = (network for network in pushed if _accepts(config, network))
     return Routing(
         device,
-        tuple(dict.fromkeys((*config.routes, *taken))),
+        tuple(dict.fromkeys((*config.routes, *accepted))),
         config.bypassed,
         Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
         block=config.on_disconnect == "block",
@@ -22,8 +22,8 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
     )
 
 
-def tunnel_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:
-    """What this session brings: addresses, and name servers if there are any to ask."""
+def settings_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:
+    """What a session brings: MTU (bytes), addresses, and name servers if there are any."""
     pairs: list[tuple[Address, Address]] = [(welcome.address, welcome.peer)]
     if welcome.address6 is not None and welcome.peer6 is not None:
         pairs.append((welcome.address6, welcome.peer6))
@@ -31,7 +31,7 @@ def tunnel_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> 
 
 
 def dns_of(config: ClientConfig, device: str, welcome: Welcome | None) -> Dns | None:
-    """The configuration's own name servers; or the server's, if they are accepted. Domains likewise."""
+    """The configured name servers, else the pushed ones if they are accepted; the same for domains."""
     pushed = welcome if welcome is not None and config.accept_dns else None
     servers = config.dns or (pushed.dns if pushed else ())
     domains = config.dns_domains or (pushed.domains if pushed else ())
@@ -39,7 +39,7 @@ def dns_of(config: ClientConfig, device: str, welcome: Welcome | None) -> Dns | 
 
 
 def _accepts(config: ClientConfig, network: Network) -> bool:
-    """Whether a pushed network may come in; one that is behind this client never does."""
+    """Whether a pushed route is accepted; one to a network behind this client never is."""
     if any(network.version == own.version and network.overlaps(own) for own in config.subnets):
         return False
     if config.accept_routes == "all":

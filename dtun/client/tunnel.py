@@ -1,14 +1,13 @@
-"""The client's own end of the tunnel: durable, while sessions come and go. What `Identity` is on the server.
+"""The client's side of the tunnel, which stays while sessions are replaced: the counterpart of the server's `Identity`.
 
-It owns the TUN device, its addresses and routes, the hooks and the counters. The session in service sends and
-receives through its pump.
+It owns the TUN device, its addresses and routes, the pump, the hooks and the counters.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
 
-from dtun.client.routing import dns_of, routing_of, tunnel_of
+from dtun.client.routing import dns_of, routing_of, settings_of
 from dtun.client.underlay import Underlay, host_of
 from dtun.config import ClientConfig
 from dtun.dataplane.device import Counters
@@ -33,11 +32,11 @@ log = logging.getLogger("dtun.client")
 OWNER = "client"
 
 RESUMED_MTU = 1280
-"""Bytes, for the moment until the session that goes on says what its path takes."""
+"""Bytes, until the resumed session has found out the MTU of its path."""
 
 
 class Tunnel:
-    """One client's device and what belongs to it. `welcome` is what the server said last, None before that."""
+    """One client's device and what belongs to it. `welcome` is the server's latest, None before the first."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class Tunnel:
         self.welcome: Welcome | None = None
         self.mtu = 0
         self.device = config.tun
-        self.refused: list[Rejection] = []
+        self.rejections: list[Rejection] = []
         self._config = config
         self._kernel = kernel
         self._loop = loop
@@ -69,13 +68,12 @@ class Tunnel:
         self._hop: NextHop | None = None
 
     async def open(self, resumed: Welcome | None = None, peer: SockAddr | None = None) -> None:
-        """Make the device, and what has to be in place before the first session: the kill switch.
+        """Create the device and the kill switch.
 
-        With `resumed`, what the server has said to a process before this one, all is left in place for the session
-        with `peer` to go on.
+        To resume a session with `peer`, in which the server sent `resumed`, the addresses and routes are set as well.
 
         Raises:
-            DtunError: there is no TUN driver, no right to use it, or the name is taken.
+            DtunError: there is no TUN driver, the permission to use it is missing, or the device's name is taken.
         """
         kept = self.session_store.take_device()
         self._tun = self._kernel.create_tun(self._config.tun, kept)
@@ -87,13 +85,13 @@ class Tunnel:
         self._pump = Pump(device, self.counters, accepts=_any_packet, loop=self._loop)
         if resumed is not None and peer is not None:
             self._hooks.resume()
-            await self._underlay.hold(peer, self._routing)
+            await self._underlay.add_server(peer, self._routing)
             await self.configure(resumed, self._config.mtu or resumed.mtu or RESUMED_MTU)
         else:
-            await self.follow()
+            await self.refresh()
 
     def suspend(self) -> None:
-        """Go, and leave all as it is for a successor."""
+        """Stop carrying packets, but leave device and routes as they are for the successor."""
         if self._pump is not None:
             self._pump.close()
 
@@ -109,39 +107,39 @@ class Tunnel:
 
     @property
     def offloads(self) -> tuple[str, ...]:
-        """The super-packets that this end can take, for the Hello."""
+        """The super-packets that the device takes, for the Hello."""
         return tuple(sorted(self._tun.offloads)) if self._tun else ()
 
     @property
     def warnings(self) -> list[str]:
-        """What does not work as it should, for the status."""
-        refused = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.refused]
-        return ([self._hooks.error] if self._hooks.error else []) + refused
+        """What does not work, for the status."""
+        rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
+        return ([self._hooks.error] if self._hooks.error else []) + rejected
 
-    def plane(self, link: Link | None) -> DataPlane | None:
-        """The data plane, while this session serves."""
+    def data_plane(self, link: Link | None) -> DataPlane | None:
+        """The data plane of this session; None while it is not attached."""
         if self._tun is None or link is None or not link.attached:
             return None
         return plane(self._tun, link, self.counters)
 
     @property
     def offloads_in_use(self) -> list[str]:
-        """Those that the server takes as well."""
+        """The super-packets that both the device and the server take."""
         return offloads_in_use(self._tun, self.welcome.features if self.welcome and self._connected else None)
 
-    async def make_way(self, server: SockAddr) -> bool:
-        """Before a server is tried: keep what goes there out of the tunnel. False if the host has no way to it.
+    async def route_to_server(self, server: SockAddr) -> bool:
+        """Before an attempt: route packets to this server outside the tunnel. False if the host has no route to it.
 
         Raises:
             UnavailableError: the kernel refuses the route.
         """
-        if not await self._underlay.hold(server, self._routing):
+        if not await self._underlay.add_server(server, self._routing):
             return False
         await self._apply()
         return True
 
-    async def take_up(self, link: Link, welcome: Welcome) -> bool:
-        """Serve through this session from now on. False if it has ended meanwhile.
+    async def switch_to(self, link: Link, welcome: Welcome) -> bool:
+        """Carry packets through this session from now on. False if it has ended meanwhile.
 
         Raises:
             DtunError: the kernel refuses an address.
@@ -156,54 +154,54 @@ class Tunnel:
         return True
 
     async def configure(self, welcome: Welcome, mtu: int) -> None:
-        """Have the kernel look as it should with a session like this.
+        """Set the addresses, routes and name servers of a session. `mtu` in bytes.
 
         Raises:
-            DtunError: the kernel refuses an address; all is as it was before.
+            DtunError: the kernel refuses an address; the previous ones stay.
         """
         before = self._routing, self._settings, self._connected
         self._routing = routing_of(self._config, self.device, welcome.routes)
-        self._settings = tunnel_of(self._config, self.device, welcome, mtu)
+        self._settings = settings_of(self._config, self.device, welcome, mtu)
         self._connected = True
         try:
-            await self.follow()
+            await self.refresh()
         except DtunError:
             self._routing, self._settings, self._connected = before
             raise
 
-    async def resize(self, link: Link) -> None:
-        """The path's MTU is another now.
+    async def update_mtu(self, link: Link) -> None:
+        """Set the device's MTU after the one of the session's path has changed.
 
         Raises:
-            DtunError: the kernel refuses the new size.
+            DtunError: the kernel refuses the new MTU.
         """
         welcome = self.welcome
         if welcome is None or self._settings is None:
             return
         self.mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
-        self._settings = tunnel_of(self._config, self.device, welcome, self.mtu)
+        self._settings = settings_of(self._config, self.device, welcome, self.mtu)
         await self._apply()
 
-    async def settle(self, link: Link) -> None:
-        """After the move to a session: note how the host reaches this server, and forget the ways to the others."""
-        self._hop = await self._way_to(link)
-        self._underlay.only(link.peer)
-        # The session before may have been lost while this one was taken up.
+    async def finish_switch(self, link: Link) -> None:
+        """After `switch_to`: note the route to this server, and remove those to the others."""
+        self._hop = await self._next_hop(link)
+        self._underlay.remove_other_servers(link.peer)
+        # The previous session may have been lost during the switch.
         self._connected = True
         await self._apply()
 
-    async def lost(self) -> None:
-        """The session is over and there is no other yet."""
+    async def disconnected(self) -> None:
+        """Set the routes that are wanted without a session (`on_disconnect`)."""
         self._connected = False
         await self._apply()
 
-    async def follow(self) -> None:
-        """The host's network has changed: move what goes around the tunnel to its ways of now."""
-        await self._underlay.look(self._routing)
+    async def refresh(self) -> None:
+        """Set the routes outside the tunnel again, after the host's network or the wanted state has changed."""
+        await self._underlay.refresh(self._routing)
         await self._apply()
 
-    async def go_on_with(self, config: ClientConfig) -> None:
-        """Another configuration of the same device; what it needs of the server comes with the next session.
+    async def reload(self, config: ClientConfig) -> None:
+        """Apply another configuration. What the server has to know of it takes effect with the next session.
 
         Raises:
             DtunError: the kernel refuses it.
@@ -213,47 +211,47 @@ class Tunnel:
         welcome = self.welcome
         self._routing = routing_of(config, self.device, welcome.routes if welcome else ())
         if welcome is not None and self._settings is not None:
-            self._settings = tunnel_of(config, self.device, welcome, self._settings.mtu)
-        await self.follow()
+            self._settings = settings_of(config, self.device, welcome, self._settings.mtu)
+        await self.refresh()
 
-    async def way_has_changed(self, link: Link) -> bool:
-        """Whether the host reaches this server another way than when it was asked last, or settled."""
-        hop = await self._way_to(link)
+    async def next_hop_changed(self, link: Link) -> bool:
+        """Whether the host's route to this server has changed since the last call or `finish_switch`."""
+        hop = await self._next_hop(link)
         if hop is None or hop == self._hop:
             return False
         self._hop = hop
         return True
 
     async def up(self) -> None:
-        """Run the `up` hook, unless it has worked already since the last `down`."""
+        """Run the `up` hook, unless it has succeeded since the last `down`."""
         await self._hooks.up(self._variables("connected"))
 
     async def down(self, reason: str) -> None:
-        """Run the `down` hook, if `up` was begun."""
+        """Run the `down` hook, if `up` was started."""
         await self._hooks.down(self._variables(reason))
 
     async def _apply(self) -> None:
         releases = not self._connected and self._config.on_disconnect == "release"
-        basis = self._routing, self._settings, self._underlay.outside, releases
+        basis = self._routing, self._settings, self._underlay.routes, releases
         if basis == self._basis:
-            return  # with a long bypass list, the rest takes a while
+            return  # the rest is slow with a long bypass list
         self._basis = None
-        state = plan_client(self._routing, self._settings, self._underlay.outside)
+        state = plan_client(self._routing, self._settings, self._underlay.routes)
         if releases:
             state = device_only(state)
-        known, self.refused = self.refused, await self._desired_state.set(OWNER, state)
-        if not self.refused:
+        known, self.rejections = self.rejections, await self._desired_state.set(OWNER, state)
+        if not self.rejections:
             self._basis = basis
-        for thing, reason in self.refused:
-            # It is tried again with each change; once in the log is enough.
+        for thing, reason in self.rejections:
+            # It is tried again at each change, but logged once.
             if (thing, reason) not in known:
                 log.warning("cannot add %s: %s", describe(thing), reason)
 
-    async def _way_to(self, link: Link) -> NextHop | None:
+    async def _next_hop(self, link: Link) -> NextHop | None:
         return await self._kernel.next_hop(host_of(link.peer))
 
     def _variables(self, reason: str) -> Mapping[str, str]:
-        """What the hooks get to know. `down` gets the session's values, too, although that is over."""
+        """The hooks' environment. `down` gets the values of the session that has ended."""
         welcome, latest, hop = self.welcome, self._latest, self._hop
         dns = dns_of(self._config, self.device, welcome)
         variables = {
@@ -275,5 +273,5 @@ class Tunnel:
         return variables
 
 
-def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward for the whole world
+def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward from any source
     return True

@@ -1,4 +1,4 @@
-"""The host around a client's tunnel: its ways to the servers, its default gateways, the networks it is in."""
+"""The host's own network, outside the tunnel: its routes to the servers, default gateways, local networks."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -10,14 +10,14 @@ from dtun.session.udp import SockAddr
 
 
 class Underlay:
-    """Looks around, and remembers what it saw. `outside` is what a plan is made with."""
+    """Reads the host's routes. `routes` is what was read, the input of `plan_client`."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self.outside = UnderlayRoutes()
+        self.routes = UnderlayRoutes()
 
-    async def look(self, routing: Routing) -> None:
-        """See how things are now; a server that cannot be reached any more keeps its last way.
+    async def refresh(self, routing: Routing) -> None:
+        """Read the routes again. A server that has no route now keeps its last one.
 
         Raises:
             UnavailableError: the kernel does not answer.
@@ -26,17 +26,17 @@ class Underlay:
         for version in {network.version for network in routing.bypassed}:
             hop = await self._kernel.default_hop(version)
             if hop is not None:
-                gateways[version] = _way(hop)
+                gateways[version] = _hop(hop)
         local = [network.network for network in await self._kernel.local_networks()]
-        servers = dict(self.outside.servers)
+        servers = dict(self.routes.servers)
         for server in servers:
             hop = await self._kernel.next_hop(server)
             if hop is not None:
-                servers[server] = _way(hop)
-        self.outside = replace(self.outside, servers=servers, gateways=gateways, local=tuple(local))
+                servers[server] = _hop(hop)
+        self.routes = replace(self.routes, servers=servers, gateways=gateways, local=tuple(local))
 
-    async def hold(self, server: SockAddr, routing: Routing) -> bool:
-        """Before a server is tried: learn the way to it. False if there is none.
+    async def add_server(self, server: SockAddr, routing: Routing) -> bool:
+        """Read the route to a server before the first packet to it. False if there is none.
 
         Raises:
             UnavailableError: the kernel does not answer.
@@ -45,27 +45,27 @@ class Underlay:
         hop = await self._kernel.next_hop(address)
         if hop is None:
             return not is_pinned(routing, address)
-        self.outside = replace(
-            self.outside,
-            servers={**self.outside.servers, address: _way(hop)},
-            ports=self.outside.ports | {(address, server[1])},
+        self.routes = replace(
+            self.routes,
+            servers={**self.routes.servers, address: _hop(hop)},
+            ports=self.routes.ports | {(address, server[1])},
         )
         return True
 
-    def only(self, server: SockAddr) -> None:
-        """This server serves us now; the others need no way around the tunnel."""
+    def remove_other_servers(self, server: SockAddr) -> None:
+        """Keep only this server: the others no longer need a route outside the tunnel."""
         address = host_of(server)
-        self.outside = replace(
-            self.outside,
-            servers={held: way for held, way in self.outside.servers.items() if held == address},
-            ports=frozenset((held, port) for held, port in self.outside.ports if held == address),
+        self.routes = replace(
+            self.routes,
+            servers={other: hop for other, hop in self.routes.servers.items() if other == address},
+            ports=frozenset((other, port) for other, port in self.routes.ports if other == address),
         )
 
 
 def host_of(server: SockAddr) -> Address:
-    """The address alone, without port and zone."""
+    """The IP address, without port and zone."""
     return ip_address(str(server[0]).partition("%")[0])
 
 
-def _way(hop: NextHop) -> Hop:
+def _hop(hop: NextHop) -> Hop:
     return Hop(hop.device, hop.gateway)

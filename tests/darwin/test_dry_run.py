@@ -118,7 +118,7 @@ async def test_a_start_does_what_the_plan_says(
 
     end = Tunnel(config, kernel, nothing, asyncio.get_running_loop())
     await end.open()
-    await end.make_way((SERVER, 443))
+    await end.route_to_server((SERVER, 443))
     assert in_kernel(mac) == described(found.before)
     await end.configure(dry_run.ASSUMED, dry_run.ASSUMED_MTU)
     assert in_kernel(mac) == described(found.after)

@@ -1,0 +1,21 @@
+"""What the log says about a client's sessions."""
+
+import pytest
+
+from dtun.client.log import ClientLog
+from dtun.config import ClientConfig
+
+CONFIG = ClientConfig.model_validate({"servers": "192.0.2.1", "id": "demo", "runtime_directory": "/run/dtun"})
+
+
+def test_a_failure_is_logged_once_and_a_new_reason_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = ClientLog(CONFIG)
+    for reason in ("no answer", "no answer", "no route", "no route", "no answer"):
+        log.failed(reason, in_service=False)
+    assert caplog.messages == ["no session: no answer", "no session: no route", "no session: no answer"]
+    assert {getattr(record, "client", None) for record in caplog.records} == {"demo"}
+
+
+def test_with_a_session_in_service_it_is_the_new_one_that_failed(caplog: pytest.LogCaptureFixture) -> None:
+    ClientLog(CONFIG).failed("no answer", in_service=True)
+    assert caplog.messages == ["no new session: no answer"]
