@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 from dtun.pacing import RateLimiter
@@ -55,21 +55,3 @@ class SessionLog(logging.LoggerAdapter[logging.Logger]):
         fields = {**(self.extra or {}), **{name: kwargs.pop(name) for name in FIELDS if name in kwargs}}
         kwargs["extra"] = {name: value for name, value in fields.items() if value}
         return msg, kwargs
-
-
-def about(
-    *, client: str | None = None, reason: str | None = None, peer: str | None = None
-) -> Mapping[str, str]:
-    """FIELDS for one entry, as logging wants them (`extra=`). Use SessionLog instead."""
-    found = {"client": client, "reason": reason, "peer": peer}
-    return {name: value for name, value in found.items() if value}
-
-
-def remark(
-    limiter: RateLimiter, level: int, text: str, now: float, extra: Mapping[str, str] | None = None
-) -> None:
-    """Log a line on "dtun.server", rate limited. Use SessionLog instead."""
-    held_back = limiter.allow(now)
-    if held_back is not None:
-        more = f" (and {held_back} more like this)" if held_back else ""
-        logging.getLogger("dtun.server").log(level, "%s%s", text, more, extra=extra)
