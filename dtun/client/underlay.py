@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import ip_address
 
-from dtun.network.plan import Hop, Routing, UnderlayRoutes, is_pinned
+from dtun.network.plan import Hop, Routing, UnderlayRoutes, needs_host_route
 from dtun.network.state import Address
 from dtun.platform.interface import Kernel, NextHop
 from dtun.session.udp import SockAddr
@@ -44,7 +44,7 @@ class Underlay:
         address = host_of(server)
         hop = await self._kernel.next_hop(address)
         if hop is None:
-            return not is_pinned(routing, address)
+            return not needs_host_route(routing, address)
         self.routes = replace(
             self.routes,
             servers={**self.routes.servers, address: _hop(hop)},

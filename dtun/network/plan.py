@@ -121,10 +121,10 @@ class UnderlayRoutes:
 
 def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: UnderlayRoutes) -> NetworkState:
     """Everything that the client should have in the kernel now. Without a session (`tunnel` None), only what blocks."""
-    links: frozenset[NetDevice] = frozenset()
+    devices: frozenset[NetDevice] = frozenset()
     addresses: frozenset[PointToPoint] = frozenset()
     if tunnel is not None:
-        links = frozenset({NetDevice(routing.device, tunnel.mtu)})
+        devices = frozenset({NetDevice(routing.device, tunnel.mtu)})
         addresses = frozenset(PointToPoint(routing.device, local, peer) for local, peer in tunnel.pairs)
     inside = {version: _inside(routing, tunnel, version) for version in _VERSIONS}
     blocked = [version for version in _VERSIONS if _is_blocked(routing, tunnel, version)]
@@ -135,7 +135,7 @@ def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: Under
         routes = frozenset(_policy_routes(routing, routing.policy, inside, blocked, underlay))
         rules = frozenset(_rules(routing.policy, {route.destination.version for route in routes}))
     return NetworkState(
-        links,
+        devices,
         addresses,
         routes,
         rules,
@@ -150,7 +150,7 @@ def device_only(state: NetworkState) -> NetworkState:
     return NetworkState(state.devices, state.addresses, sysctls=state.sysctls)
 
 
-def is_pinned(routing: Routing, server: Address) -> bool:
+def needs_host_route(routing: Routing, server: Address) -> bool:
     """Whether the server needs a host route: else its packets would go into the tunnel or be blocked."""
     return any(server in network for network in routing.included) or (
         server.version == 6 and _may_block_ipv6(routing)
@@ -199,7 +199,7 @@ def _main_routes(
             for network in split_default([EVERYTHING[version]]):
                 yield Route(network, metric=BLOCK_METRIC, kind="unreachable")
     for server, hop in underlay.servers.items():
-        if is_pinned(routing, server):
+        if needs_host_route(routing, server):
             yield Route(ip_network(server), hop.device, hop.gateway)
 
 
@@ -285,7 +285,7 @@ def _filters(
         yield ClampMss(routing.device, tunnel.mtu)
     if routing.block:
         for server, port in underlay.ports:
-            if is_pinned(routing, server):
+            if needs_host_route(routing, server):
                 yield DropOtherTrafficToServer(server, port)
     # For a socket that is bound to a device, Linux ignores unreachable IPv6 routes through other devices.
     if 6 in blocked and routing.block:

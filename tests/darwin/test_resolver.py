@@ -75,7 +75,7 @@ def test_every_name_is_refused(directory: Path, domains: tuple[str, ...]) -> Non
 
 def test_an_unusable_directory_is_reported(directory: Path) -> None:
     directory.parent.joinpath("resolver").write_text("a file")
-    with pytest.raises(ResolverError, match=r"cannot write in .*resolver: "):
+    with pytest.raises(ResolverError, match=r"cannot write to .*resolver: "):
         Resolver("dtun0", directory).apply(dns("corp.example"))
 
 

@@ -226,7 +226,7 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(pair: Pair) -> None:
     try:
         client.systemctl("start", check=False)
         assert client.container.show(client.unit, "ActiveState") == "failed"
-        line = "cannot write in /run/dtun: permission denied; run dtun as root, or give it a directory of its own"
+        line = "cannot write to /run/dtun: permission denied; run dtun as root, or give it a directory of its own"
         assert client.status().count(line) == 1
         assert "Traceback" not in client.journal_tail()
     finally:

@@ -45,16 +45,13 @@ def matters(data: bytes, own_process: int) -> bool:
 
 
 def _matters(message: rtmsg.RoutingMessage, own_process: int) -> bool:
-    match message.kind:
-        case k if k in (RTM_ADD, RTM_DELETE, RTM_CHANGE):
-            if message.process == own_process or message.errno or message.flags & RTF_WASCLONED:
-                return False
-            return not _is_link_only(message, RTA_DST)
-        case k if k in (RTM_NEWADDR, RTM_DELADDR):
-            return not _is_link_only(message, RTA_IFA)
-        case k if k == RTM_IFINFO:
-            return True
-    return False
+    if message.kind in (RTM_ADD, RTM_DELETE, RTM_CHANGE):
+        if message.process == own_process or message.errno or message.flags & RTF_WASCLONED:
+            return False
+        return not _is_link_only(message, RTA_DST)
+    if message.kind in (RTM_NEWADDR, RTM_DELADDR):
+        return not _is_link_only(message, RTA_IFA)
+    return message.kind == RTM_IFINFO
 
 
 def _is_link_only(message: rtmsg.RoutingMessage, which: int) -> bool:

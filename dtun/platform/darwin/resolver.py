@@ -64,7 +64,7 @@ class Resolver:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise ResolverError(
-                f"cannot write in {self._directory}: {(error.strerror or str(error)).lower()}"
+                f"cannot write to {self._directory}: {(error.strerror or str(error)).lower()}"
             ) from None
 
     def clear(self) -> None:
