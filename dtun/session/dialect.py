@@ -44,8 +44,8 @@ class Dialect(Protocol):
         """Process a plaintext that is not an IP packet; returns the message that it completes."""
         ...
 
-    def poll(self, heard: int, now: float) -> None:
-        """Do what is due by now; `heard` grows with each authentic record."""
+    def poll(self, received: int, now: float) -> None:
+        """Do what is due by now; `received` grows with each authentic record."""
         ...
 
     def next_timer(self) -> float | None: ...
@@ -98,9 +98,9 @@ class NativeDialect:
                 self._count("unknown frame")
         return None
 
-    def poll(self, heard: int, now: float) -> None:
+    def poll(self, received: int, now: float) -> None:
         self._channel.poll(now)
-        token = self.liveness.poll(heard, now)
+        token = self.liveness.poll(received, now)
         if token is not None:
             self._outgoing.append(Probe(token).encode())
 

@@ -88,7 +88,7 @@ class GoServerDialect:
             return Goodbye(reason="other", text="the client did not name the IPv4 subnet behind it")
         return Hello(subnets=subnets)
 
-    def poll(self, heard: int, now: float) -> None:  # noqa: ARG002 - see Dialect
+    def poll(self, received: int, now: float) -> None:  # noqa: ARG002 - see Dialect
         if self._greeting is not None and self._resend_at is not None and now >= self._resend_at:
             self._outgoing.append(self._greeting)
             self._resend_at = now + GREETING_RESEND
@@ -117,7 +117,7 @@ class GoClientDialect:
         if isinstance(message, Hello) and self._answer is None:
             subnet = next((net for net in message.subnets if isinstance(net, IPv4Network)), None)
             self._answer = encode_answer(subnet)
-            if not self.opening:  # the greeting came together with the end of the handshake
+            if not self.opening:  # the greeting arrived with the end of the handshake
                 self._outgoing.append(self._answer)
 
     def receive(self, plaintext: bytes, now: float) -> Message | None:  # noqa: ARG002 - see Dialect
@@ -130,7 +130,7 @@ class GoClientDialect:
             self._outgoing.append(self._answer)
         return Welcome(address=greeting[0], peer=greeting[1])
 
-    def poll(self, heard: int, now: float) -> None:
+    def poll(self, received: int, now: float) -> None:
         """Nothing is timed."""
 
     def next_timer(self) -> float | None:
@@ -147,13 +147,13 @@ class GoLiveness:
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
         self._sent = -1
-        self._heard = -1
+        self._received = -1
         self._unanswered_since: float | None = None
 
-    def dead(self, sent: int, heard: int, now: float) -> bool:
-        """`sent` and `heard` grow with each packet sent and each record received."""
-        if heard != self._heard:
-            self._heard = heard
+    def dead(self, sent: int, received: int, now: float) -> bool:
+        """`sent` and `received` grow with each packet sent and each record received."""
+        if received != self._received:
+            self._received = received
             self._unanswered_since = None
         elif sent != self._sent and self._unanswered_since is None:
             self._unanswered_since = now

@@ -15,17 +15,17 @@ class Liveness:
         self.keepalive = keepalive
         self.timeout = timeout
         self.rtt: float | None = None
-        self._heard = -1
-        self._heard_at = now
+        self._received = -1
+        self._received_at = now
         self._probe_at = now
         self._token = 0
         self._asked_at: float | None = None
 
-    def poll(self, heard: int, now: float) -> int | None:
-        """`heard` grows with each authentic record. Returns the token of a probe when one is due."""
-        if heard != self._heard:
-            self._heard = heard
-            self._heard_at = now
+    def poll(self, received: int, now: float) -> int | None:
+        """`received` grows with each authentic record. Returns the token of a probe when one is due."""
+        if received != self._received:
+            self._received = received
+            self._received_at = now
         if now < self._probe_at:
             return None
         self._probe_at = now + self.keepalive
@@ -41,7 +41,7 @@ class Liveness:
             self._asked_at = None
 
     def dead(self, now: float) -> bool:
-        return now - self._heard_at >= self.timeout
+        return now - self._received_at >= self.timeout
 
     def next_timer(self) -> float:
-        return min(self._probe_at, self._heard_at + self.timeout)
+        return min(self._probe_at, self._received_at + self.timeout)

@@ -81,12 +81,14 @@ class _Round:
     unanswered: set[int] = field(default_factory=set)
     token: int = 0
     top: int = 0
-    heard: bool = False
+    answered: bool = False
     deadline: float | None = None
 
 
 class PathMtu:
     """The search for one path. `current` is the size to use, `trusted` whether it is known to get through now.
+
+    `searching` is False while the size is known and only verified.
 
     `estimate` comes from the kernel or an earlier session, and is used until an echo says more. No size below
     `smallest` is of interest, none above `largest` is possible.
@@ -94,6 +96,7 @@ class PathMtu:
 
     current: int
     trusted: bool
+    searching: bool
 
     def __init__(self, estimate: int, *, smallest: int, largest: int, now: float) -> None:
         self._smallest = smallest
@@ -122,9 +125,9 @@ class PathMtu:
             if now < self._round.deadline:
                 return []
             self._evaluate(now)
-        if not self._searching and now >= self._raise_at:
+        if not self.searching and now >= self._raise_at:
             self._begin(self.current, self._top() + 1, now)
-        if self._searching:
+        if self.searching:
             return self._probe(self._sizes(), now)
         if now >= self._verify_at:
             self._verify_at = now + VERIFY_INTERVAL
@@ -144,8 +147,8 @@ class PathMtu:
         self._rtt = sample if self._rtt is None else max(sample, self._rtt + (sample - self._rtt) / 4)
         search, asking = self._search, self._round
         asking.unanswered.discard(size)
-        asking.heard = asking.heard or token >= asking.token
-        if self._searching and size > search.floor:
+        asking.answered = asking.answered or token >= asking.token
+        if self.searching and size > search.floor:
             search.floor = size
             if size >= search.ceiling:  # it did not fail, it was lost
                 search.ceiling = max(self._top(), size) + 1
@@ -174,10 +177,10 @@ class PathMtu:
         """When to call `poll` next."""
         if self._round.deadline is not None:
             return self._round.deadline
-        return self._search.began_at if self._searching else min(self._verify_at, self._raise_at)
+        return self._search.began_at if self.searching else min(self._verify_at, self._raise_at)
 
     def _begin(self, floor: int, ceiling: int, now: float) -> None:
-        self._searching = True
+        self.searching = True
         self.trusted = floor >= self.current
         self._search = _Search(floor, ceiling, now)
         self._round = _Round()
@@ -210,13 +213,13 @@ class PathMtu:
 
     def _evaluate(self, now: float) -> None:
         """Evaluate the round, which is over."""
-        unanswered, heard, search = self._round.unanswered, self._round.heard, self._search
+        unanswered, answered, search = self._round.unanswered, self._round.answered, self._search
         self._round = _Round()
-        if not self._searching:
+        if not self.searching:
             if unanswered:
                 self._begin(0, self.current + 1, now)
             return
-        if heard:
+        if answered:
             search.silent = 0
             self._count(unanswered)
         elif unanswered:
@@ -240,7 +243,7 @@ class PathMtu:
         search.ceiling = min(search.ceiling, *failed, search.ceiling)
 
     def _finish(self, now: float) -> None:
-        self._searching = False
+        self.searching = False
         self._probed.clear()
         self._set(self._search.floor)
         self.trusted = True
@@ -263,7 +266,7 @@ class PathMtu:
             self._verify_soon(now)
 
     def _verify_soon(self, now: float) -> None:
-        if not self._searching and self._round.deadline is None:
+        if not self.searching and self._round.deadline is None:
             self._verify_asked = True
             self._verify_at = min(self._verify_at, max(now, self._verified_at + TOO_BIG_INTERVAL))
 

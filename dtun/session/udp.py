@@ -221,7 +221,7 @@ def _datagram_socket(family: int) -> socket.socket:
 
 
 def path_mtu(connected: socket.socket) -> int:
-    """The kernel's estimate of the path's MTU, in bytes with all headers; 1500 on macOS, which does not tell."""
+    """The kernel's estimate of the path's MTU, in bytes with all headers; 1500 on macOS, which has none."""
     if not _LINUX:
         return ETHERNET
     if connected.family == socket.AF_INET6:

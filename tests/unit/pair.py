@@ -94,7 +94,7 @@ class World:
         """Carry what is under way until nothing moves without time passing."""
         moved = True
         while moved:
-            moved = self._collect()
+            moved = self.collect()
             for (to_server, path), datagram in self.network.arrivals(self.now):
                 moved = True
                 self._deliver(path, datagram, to_server=to_server)
@@ -145,7 +145,7 @@ class World:
         else:
             self.servers[path].session.receive(datagram, self.now)
 
-    def _collect(self) -> bool:
+    def collect(self) -> bool:
         """Act on events and put what is to be sent on its way; whether there was anything."""
         moved = False
         for outcome in self.listener.take_events():

@@ -178,24 +178,24 @@ def test_no_plaintexts_raise(plaintexts: list[bytes]) -> None:
 
 def test_a_peer_is_dead_when_a_packet_stays_unanswered_for_the_timeout() -> None:
     liveness = GoLiveness(timeout=60)
-    assert not liveness.dead(sent=0, heard=0, now=0)
-    assert not liveness.dead(sent=0, heard=0, now=1000), "nothing was sent, so nothing was to be answered"
-    assert not liveness.dead(sent=1, heard=0, now=1005)
-    assert not liveness.dead(sent=2, heard=0, now=1064)
-    assert liveness.dead(sent=2, heard=0, now=1065)
+    assert not liveness.dead(sent=0, received=0, now=0)
+    assert not liveness.dead(sent=0, received=0, now=1000), "nothing was sent, so nothing was to be answered"
+    assert not liveness.dead(sent=1, received=0, now=1005)
+    assert not liveness.dead(sent=2, received=0, now=1064)
+    assert liveness.dead(sent=2, received=0, now=1065)
 
 
 def test_any_record_shows_that_the_peer_lives() -> None:
     liveness = GoLiveness(timeout=60)
-    liveness.dead(sent=0, heard=0, now=0)
-    liveness.dead(sent=1, heard=0, now=5)
-    assert not liveness.dead(sent=2, heard=1, now=64)
-    assert not liveness.dead(sent=2, heard=1, now=500), "all that was sent before may have been answered"
-    assert not liveness.dead(sent=3, heard=1, now=505)
-    assert liveness.dead(sent=9, heard=1, now=565)
+    liveness.dead(sent=0, received=0, now=0)
+    liveness.dead(sent=1, received=0, now=5)
+    assert not liveness.dead(sent=2, received=1, now=64)
+    assert not liveness.dead(sent=2, received=1, now=500), "all that was sent before may have been answered"
+    assert not liveness.dead(sent=3, received=1, now=505)
+    assert liveness.dead(sent=9, received=1, now=565)
 
 
 def test_packets_before_the_first_check_do_not_count() -> None:
     liveness = GoLiveness(timeout=60)
-    assert not liveness.dead(sent=1000, heard=500, now=0)
-    assert not liveness.dead(sent=1000, heard=500, now=100)
+    assert not liveness.dead(sent=1000, received=500, now=0)
+    assert not liveness.dead(sent=1000, received=500, now=100)

@@ -315,19 +315,19 @@ def test_the_dialect_of_the_original_opens_both_sides(subnets: tuple[IPv4Network
     assert client.session.take_early_packets() == [PACKET]
 
 
-def test_an_original_client_that_sends_packets_before_its_answer_has_to_come_again() -> None:
+def test_an_original_client_that_sends_packets_before_its_answer_has_to_reconnect() -> None:
     world = World(go=True)
     path = world.connect()
     client = world.clients[path].session
     while path not in world.servers:  # carry the handshake, but not the answer to the greeting
         for datagram in client.take_outgoing():
             world.listener.receive(datagram, path, world.now)
-        world._collect()
+        world.collect()
         for _, datagram in world.network.arrivals(world.now):
             client.receive(datagram, world.now)
     server = world.servers[path]
     assert server.session.dialect is not None
     assert server.session.dialect.opening
     server.session.receive_plaintext(PACKET, world.now)
-    world._collect()
+    world.collect()
     assert server.closed == Closed("other", "the client did not name the IPv4 subnet behind it", by_peer=True)
