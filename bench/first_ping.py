@@ -1,10 +1,10 @@
-"""Ping an address from before there is a way to it; print when the first answer came, as JSON.
+"""Ping an address before there is a route to it; print the time of the first answer as JSON.
 
     first_ping.py DEVICE ADDRESS SECONDS
 
-Prints "ready" first, and at the end {"datagram": ..., "answer": ...}: when the first datagram (UDP over IPv4) left
-by DEVICE, and when the first answer from ADDRESS came; null for what did not within SECONDS. The times are those of
-the monotonic clock, which all processes share. Then it waits to be ended.
+Prints "ready" first, and at the end {"datagram": ..., "answer": ...}: the times of the first datagram (UDP over IPv4)
+sent through DEVICE and of the first answer from ADDRESS, null if there was none within SECONDS. Times are of the
+monotonic clock, which all processes share. Then it waits until it is terminated.
 """
 
 # Prints to the benchmark:
@@ -43,8 +43,8 @@ def echo_request(identifier: int) -> bytes:
     return header[:2] + struct.pack("!H", internet_checksum(header)) + header[4:]
 
 
-def leaves(port: socket.socket) -> bool:
-    """Whether the packet that waits here is UDP over IPv4 on its way out."""
+def is_sent_datagram(port: socket.socket) -> bool:
+    """Whether the next captured packet is an outgoing UDP datagram over IPv4."""
     frame, (_, protocol, kind, *_) = port.recvfrom(64)
     # The protocol is the tenth byte of the IPv4 header, after 14 bytes of Ethernet.
     outgoing = protocol == ETH_P_IP and kind == socket.PACKET_OUTGOING
@@ -59,7 +59,7 @@ def is_answer(icmp: socket.socket, identifier: int) -> bool:
 
 
 def watch(device: str, address: str, seconds: float) -> dict[str, float | None]:
-    """The times of the first packet that left and of the first answer."""
+    """The times of the first datagram sent and of the first answer."""
     identifier = os.getpid() & 0xFFFF
     request = echo_request(identifier)
     icmp = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -67,7 +67,7 @@ def watch(device: str, address: str, seconds: float) -> dict[str, float | None]:
     port.bind((device, ETH_P_ALL))
     seen: dict[str, float | None] = {"datagram": None, "answer": None}
     checks: dict[socket.socket, tuple[str, Callable[[], bool]]] = {
-        port: ("datagram", lambda: leaves(port)),
+        port: ("datagram", lambda: is_sent_datagram(port)),
         icmp: ("answer", lambda: is_answer(icmp, identifier)),
     }
     print("ready")

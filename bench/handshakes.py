@@ -1,4 +1,4 @@
-"""Log in to a dtun server again and again, as a client that comes anew; print how long each took, in ms, as JSON.
+"""Log in to a dtun server repeatedly, as a new client; print the duration of each login in ms, as JSON.
 
     handshakes.py ADDRESS PORT ID KEY SUITES COUNT
 

@@ -1,7 +1,7 @@
 """`make profile`: where dtun's time goes, at both ends under a TCP load in each direction, and while it starts.
 
-py-spy samples the processes from outside, as they are, with the C functions below Python's; system calls show as
-the function of the C library that made them.
+py-spy samples the running processes from outside, including C functions called by Python; system calls appear as the
+functions of the C library that make them.
 """
 
 # Talks to a person, and runs fixed commands:
@@ -27,17 +27,17 @@ from demo.lab import DemoError, Lab
 SECONDS = 5
 SAMPLES_PER_SECOND = 250
 LINES = 15
-# Load comes this much before the first sample and stays this much after the last, in seconds.
+# Seconds of load before the first sample and after the last one.
 MARGIN = 1
 # `name (path.py:line)`, and anything else is a C function.
 _PYTHON = re.compile(r"(?P<function>.+) \((?P<path>\S+\.py):(?P<line>\d+)\)")
 _IMPORT = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
-# Where a thread of a pool waits for work.
+# An idle thread of a pool.
 _IDLE = "_worker (concurrent/futures/thread.py"
 
 
 class Spot(NamedTuple):
-    """A line of Python, how many samples had it as the innermost one, and what C was running below it."""
+    """A line of Python, the number of samples with it as the innermost one, and the C functions called by it."""
 
     where: str
     samples: int
@@ -117,7 +117,7 @@ def sample(running: Running, spy: str, seconds: int, directory: Path) -> dict[En
 
 
 def spots(lines: Iterable[str]) -> list[Spot]:
-    """The innermost lines of Python in py-spy's raw output, the busiest first; idle threads of pools left out."""
+    """The innermost lines of Python in py-spy's raw output, the busiest first, without idle threads of pools."""
     below: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for line in lines:
         stack, _, count = line.rpartition(" ")
@@ -146,7 +146,7 @@ def report(name: str, lines: Iterable[str]) -> str:
 
 
 def profile_start(tunnel: Dtun) -> None:
-    """What a client imports until the first ping, by package."""
+    """The time of a client's imports until the first ping, by package."""
     tunnel.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     with Lab() as lab:
         running = Running(lab, tunnel)

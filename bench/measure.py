@@ -1,4 +1,4 @@
-"""What is measured of one tunnel in one round, on a lab's two hosts."""
+"""The measurements of one tunnel in one round, on a lab's two hosts."""
 
 import json
 import math
@@ -19,32 +19,32 @@ from demo.lab import DemoError, Lab, Process
 
 START_TIMEOUT = 30
 UDP_PORT = 5202
-# Datagrams that are lost at a rate that a tunnel is said to carry: less than this share.
+# A tunnel carries a rate if less than this share of the datagrams is lost.
 LOSS_LIMIT = 0.01
-# A rate is found when the next that is too high is so little above it.
+# The search ends when the lowest rate that is too high is at most this factor above the highest that is not.
 PRECISION = 1.03
-# Without a new datagram for this long, those on their way have arrived or are lost.
+# Seconds without a new datagram, after which all have arrived or are lost.
 DRAIN = 0.1
 
-# Sends at a rate (0: as many as possible) for a while; datagrams per second that left, and that arrived.
+# Sends at a rate (0: as fast as possible) for a while; returns datagrams per second sent and received.
 Trial = Callable[[float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure. Times in seconds; iperf3 knows whole ones only."""
+    """How long to measure. Times in seconds; iperf3 takes whole seconds only."""
 
     tcp: int = 2
     udp_trial: float = 0.5
     udp_steps: int = 6
     idle_pings: int = 200
     logins: int = 20
-    # Closer together than this, ping does not sleep between two but spins, and takes a processor from the tunnel.
+    # With a shorter interval ping does not sleep but spins, and takes a processor from the tunnel.
     interval: float = 0.02
 
 
 class Running:
-    """A tunnel that is up, in a lab of its own, with the processes that make it at each end."""
+    """A tunnel that is up, in its own lab, with its processes at each end."""
 
     def __init__(self, lab: Lab, peer: Peer) -> None:
         """Start both ends and wait for the first ping through the tunnel.
@@ -66,7 +66,7 @@ class Running:
         seen = json.loads(watcher.output().splitlines()[-1])
         if seen["answer"] is None:
             raise DemoError(f"no ping was answered through {peer.name}")
-        # What makes a tunnel, with all of its children, is what was not there before.
+        # The processes of the tunnel are those that were not there before.
         self.pids = {end: sorted(self._pids(end) - others[end]) for end in ENDS}
         if any(self.pids.values()):
             self.start["first_ping"] = (seen["answer"] - begin) * 1000
@@ -74,7 +74,7 @@ class Running:
             self.start["first_ping_sent"] = (seen["answer"] - seen["datagram"]) * 1000
 
     def cpu(self) -> float:
-        """Processor time of both ends so far, in seconds."""
+        """Seconds of processor time of both ends so far."""
         return cpu_seconds(pid for pids in self.pids.values() for pid in pids)
 
     def _join_hosts(self) -> None:
@@ -95,7 +95,7 @@ class Running:
 
 
 def measure(running: Running, plan: Plan, udpload: Path) -> dict[str, float]:
-    """Everything about a tunnel that is up, by the keys of `bench.table.METRICS` and a few more.
+    """Measure a tunnel that is up; returns values by the keys of `bench.table.METRICS`, and a few more.
 
     Raises:
         DemoError: a tool failed, or nothing came through.
@@ -165,7 +165,7 @@ def _measure_udp(running: Running, plan: Plan, udpload: Path) -> dict[str, float
         sent, seconds = lab.run(
             CLIENT.name, str(udpload), "send", *to, f"{rate:.0f}", f"{plan.udp_trial:g}"
         ).split()
-        return int(sent) / float(seconds), (_settled_total(receiver) - before) / float(seconds)
+        return int(sent) / float(seconds), (_final_total(receiver) - before) / float(seconds)
 
     return {f"udp_{size}": highest_rate(partial(trial, size), plan.udp_steps) / 1000 for size in (1200, 64)}
 
@@ -175,7 +175,7 @@ def _total(receiver: Process) -> int:
     return int(lines[-1]) if lines else 0
 
 
-def _settled_total(receiver: Process) -> int:
+def _final_total(receiver: Process) -> int:
     """What has arrived once nothing new does."""
     total = _total(receiver)
     while True:
@@ -220,7 +220,7 @@ def ping(lab: Lab, target: str, count: int, interval: float) -> list[float]:
     printed = lab.run(CLIENT.name, "ping", *options, target)
     times = [float(text) for text in re.findall(r"time=([\d.]+) ms", printed)]
     if not times:
-        raise DemoError(f"ping said something unexpected:\n{printed}")
+        raise DemoError(f"unexpected output of ping:\n{printed}")
     return times
 
 

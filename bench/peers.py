@@ -25,7 +25,7 @@ from dtun.dtls.suites import DEFAULT_SUITES
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 5000
 COMMAND_TIMEOUT = 60
-# What WireGuard uses by default, and what fits into an Ethernet frame with each of these tunnels.
+# The default of WireGuard; it fits into an Ethernet frame with each of these tunnels.
 MTU = 1420
 
 
@@ -41,7 +41,7 @@ SERVER = End("server", "192.0.2.1", "10.99.0.1")
 CLIENT = End("client", "192.0.2.2", "10.99.0.2")
 ENDS = (SERVER, CLIENT)
 CABLE = "eth0"
-# Another client of dtun's.
+# The identity of another client of dtun.
 NEWCOMER = "newcomer"
 
 
@@ -50,13 +50,13 @@ def other(end: End) -> End:
 
 
 class Peer(ABC):
-    """A way from one host to the other. Made once, started anew in a lab of its own in each round."""
+    """A tunnel (or none) between the two hosts. Started again, in a new lab, in each round."""
 
     # The commands that it needs, and the Debian packages that they come from.
     needs: ClassVar[Mapping[str, str]] = {}
     # Where the server answers.
     target = SERVER.inside
-    # What it is called, and the command that prints its version early; empty if it has none.
+    # Its program, and the command that prints the version; empty if there is none.
     program = ""
     version_command: Sequence[str] = ()
 
@@ -69,7 +69,7 @@ class Peer(ABC):
         return sorted({package for command, package in self.needs.items() if not shutil.which(command)})
 
     def prepare(self, directory: Path) -> None:  # noqa: B027 - few have something to do
-        """What is done once, before the first round; `directory` stays until after the last."""
+        """Prepare, once before the first round; `directory` exists until after the last round."""
 
     @abstractmethod
     def start(self, lab: Lab, end: End) -> None:
@@ -83,7 +83,7 @@ class Peer(ABC):
         return ()
 
     def start_server(self, lab: Lab) -> None:
-        """Start the server's end and wait until it listens."""
+        """Start the server's end and wait until it is listening."""
         self.start(lab, SERVER)
         lab.wait(f"the server of {self.name} listens", lambda: self.listens(lab))
 

@@ -1,4 +1,4 @@
-"""What processes cost, from /proc: processor time and memory."""
+"""Processor time and memory of processes, from /proc."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ KIBIBYTES_PER_MEBIBYTE = 1024
 
 
 def processes_in(namespace: str) -> set[int]:
-    """The processes in a network namespace, which is given as its link in /proc reads: `net:[NUMBER]`."""
+    """The processes in a network namespace, which is given as in /proc: `net:[NUMBER]`."""
     pids = set()
     for link in Path("/proc").glob("[0-9]*/ns/net"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -21,7 +21,7 @@ def processes_in(namespace: str) -> set[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Processor time that they have used so far, in user mode and in the kernel; the ended ones left out."""
+    """Seconds of processor time used so far, in user mode and in the kernel, without processes that have ended."""
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -32,7 +32,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def peak_memory(pids: Iterable[int]) -> float:
-    """The most that each had resident at a time, added up, in MiB; the ended ones left out."""
+    """The sum of the peak resident memory of each, in MiB, without processes that have ended."""
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -1,7 +1,7 @@
 """`make bench`: dtun and other tunnels between two network namespaces on this machine, in one table.
 
-Rounds are interleaved, so that what else the machine does falls on all peers alike: round 1 of every peer, then
-round 2, and so on.
+Rounds are interleaved, so that other load on the machine affects all peers alike: round 1 of every peer, then round 2,
+and so on.
 """
 
 # Talks to a person:
@@ -31,12 +31,12 @@ from demo.lab import DemoError, Lab
 QUICK = Plan(udp_trial=0.25, udp_steps=4, idle_pings=100)
 SECONDS = 2
 ROUNDS = 3
-# Runnable processes on average; above this something else is at work.
+# Load average; above this another program is running.
 QUIET_LOAD = 0.3
 
 
 class Results:
-    """What was measured so far, and what went wrong."""
+    """What was measured so far, and the failures."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, list[float]]] = {}
@@ -70,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DemoError as error:
         results.failures.append(str(error))
     except KeyboardInterrupt:
-        # Between two labs: inside one, the lab sees to it.
+        # Between two labs; inside one, the lab handles it.
         return 128 + signal.SIGINT
     finally:
-        # Also after Ctrl-C: what is known is worth showing.
+        # Also after Ctrl-C.
         show(results)
         if options.json:
             write_json(options.json, machine, plan, results)

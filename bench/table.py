@@ -1,4 +1,4 @@
-"""Numbers into words: medians with their spread, one table, and how dtun compares."""
+"""Result tables: medians with their spread, and dtun compared with the others."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import median
 from typing import NamedTuple
 
-# What a peer measured, by the metric's key: one value for each round that succeeded.
+# The measured values of a peer by metric, one for each successful round.
 Values = Mapping[str, Sequence[float]]
 
 GAP = "  "
@@ -40,7 +40,7 @@ METRICS = (
     Metric("memory_client", "memory, MiB", "client", 1),
     Metric("memory_server", "memory, MiB", "server", 1),
 )
-# Where a ratio says most about a tunnel.
+# The metrics that are compared as ratios.
 COMPARED = tuple(
     metric for metric in METRICS if metric.key.startswith(("tcp_", "udp_")) or metric.key == "cpu"
 )
@@ -59,7 +59,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 def results_table(results: Mapping[str, Values]) -> str:
-    """A line of medians for each peer, and below it the spread where there was more than one round."""
+    """A line of medians for each peer, and below it the spread if there was more than one round."""
     rows: list[list[str]] = []
     for peer, values in results.items():
         rows.append([peer, *(_median(values, metric) for metric in METRICS)])
@@ -69,7 +69,7 @@ def results_table(results: Mapping[str, Values]) -> str:
 
 
 def ratio_table(results: Mapping[str, Values], subject: str) -> str:
-    """What `subject`'s medians are as multiples of each other peer's; empty if it was not measured."""
+    """The medians of `subject` as multiples of every other peer's; empty if it was not measured."""
     own = results.get(subject)
     if own is None:
         return ""

@@ -172,7 +172,7 @@ class Pump:
         self._resume()
 
     def _sender(self, port: Port) -> Callable[[], None]:
-        """What reads the device while packets are sent through `port`. A closure for speed, see `AeadRecords`."""
+        """What reads the device while packets are sent through `port`: a closure, to save attribute look-ups."""
         read_one, send, limit = self._device.read_one, port.send, MAX_SINGLES
 
         def read_device() -> None:
@@ -294,7 +294,7 @@ class Pump:
         self._loop.add_reader(self._device.fileno(), self._out)
 
     def _receiver(self, port: Port) -> Callable[[], None]:
-        """What reads the socket of `port`. A closure for speed, see `AeadRecords`."""
+        """What reads the socket of `port`: a closure, to save attribute look-ups."""
         receive, open_next, most, limit = port.receive, port.open_next, RECEIVE_SIZE, MAX_SINGLES
         deliver_one, accepts = self._device.deliver_one, self._accepts
 
