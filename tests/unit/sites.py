@@ -229,8 +229,13 @@ class Home:
             "down": "/down",
             "runtime_directory": str(directory),
         } | settings
+        self.client = self.make_client(backoff=backoff)
+
+    def make_client(
+        self, fdstore: FdStore | None = None, *, backoff: Backoff | None = None, **settings: object
+    ) -> Client:
         loop = asyncio.get_running_loop()
-        self.client = Client(self.config(), self.kernel, self.hooks, loop, backoff=backoff)
+        return Client(self.config(**settings), self.kernel, self.hooks, loop, fdstore, backoff=backoff)
 
     def config(self, **settings: object) -> ClientConfig:
         """This client's configuration, but for these settings."""

@@ -1,0 +1,64 @@
+"""A client resumes the session of the process before it, if it is to have the same."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.unit.fakes import FakeFdStore
+from tests.unit.sites import Home, Site, in_service, settled, started, through, wait_for
+
+
+@asynccontextmanager
+async def suspended(site: Site, directory: Path) -> AsyncIterator[tuple[Home, FakeFdStore]]:
+    """A client between two processes. Its successor gets what is in the store."""
+    home, fdstore = Home(site, directory), FakeFdStore()
+    home.client = home.make_client(fdstore)
+    await home.client.start()
+    running = asyncio.create_task(home.client.run(), name="run")
+    before = await in_service(home)
+    await settled()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await home.client.suspend()
+    fdstore.start_successor()
+    try:
+        yield home, fdstore
+    finally:
+        before.close("stopped", "", tell=False)
+        fdstore.close()
+
+
+async def test_a_session_is_resumed_without_another_login(site: Site, tmp_path: Path) -> None:
+    async with suspended(site, tmp_path) as (home, fdstore):
+        (served,) = site.server.demux.links
+        home.client = home.make_client(fdstore)
+        async with started(home):
+            assert home.link() is not None, "at once"
+            await through(site, home, 1)
+            assert list(site.server.demux.links) == [served]
+    assert [line.split()[0] for line in home.hooks.ran] == ["/up", "/down"], "as if it had been one process"
+
+
+async def test_another_configuration_needs_another_session(site: Site, tmp_path: Path) -> None:
+    async with suspended(site, tmp_path) as (home, fdstore):
+        home.kernel.tuns["dtun0"].close()  # with the process that had it
+        home.client = home.make_client(fdstore, subnets=["10.0.5.0/24"])
+        async with started(home):
+            assert home.link() is None
+            await in_service(home)
+            assert home.row()["subnets"] == ["10.0.5.0/24"]
+
+
+async def test_a_session_that_the_server_ended_meanwhile_is_followed_by_another(
+    site: Site, tmp_path: Path
+) -> None:
+    async with suspended(site, tmp_path) as (home, fdstore):
+        for link in list(site.server.demux.links):
+            link.close("other", "for the test")
+        home.client = home.make_client(fdstore)
+        async with started(home):
+            resumed = home.link()
+            await wait_for(lambda: home.link() is not resumed, "the goodbye")
+            await in_service(home)
+            await through(site, home, 1)
