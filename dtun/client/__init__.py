@@ -1,1 +1,1 @@
-"""The client: one tunnel, kept up."""
+"""The client: one tunnel, kept up until it is stopped."""

@@ -4,7 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from dtun.client import client
+from dtun.platform.interface import LocalNetwork
+from dtun.session.link import Link
 from tests.unit.fakes import FakeFdStore
 from tests.unit.sites import Home, Site, in_service, settled, started, through, wait_for
 
@@ -60,5 +66,29 @@ async def test_a_session_that_the_server_ended_meanwhile_is_followed_by_another(
         async with started(home):
             resumed = home.link()
             await wait_for(lambda: home.link() is not resumed, "the goodbye")
+            await in_service(home)
+            await through(site, home, 1)
+
+
+async def test_a_session_that_ends_during_the_start_is_followed_by_another(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Link] = []
+
+    def make_link(*args: Any, **kwargs: Any) -> Link:
+        made.append(Link(*args, **kwargs))
+        return made[-1]
+
+    async def slow() -> list[LocalNetwork]:
+        await wait_for(lambda: not made or made[0].ended(), "the goodbye to arrive")
+        return []
+
+    async with suspended(site, tmp_path) as (home, fdstore):
+        for link in list(site.server.demux.links):
+            link.close("other", "for the test")
+        monkeypatch.setattr(client, "Link", make_link)
+        home.kernel.local_networks = slow  # type: ignore[method-assign]
+        home.client = home.make_client(fdstore)
+        async with started(home):
             await in_service(home)
             await through(site, home, 1)
