@@ -135,7 +135,7 @@ def elements(host: Host, name: str) -> dict[str, int]:
 
 @contextmanager
 def listening(host: Host, family: str, kind: str, address: str, port: int = PORT) -> Iterator[list[str]]:
-    """A listener on `host`; the list gets the address of everybody who is heard, and has it in the end."""
+    """A listener on `host`; the list has the addresses of all senders at the end."""
     command = ("-c", LISTENER, family, kind, address, str(port))
     listener = host.python(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     output = listener.stdout
@@ -173,7 +173,7 @@ def way(net: Topology) -> tuple[Host, Host, Host]:
     """
     client, router, far = net.host("client"), net.host("router", forwards=True), net.host("far")
     for host in (client, router, far):
-        # Nobody else could have their link-local addresses: they need not wait a second to be sure.
+        # Link-local addresses are unique here: duplicate address detection would only take a second.
         host.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
     net.cable(client, "eth0", router, "inside0", "10.7.0.2/24", "10.7.0.1/24", "fd07::2/64", "fd07::1/64")
     net.cable(
@@ -428,7 +428,7 @@ def test_a_thousand_tunnels_are_clamped_in_one_go(way: tuple[Host, Host, Host]) 
 
 
 def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -> None:
-    """A login on a server with many clients is a few elements. What others have done to the table is found out."""
+    """A login on a server with many clients is a few elements. Changes by other programs are detected."""
     _, router, _ = way
 
     def handles() -> list[str]:
@@ -460,7 +460,7 @@ def test_devices_come_and_go_without_a_new_table(way: tuple[Host, Host, Host]) -
     assert router.run("nft", "list", "tables") == ""
 
 
-def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host, Host, Host]) -> None:
+def test_a_removal_by_another_program_is_noticed(way: tuple[Host, Host, Host]) -> None:
     _, router, _ = way
     removals: list[bool] = []
     many: frozenset[Filter] = frozenset(ClampMss(f"dtun{number}", 1400) for number in range(1000))
@@ -473,7 +473,7 @@ def test_it_is_noticed_when_others_take_something_from_the_table(way: tuple[Host
 
     async def story() -> None:
         firewall = Firewall(TABLE, lambda: removals.append(True))
-        # What it does itself, and what others do elsewhere, is no loss.
+        # Its own changes, and those of others in other tables, are not removals.
         for filters in (NAT, many | NAT, NAT | CLAMP, GUARD, many, frozenset[Filter](), NAT | CLAMP):
             await firewall.apply(filters)
         for table in ("inet dtun-hom", "ip dtun-home"):
@@ -523,7 +523,7 @@ def test_ipv6_that_routes_refuse_does_not_leave_by_a_device_that_is_insisted_on(
     assert pings(router, "192.0.2.2")
 
 
-def test_the_enclosure_is_open_for_what_is_spared_and_for_tunnels(way: tuple[Host, Host, Host]) -> None:
+def test_ipv6_may_leave_to_allowed_networks_and_through_tunnels(way: tuple[Host, Host, Host]) -> None:
     _, router, far = way
     for address in ("2001:db8:7::7", "2001:db8:8::7", "2001:db8:9::7"):
         far.ip(f"-6 address add {address}/128 dev lo")
@@ -552,7 +552,7 @@ def test_the_enclosure_is_open_for_what_is_spared_and_for_tunnels(way: tuple[Hos
         assert (counted(device) - before >= 3) is leaves, device
 
 
-def test_without_the_right_it_says_which(way: tuple[Host, Host, Host]) -> None:
+def test_a_missing_capability_is_named(way: tuple[Host, Host, Host]) -> None:
     _, router, _ = way
     process = router.python(
         "-c",
@@ -569,7 +569,7 @@ def test_without_the_right_it_says_which(way: tuple[Host, Host, Host]) -> None:
     assert rules(router) == {}
 
 
-def test_a_table_that_another_process_owns_is_left_to_it(way: tuple[Host, Host, Host]) -> None:
+def test_a_table_that_another_process_owns_is_left_alone(way: tuple[Host, Host, Host]) -> None:
     _, router, _ = way
     owner = router.popen("nft", "-i", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert owner.stdin is not None

@@ -163,7 +163,7 @@ def test_mtu_and_peers_are_replaced(host: Host, runtime: Path) -> None:
         ),
     ],
 )
-def test_somebody_elses_route_is_left_alone(host: Host, runtime: Path, foreign: str, reason: str) -> None:
+def test_a_foreign_route_is_left_alone(host: Host, runtime: Path, foreign: str, reason: str) -> None:
     host.ip(f"route add {foreign}")
     before = host.ip("route show 10.1.0.0/16")
 
@@ -174,7 +174,7 @@ def test_somebody_elses_route_is_left_alone(host: Host, runtime: Path, foreign: 
             assert str(caught.value).startswith("cannot add route 10.1.0.0/16 dev dtun-demo: 10.1.0.0/16 is ")
             assert reason in str(caught.value)
             assert [change.what for change, _ in caught.value.refused] == [into("10.1.0.0/16")]
-            # The rest is in place, and a second try succeeds once the way is free.
+            # The rest is in place, and a second attempt succeeds once the foreign route is gone.
             assert routes(host) == {"10.2.0.0/16 dev dtun-demo"}
             assert host.ip("route show 10.1.0.0/16") == before
             host.ip("route del 10.1.0.0/16")
@@ -196,7 +196,7 @@ def test_a_default_route_of_the_hosts_own_is_left_alone(host: Host, runtime: Pat
 
 
 def test_a_replacement_spares_what_took_the_place_of_our_route(host: Host, runtime: Path) -> None:
-    """Our pin is gone, and somebody else has put a route of their own there."""
+    """Our pin is gone, and another program has added its own route there."""
 
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):
@@ -278,7 +278,7 @@ def test_ipv6_that_is_switched_off_is_said_and_ipv4_works(host: Host, runtime: P
 
 
 def test_a_gateway_outside_every_network_of_the_host_will_do(host: Host, runtime: Path) -> None:
-    """As hosters have it: one address, and a gateway that is just there."""
+    """As at some hosting providers: one address, and a gateway outside its network."""
     host.ip("route replace default via 172.31.1.1 dev eth0 onlink")
 
     async def story() -> None:
@@ -296,7 +296,7 @@ def test_a_gateway_outside_every_network_of_the_host_will_do(host: Host, runtime
 
 
 def test_a_pin_that_went_with_its_link_comes_back(host: Host, runtime: Path) -> None:
-    """Nobody has to ask for it; and to ask for it at the same time does no harm."""
+    """Without another apply; and an apply at the same time does no harm."""
 
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):
@@ -376,7 +376,7 @@ def test_living_instances_do_not_disturb_each_other(host: Host, runtime: Path) -
     assert routes(host) == before
 
 
-def test_the_way_to_an_address(host: Host, runtime: Path) -> None:
+def test_the_next_hop_to_an_address(host: Host, runtime: Path) -> None:
     host.ip("link set eth1 mtu 1400")
     host.ip("route add 198.18.0.0/24 via 192.0.2.1 mtu 1300")
     host.ip("route add unreachable 198.18.1.0/24")
@@ -395,9 +395,7 @@ def test_the_way_to_an_address(host: Host, runtime: Path) -> None:
     host.play(story)
 
 
-def test_the_way_to_the_server_is_not_through_the_tunnel_nor_where_we_pinned_it(
-    host: Host, runtime: Path
-) -> None:
+def test_the_next_hop_to_the_server_ignores_the_tunnel_and_our_pin(host: Host, runtime: Path) -> None:
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):
             await linux.apply(state(PIN, into("0.0.0.0/1"), into("128.0.0.0/1")))

@@ -1,4 +1,4 @@
-"""Thousands of routes in one apply: all of them, none too many, and nobody waits for long."""
+"""Thousands of routes in one apply: complete, and without blocking the event loop for long."""
 
 import asyncio
 import json
@@ -129,7 +129,7 @@ def test_refused_routes_are_named_and_all_others_are_in_place(host: Host, runtim
             for _, reason in caught.value.refused[:10]:
                 assert "is routed through eth1 already, by the administrator (static) (protocol 4)" in reason
             assert in_kernel(host) == as_shown(wanted - set(taken))
-            # They are not in the journal either: a successor would take others' routes for ours.
+            # They are not in the journal either: a successor would remove other programs' routes.
             assert kernels.journaled(runtime) == wanted - set(taken)
 
     host.play(story)

@@ -79,7 +79,7 @@ def test_what_is_wanted_again_stays_without_a_gap(crashed: Host, runtime: Path) 
     async def story() -> None:
         async with opened(runtime) as linux:
             changes = await linux.apply(LEFT)
-            # Of the filters, nobody knows what is in the table: they are put in place once more, at one stroke.
+            # The contents of the filter table are unknown: it is replaced in one step.
             assert [change.what for change in changes] == [GUARD]
             assert len(routes(crashed)) == 4
             crashed.ip("route add 198.18.1.1/32 dev eth1")
@@ -155,7 +155,7 @@ def test_a_journal_of_the_version_before_is_understood(host: Host, runtime: Path
     assert routes(host) == set()
 
 
-def test_a_setting_is_put_back_by_the_last_who_wants_it(host: Host, runtime: Path) -> None:
+def test_the_last_instance_restores_a_setting(host: Host, runtime: Path) -> None:
     wanted = NetworkState(sysctls=frozenset({FORWARDING}))
     assert forwarding(host) == "0"
 
@@ -187,7 +187,7 @@ def test_a_setting_that_was_so_already_stays_so(host: Host, runtime: Path) -> No
     assert forwarding(host) == "1"
 
 
-def test_a_setting_that_somebody_else_changed_is_left_alone(host: Host, runtime: Path) -> None:
+def test_a_setting_that_another_program_changed_is_left_alone(host: Host, runtime: Path) -> None:
     name = "net.ipv4.conf.eth0.rp_filter"
     host.run("sysctl", "-qw", f"{name}=1")
 
@@ -250,7 +250,7 @@ def test_a_route_that_is_ours_without_our_knowing_is_no_obstacle(host: Host, run
     assert routes(host) == set()
 
 
-def test_a_guard_stays_until_the_way_to_its_server_has_gone(
+def test_a_guard_stays_until_the_route_to_its_server_is_removed(
     host: Host, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while other filters come, which are before routes."""

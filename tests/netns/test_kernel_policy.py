@@ -106,7 +106,7 @@ def test_a_kind_is_replaced_by_another(host: Host, runtime: Path) -> None:
     host.play(story)
 
 
-def test_somebody_elses_rule_and_table_are_left_alone(host: Host, runtime: Path) -> None:
+def test_a_foreign_rule_and_table_are_left_alone(host: Host, runtime: Path) -> None:
     host.ip("rule add not fwmark 0x2170 table 7217 priority 7217")
     host.ip(f"route add default via 192.0.2.9 table {TABLE}")
 
@@ -126,7 +126,7 @@ def test_somebody_elses_rule_and_table_are_left_alone(host: Host, runtime: Path)
     assert "192.0.2.9" in host.ip(f"route show table {TABLE}")
 
 
-def test_the_way_out_is_the_hosts_own(host: Host, runtime: Path) -> None:
+def test_the_default_hop_is_the_hosts_own(host: Host, runtime: Path) -> None:
     host.ip("route replace default via 198.51.100.1 metric 50")
     host.ip("route del default via 192.0.2.1")
     host.ip("route add default via 192.0.2.1 metric 100 mtu 1300")
@@ -147,7 +147,7 @@ def test_the_way_out_is_the_hosts_own(host: Host, runtime: Path) -> None:
     host.play(story)
 
 
-def test_our_own_kill_switch_does_not_hide_the_hosts_way(host: Host, runtime: Path) -> None:
+def test_our_own_kill_switch_does_not_hide_the_hosts_route(host: Host, runtime: Path) -> None:
     async def story() -> None:
         async with opened(runtime) as linux:
             server = ip_address("203.0.113.5")

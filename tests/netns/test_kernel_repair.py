@@ -1,4 +1,4 @@
-"""What others take away from us comes back by itself."""
+"""What other programs remove of ours is restored without another apply."""
 
 import asyncio
 import logging

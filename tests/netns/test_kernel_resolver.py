@@ -1,4 +1,4 @@
-"""Name servers are handed to the resolver, and a resolver that does not want them is no obstacle to the rest."""
+"""Name servers are set in the resolver; a resolver that refuses them does not prevent the rest."""
 
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,14 +19,14 @@ ASKED = Dns(TUN, (ip_address("10.86.0.2"),), ("~.",))
 
 
 class Resolver:
-    """Notes what it is told; refuses everything when it is `deaf`."""
+    """Records calls; refuses all while `refuses` is set."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.deaf = False
+        self.refuses = False
 
     async def apply(self, dns: Dns) -> None:
-        if self.deaf:
+        if self.refuses:
             raise UnavailableError("there is no resolver here")
         self.told.append(f"{dns.device}: {dns.servers[0]}")
 
@@ -56,7 +56,7 @@ def test_name_servers_come_last_and_go_first(host: Host, runtime: Path, resolver
 def test_a_resolver_that_refuses_is_named_and_the_rest_is_in_place(
     host: Host, runtime: Path, resolver: Resolver
 ) -> None:
-    resolver.deaf = True
+    resolver.refuses = True
 
     async def story() -> None:
         async with tunnel(runtime) as (linux, _):

@@ -1,4 +1,4 @@
-"""The loop with the short way: readers and writers are served as asyncio serves them, and nobody else is forgotten."""
+"""The direct loop: readers and writers work as in asyncio, and everything else still runs."""
 
 import asyncio
 import os
@@ -82,7 +82,7 @@ def test_reader_and_writer_of_one_descriptor_come_and_go_on_their_own(
     loop.run_until_complete(story())
 
 
-def test_a_hang_up_is_told_to_whoever_waits(loop: DirectLoop) -> None:
+def test_a_hang_up_is_reported_to_the_reader(loop: DirectLoop) -> None:
     """Of a pipe it is an event of its own, beside that there is something to read."""
     reading, writing = os.pipe()
     seen: list[bytes] = []
@@ -145,7 +145,7 @@ def test_an_exception_in_one_callback_is_reported_and_the_others_go_on(loop: Dir
             os.close(end)
 
 
-def test_a_callback_that_ends_another_is_the_last_that_is_heard_of_it(loop: DirectLoop) -> None:
+def test_a_callback_that_removes_another_prevents_its_call(loop: DirectLoop) -> None:
     pipes = [os.pipe() for _ in range(2)]
     called: list[int] = []
 
@@ -203,7 +203,7 @@ def test_a_socket_that_asyncio_has_waited_for_is_forgotten_by_then(loop: DirectL
                     while came < LONG:
                         came += len(await asyncio.to_thread(other.recv, LONG))
                 await asyncio.wait_for(waiting, 10)
-        assert numbers[0] == numbers[1], "it is no test otherwise"
+        assert numbers[0] == numbers[1], "the descriptor was not reused, so this tested nothing"
 
     loop.run_until_complete(story())
 

@@ -1,4 +1,4 @@
-"""Which of the kernel's notifications are news of the host. Messages are built by hand, as rtnetlink(7) draws them."""
+"""Which notifications are changes of the host. Messages are built by hand, as rtnetlink(7) defines them."""
 
 import struct
 from ipaddress import ip_address
@@ -50,21 +50,21 @@ def view() -> HostView:
     return view
 
 
-def test_an_address_is_news_once(view: HostView) -> None:
-    # A router advertisement makes the kernel repeat what everybody knows.
+def test_an_address_is_a_change_once(view: HostView) -> None:
+    # With each router advertisement the kernel repeats the address.
     assert not view.update(address(ETH0, "192.0.2.2"))
     assert view.update(address(ETH0, "192.0.2.3"))
     assert view.update(address(ETH0, "192.0.2.3", kind=DELADDR))
     assert not view.update(address(ETH0, "192.0.2.3", kind=DELADDR))
 
 
-def test_an_ipv6_address_is_news_when_it_can_be_used(view: HostView) -> None:
+def test_an_ipv6_address_is_a_change_when_it_can_be_used(view: HostView) -> None:
     assert not view.update(address(ETH0, "2001:db8::2", TENTATIVE))
     assert view.update(address(ETH0, "2001:db8::2", 0x80))
     assert not view.update(address(ETH0, "fe80::2", 0x80))
 
 
-def test_a_link_is_news_when_it_starts_or_stops_to_run(view: HostView) -> None:
+def test_a_link_is_a_change_when_it_starts_or_stops_running(view: HostView) -> None:
     assert not view.update(link(ETH0))
     assert view.update(link(ETH0, flags=0x1))
     assert not view.update(link(ETH0, flags=0x0))
@@ -75,33 +75,33 @@ def test_a_link_is_news_when_it_starts_or_stops_to_run(view: HostView) -> None:
 
 @pytest.mark.parametrize("kind", [NEWROUTE, DELROUTE])
 @pytest.mark.parametrize("prefix_length", [0, 1])
-def test_wide_routes_are_news_each_time(view: HostView, prefix_length: int, kind: int) -> None:
+def test_default_routes_are_changes_each_time(view: HostView, prefix_length: int, kind: int) -> None:
     assert view.update(route(prefix_length, kind=kind))
     assert view.update(route(prefix_length, kind=kind))
 
 
-def test_narrow_routes_and_our_own_are_no_news(view: HostView) -> None:
+def test_other_routes_and_our_own_are_not_changes(view: HostView) -> None:
     assert not view.update(route(24))
     assert not view.update(route(0, protocol=217))
     # An `up` hook may add a route of any protocol through our device.
     assert not view.update(route(0, index=TUN))
 
 
-def test_our_devices_and_other_tunnels_are_no_news(view: HostView) -> None:
+def test_our_devices_and_other_tunnels_are_not_changes(view: HostView) -> None:
     assert not view.update(link(TUN) + address(TUN, "10.86.0.1") + link(TUN, kind=DELLINK))
     assert not view.update(link(9, driver=b"tun") + address(9, "10.8.0.1"))
-    # But the way out may lead through somebody else's tunnel.
+    # But the default route may lead through another program's tunnel.
     assert view.update(route(0, index=9))
     assert view.update(link(10, driver=b"veth"))
 
 
-def test_one_piece_of_news_among_many_messages_is_enough(view: HostView) -> None:
+def test_one_change_among_many_messages_is_enough(view: HostView) -> None:
     noise = route(24) + link(ETH0) + address(ETH0, "192.0.2.2")
     assert not view.update(noise)
     assert view.update(noise + address(ETH0, "192.0.2.9") + noise)
 
 
-def test_what_may_have_been_missed_is_news_again(view: HostView) -> None:
+def test_what_may_have_been_missed_is_a_change_again(view: HostView) -> None:
     view.clear()
     assert view.update(address(ETH0, "192.0.2.2"))
     assert view.update(link(ETH0))

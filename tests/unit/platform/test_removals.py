@@ -1,4 +1,4 @@
-"""Which notifications are a reason to look for something missing; and the filter in front of them, as BPF runs it."""
+"""Which notifications are suspected removals, and the BPF filter that drops our own."""
 
 import socket
 import struct
@@ -54,7 +54,7 @@ def view() -> RemovalWatch:
     return view
 
 
-def test_the_host_is_no_router_any_more(view: RemovalWatch) -> None:
+def test_forwarding_that_was_switched_off_is_suspicious(view: RemovalWatch) -> None:
     every, default = -1, -2
     ends, begins, other = number(2, 0), number(2, 1), number(3, 0)
     assert view.update(netconf(every, ends))
@@ -73,7 +73,7 @@ def test_a_deleted_route_or_rule_of_our_number_is_suspicious(view: RemovalWatch)
     assert not view.update(route(kind=NEWROUTE) + rule(217, NEWRULE))
 
 
-def test_an_address_and_a_link_of_ours_are_missed(view: RemovalWatch) -> None:
+def test_the_removal_of_an_address_or_a_link_of_ours_is_suspicious(view: RemovalWatch) -> None:
     assert view.update(address(DELADDR, TUN))
     assert not view.update(address(DELADDR, ETH0) + address(NEWADDR, TUN))
     assert not view.update(link(NEWLINK, ETH0, 0))
@@ -81,7 +81,7 @@ def test_an_address_and_a_link_of_ours_are_missed(view: RemovalWatch) -> None:
     assert not view.update(link(NEWLINK, TUN, 0)), "once is enough"
 
 
-def test_what_goes_with_a_closed_device_is_not_missed(view: RemovalWatch) -> None:
+def test_what_goes_with_a_closed_device_is_not_suspicious(view: RemovalWatch) -> None:
     view.device_closed(TUN)
     gone = address(DELADDR, TUN) + route(index=TUN) + link(NEWLINK, TUN, 0) + link(DELLINK, TUN, 0)
     assert not view.update(gone)
@@ -96,7 +96,7 @@ def test_random_bytes_do_no_harm(data: bytes) -> None:
 
 
 def kept(packet: bytes, ports: list[int]) -> bool:
-    """Run the filter as the kernel would: loads are big-endian, and one behind the end leaves out."""
+    """Run the filter as the kernel does: loads are big-endian, and a load behind the end drops the packet."""
     code = list(SOCK_FILTER.iter_unpack(filter_program(ports)))
     accumulator = at = 0
     sizes = {0x20: 4, 0x28: 2, 0x30: 1}
@@ -116,7 +116,7 @@ def kept(packet: bytes, ports: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("ports", [[], [OURS], [OURS, 1 << 31], [1, 2, OURS]])
-def test_the_filter_leaves_out_what_is_ours_and_nothing_else(ports: list[int]) -> None:
+def test_the_filter_drops_what_is_ours_and_nothing_else(ports: list[int]) -> None:
     assert socket.htons(1) != 1, "the filter's numbers are turned around on a machine like this"
     assert kept(route(), ports)
     assert kept(route(protocol=3, kind=NEWROUTE), ports)

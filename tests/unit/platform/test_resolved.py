@@ -1,4 +1,4 @@
-"""Name servers over D-Bus, with a message bus of the test's own and a resolved that only takes notes."""
+"""Name servers over D-Bus, with a message bus of the test's own and a fake resolved."""
 
 import asyncio
 import errno
@@ -90,7 +90,7 @@ class Daemon:
 
 
 class FakeResolved:
-    """Has resolved's name, and writes down what it is told.
+    """Owns resolved's name, and records the calls.
 
     `refusals`: an error's name and text for a method. `would_start`: what was called so that the bus would start
     resolved if it were not there.
@@ -143,7 +143,7 @@ Another = Callable[..., Awaitable[FakeResolved]]
 
 async def wait_for(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a condition of somebody who has no event for it
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
 
 
@@ -202,20 +202,20 @@ async def test_every_name_is_for_these_servers_if_that_is_asked_for_or_no_domain
     assert ("." in [name for name, _ in fake.told[1][1][1]]) == ("~." in domains)
 
 
-async def test_what_was_set_is_taken_back(fake: FakeResolved, ours: Resolved) -> None:
+async def test_what_was_set_is_reverted(fake: FakeResolved, ours: Resolved) -> None:
     await ours.apply(OFFICE)
     await ours.revert("lo")
     assert fake.told[3:] == [("RevertLink", (INDEX,))]
-    # Nobody starts a resolved to have it forget something.
+    # A revert does not start resolved.
     assert fake.would_start == {"SetLinkDefaultRoute", "SetLinkDomains", "SetLinkDNS"}
 
 
-async def test_a_process_that_set_nothing_can_take_back_too(fake: FakeResolved, ours: Resolved) -> None:
+async def test_a_process_that_set_nothing_can_revert_too(fake: FakeResolved, ours: Resolved) -> None:
     await ours.revert("lo")
     assert fake.told == [("RevertLink", (INDEX,))]
 
 
-async def test_a_device_that_is_gone_needs_no_taking_back(fake: FakeResolved, ours: Resolved) -> None:
+async def test_a_revert_of_a_removed_device_succeeds(fake: FakeResolved, ours: Resolved) -> None:
     await ours.revert("no-such-device")
     assert fake.told == []
     fake.refusals["RevertLink"] = ("org.freedesktop.resolve1.NoSuchLink", "Link 1 not known")
@@ -223,7 +223,7 @@ async def test_a_device_that_is_gone_needs_no_taking_back(fake: FakeResolved, ou
     assert fake.told == [("RevertLink", (INDEX,))]
 
 
-async def test_neither_does_a_resolved_or_a_bus_that_is_gone(daemon: Daemon, ours: Resolved) -> None:
+async def test_a_revert_without_resolved_or_bus_succeeds(daemon: Daemon, ours: Resolved) -> None:
     await ours.revert("lo")
     daemon.stop()
     await ours.revert("lo")
@@ -255,9 +255,7 @@ async def test_a_refusal_is_explained(
     assert "\n" not in str(caught.value)
 
 
-async def test_a_right_that_is_missing_for_taking_back_is_no_secret(
-    fake: FakeResolved, ours: Resolved
-) -> None:
+async def test_a_missing_permission_to_revert_is_reported(fake: FakeResolved, ours: Resolved) -> None:
     fake.refusals["RevertLink"] = (DENIED, "Access denied")
     with pytest.raises(ResolvedError, match="does not allow this user"):
         await ours.revert("lo")
@@ -269,7 +267,7 @@ async def test_there_is_no_such_device(fake: FakeResolved, ours: Resolved) -> No
     assert fake.told == []
 
 
-async def test_resolved_is_not_there(ours: Resolved) -> None:
+async def test_resolved_is_not_running(ours: Resolved) -> None:
     with pytest.raises(ResolvedError, match="systemd-resolved is not running; start it"):
         await ours.apply(OFFICE)
 
@@ -282,7 +280,7 @@ async def test_there_is_no_bus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "tcp:host=192.0.2.1,port=1"])
-async def test_an_address_that_is_of_no_use(address: str) -> None:
+async def test_an_invalid_bus_address(address: str) -> None:
     lonely = Resolved(address)
     with pytest.raises(ResolvedError, match="cannot reach the system's D-Bus"):
         await lonely.apply(OFFICE)
@@ -290,7 +288,7 @@ async def test_an_address_that_is_of_no_use(address: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"REJECTED EXTERNAL\r\n"])
-async def test_a_bus_that_does_not_let_us_in(tmp_path: Path, answer: bytes) -> None:
+async def test_a_bus_that_refuses_the_login(tmp_path: Path, answer: bytes) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n")
         writer.write(answer)
@@ -348,7 +346,7 @@ async def test_a_new_resolved_is_told_what_the_old_one_knew(
     assert new.told == TOLD
 
 
-async def test_a_new_resolved_is_told_nothing_that_was_taken_back(
+async def test_a_new_resolved_does_not_get_what_was_reverted(
     another: Another, fake: FakeResolved, ours: Resolved
 ) -> None:
     await ours.apply(OFFICE)

@@ -21,7 +21,7 @@ TCP, UDP = 0x01 | 0x02 | 0x04 | 0x08, 0x01 | 0x20 | 0x40
 class Kernel:
     """A kernel that refuses offloads which are not in `known`, as all do with flags that they do not know.
 
-    If it is None, it has never heard of the question.
+    None: the kernel does not know the ioctl.
     """
 
     def __init__(self, known: int | None) -> None:
