@@ -37,7 +37,7 @@ test: setup ## run all tests
 
 fuzz: setup ## feed each parser with bad input for FUZZ seconds, from another SEED each time
 	DTUN_FUZZ_SECONDS=$(FUZZ) DTUN_FUZZ_SEED=$(SEED) $(VENV)/python -m pytest --timeout 0 $(ARGS) \
-		tests/fuzz tests/unit/session/test_bad_network.py
+		tests/fuzz tests/netns/test_killed.py tests/unit/session/test_bad_network.py
 
 lint: setup ## ruff and mypy, changing nothing
 	$(VENV)/ruff check .

@@ -25,7 +25,6 @@ sys.exit(run.main(["--quick", "--seconds", "1", *sys.argv[1:]]))
 
 pytestmark = [
     pytest.mark.netns,
-    # In CI it would hide that nothing was tested.
     pytest.mark.skipif(
         not all(map(shutil.which, ("gcc", "iperf3"))),
         reason="needs gcc and iperf3: see `make bench`",

@@ -1,4 +1,4 @@
-"""Killed at any moment, a hundred times: the next start and a clean stop leave nothing of what any of them made."""
+"""Killed at any moment, many times: the next start and a clean stop leave nothing of what any of them made."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from worlds import World, wait_reached
 from dtun.errors import DtunError
 from dtun.service.control import ask
 
-KILLS = 34  # of each of the three
+KILLS = 34 if "DTUN_FUZZ_SECONDS" in os.environ else 12  # of each of the three
 LATER = 1.2  # of the time that a start or a stop took when it was not disturbed
 
 
@@ -131,7 +131,7 @@ def torment(victim: Victim, seed: int) -> str:
     return f"{victim.kills} in {rounds} rounds, {took:.0f} s ({times})"
 
 
-def test_nothing_is_left_of_a_hundred_killed_ones(net: Topology, tmp_path: Path) -> None:
+def test_nothing_is_left_of_killed_ones(net: Topology, tmp_path: Path) -> None:
     victims: dict[str, Victim] = {}
     for routing in ("main", "policy"):
         (tmp_path / routing).mkdir()
@@ -165,5 +165,5 @@ def test_nothing_is_left_of_a_hundred_killed_ones(net: Topology, tmp_path: Path)
         }
     for name, story in running.items():
         print(f"{name}: {story.result()}")
-    assert sum(sum(victim.kills.values()) for victim in victims.values()) >= 100
+    assert sum(sum(victim.kills.values()) for victim in victims.values()) >= 3 * KILLS
     wait_reached(world.home, "203.0.113.80")

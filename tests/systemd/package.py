@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 # What `make install` asks apt for on Debian 13, where it has a network.
 COMPILER = ("gcc", "libc6-dev", "python3-dev", "python3-venv")
-COMPILING = 300.0
+COMPILING = 540.0
 
 
 def system(suite: str = SUITE) -> Path:

@@ -79,8 +79,8 @@ def test_no_connection_is_lost(pair: Pair, how: Callable[[Machine], None], role:
     assert kernel_state(pair) == before
     if how is hang:
         assert "Watchdog timeout" in machine.journal_tail()
-    # The watchdog alone takes one to two seconds of it. On an idle machine the others take under one.
-    assert seen.silence < (6 if how is hang else 3)
+    # On an idle machine this takes less than a second, and one to two for the watchdog.
+    assert seen.silence < 10
     assert seen.lost < seen.silence / PING_INTERVAL + 10
 
 
