@@ -16,6 +16,7 @@ _END: Final = MAX_SEQUENCE + 1
 
 # How far behind the highest number a record may arrive. At 100,000 records a second: 40 ms of reordering.
 WINDOW_SIZE: Final = 4096
+_WINDOW: Final = (1 << WINDOW_SIZE) - 1
 
 
 class SendSequence:
@@ -54,21 +55,25 @@ class SendSequence:
 class ReplayWindow:
     """The replay window (RFC 6347, section 4.1.2.6). Remembers the numbers that are missing, not those that came.
 
-    Records in order, the usual case, leave the set empty. A number at or below `highest` is fresh only if it is in the
-    set. Numbers that fell out of the window are removed once the set holds twice the window: bounded and cheap.
+    They are the bits of one integer, which is 0 while records come in order, the usual case. However far a peer's
+    numbers leap, it is one shift.
     """
 
     __slots__ = ("_ledger", "_missing", "highest")
 
     def __init__(self, highest: int = -1, missing: Iterable[int] = ()) -> None:
         self.highest = highest
-        self._missing = set(missing)
+        # Bit n: the number `highest` - n may still come.
+        self._missing = 0
+        for number in missing:
+            if 0 < highest - number < WINDOW_SIZE:
+                self._missing |= 1 << (highest - number)
         self._ledger: MutableSequence[int] = [0, 0]
 
     @property
     def missing(self) -> int:
         """How many numbers are remembered as missing."""
-        return len(self._missing)
+        return self._missing.bit_count()
 
     def attach_ledger(self, ledger: MutableSequence[int]) -> None:
         """Enter the next expected number in `ledger[1]`, now and with each accepted record."""
@@ -77,8 +82,8 @@ class ReplayWindow:
 
     def is_fresh(self, sequence: int) -> bool:
         """Whether a record with this number may be accepted; changes nothing."""
-        highest = self.highest
-        return sequence > highest or (sequence in self._missing and sequence > highest - WINDOW_SIZE)
+        behind = self.highest - sequence
+        return behind < 0 or (behind < WINDOW_SIZE and bool(self._missing >> behind & 1))
 
     def accept_next(self) -> None:
         """`accept` for `highest + 1`, the usual case, in fewer steps."""
@@ -90,13 +95,19 @@ class ReplayWindow:
 
         More than one only above `highest`.
         """
-        highest = self.highest
-        if first > highest:
-            if first > highest + 1:
-                self._missing.update(range(max(highest, first - WINDOW_SIZE) + 1, first))
-                if len(self._missing) > 2 * WINDOW_SIZE:
-                    self._missing = {number for number in self._missing if number > first - WINDOW_SIZE}
+        ahead = first - self.highest
+        if ahead > 0:
+            if ahead > 1 or self._missing:
+                self._leap(ahead - 1, count)
             self.highest = highest = first + count - 1
             self._ledger[1] = highest + 1
         else:
-            self._missing.discard(first)
+            self._missing &= ~(1 << -ahead)
+
+    def _leap(self, skipped: int, count: int) -> None:
+        """Move the window over `skipped` numbers that are missing now, and `count` that are not."""
+        shift = skipped + count
+        # Only if something of it stays: a shift by what a peer may choose would need as much memory.
+        before = self._missing << shift if shift < WINDOW_SIZE else 0
+        between = ((1 << min(skipped, WINDOW_SIZE)) - 1) << count
+        self._missing = (before | between) & _WINDOW

@@ -10,15 +10,16 @@ Unknown fields are ignored and unknown types are counted, so that either side ma
 """
 
 import json
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Literal, TypeVar
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     TypeAdapter,
     ValidationError,
 )
@@ -47,24 +48,34 @@ MIN_IPV6_MTU = 1280
 Mtu = Annotated[int, Field(ge=MIN_MTU, le=65535)]
 """Bytes of the largest packet inside the tunnel."""
 
-_Zoned = TypeVar("_Zoned", IPv6Address, IPv4Network | IPv6Network)
 
-
-def _without_zone(value: _Zoned) -> _Zoned:
+def _without_zone(value: IPv6Address) -> IPv6Address:
     """Refuse fe80::1%eth0: a zone names an interface of its own host (RFC 4007, section 11)."""
-    if "%" in str(value):
+    if value.scope_id is not None:
         raise ValueError("has a zone")
     return value
 
 
-def _no_number(value: object) -> object:
-    """Refuse numbers, which `ipaddress` would accept as addresses, even `false`."""
-    if isinstance(value, int):
-        raise ValueError("is a number")  # noqa: TRY004 - pydantic's way
-    return value
+def _network(value: object) -> IPv4Network | IPv6Network:
+    """A network from its text. Pydantic's own way takes 20 us, so a thousand would hold up every other client."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    # Numbers, which `ipaddress` would accept as addresses, even `false`, are not networks here.
+    if not isinstance(value, str) or "%" in value:
+        raise ValueError("is not a network")
+    family = AF_INET6 if ":" in value else AF_INET
+    address, _, length = value.partition("/")
+    if not (length.isascii() and length.isdecimal()):
+        return ip_network(value)  # a netmask, or an address alone
+    try:
+        packed = inet_pton(family, address)
+    except OSError:
+        raise ValueError("is not a network") from None
+    prefix = int(length)
+    return IPv6Network((packed, prefix)) if family == AF_INET6 else IPv4Network((packed, prefix))
 
 
-AnyNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_no_number), AfterValidator(_without_zone)]
+AnyNetwork = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 AnyIPv6Address = Annotated[IPv6Address, AfterValidator(_without_zone)]
 
 Domain = Annotated[str, Field(max_length=254, pattern=r"^~?[A-Za-z0-9._-]+$")]
@@ -75,7 +86,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: Literal[1] = 1
-    features: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    features: Annotated[tuple[Text, ...], Field(max_length=64, fail_fast=True)] = ()
 
 
 class Hello(_Message):
@@ -83,7 +94,7 @@ class Hello(_Message):
 
     type: Literal["hello"] = "hello"
     instance: Annotated[str, Field(pattern=r"^[0-9a-f]{0,32}$")] = ""
-    subnets: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_SUBNETS)] = ()
+    subnets: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_SUBNETS, fail_fast=True)] = ()
     mtu: Mtu | None = None
 
 
@@ -110,8 +121,8 @@ class Welcome(_Message):
     mtu: Mtu | None = None
     keepalive: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     timeout: Annotated[float, Field(ge=0.2, le=86400)] = 30.0
-    refused: Annotated[tuple[Refusal, ...], Field(max_length=MAX_SUBNETS)] = ()
-    routes: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_ROUTES)] = ()
+    refused: Annotated[tuple[Refusal, ...], Field(max_length=MAX_SUBNETS, fail_fast=True)] = ()
+    routes: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_ROUTES, fail_fast=True)] = ()
     dns: Annotated[tuple[IPv4Address | AnyIPv6Address, ...], Field(max_length=MAX_DNS_SERVERS)] = ()
     domains: Annotated[tuple[Domain, ...], Field(max_length=MAX_DNS_DOMAINS)] = ()
 

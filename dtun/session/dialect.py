@@ -7,12 +7,20 @@ pure: plaintexts and `now` in, plaintexts and messages out.
 from collections.abc import Callable, MutableSequence, Sequence
 from typing import Protocol
 
+from dtun.pacing import RateLimiter
 from dtun.protocol import frames, messages
 from dtun.protocol.channel import Channel
-from dtun.protocol.frames import Ack, Control, Echo, Notice, Probe
+from dtun.protocol.frames import MAX_FRAGMENTS, Ack, Control, Echo, Notice, Probe
 from dtun.protocol.messages import Goodbye, Message
 from dtun.session.liveness import Liveness
 from dtun.session.pmtud import FIRST_TOKEN, PathMtu
+
+FRAMES_PER_SECOND = 256.0
+"""Frames of the conversation that one peer may send in a second, and at once. A busy one sends some twenty."""
+
+FRAGMENT_BURST, FRAGMENTS_PER_SECOND = 2 * MAX_FRAGMENTS, 32.0
+"""Fragments of control messages that one peer may send at once and in a second: its largest message (64 KiB, some
+milliseconds of work) every two seconds. The others are not acknowledged, so an honest peer sends them again."""
 
 Count = Callable[[str], None]
 """Counts a drop by its reason."""
@@ -65,6 +73,8 @@ class NativeDialect:
         self._count = count
         self._channel = Channel(*numbers)
         self._outgoing: list[bytes] = []
+        self._frames = RateLimiter(burst=FRAMES_PER_SECOND, per_seconds=1)
+        self._fragments = RateLimiter(burst=FRAGMENT_BURST, per_seconds=FRAGMENT_BURST / FRAGMENTS_PER_SECOND)
         self.liveness = Liveness(keepalive, timeout, now)
         self.path: PathMtu | None = None
 
@@ -80,7 +90,12 @@ class NativeDialect:
             self._channel.send(data, now)
 
     def receive(self, plaintext: bytes, now: float) -> Message | None:
+        if self._frames.allow(now) is None:
+            self._count("too many frames")
+            return None
         match frames.decode(plaintext):
+            case Control() | Notice() if self._fragments.allow(now) is None:
+                self._count("too many control messages")
             case Control() as fragment:
                 return self._decode(self._channel.receive(fragment))
             case Notice(data):

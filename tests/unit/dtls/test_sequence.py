@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 from hypothesis import given, strategies as st
@@ -54,6 +55,32 @@ def test_memory_is_bounded_under_loss_and_leaps() -> None:
         sequence += numbers.choice((1, 2, 50, 3 * SIZE))
         window.accept(sequence)
         assert window.missing <= 3 * SIZE
+
+
+def test_a_peer_whose_numbers_leap_costs_hardly_more_than_another() -> None:
+    window, leaps = ReplayWindow(), 1000
+    started = time.process_time()
+    for leap in range(1, leaps + 1):
+        window.accept(leap * 3 * SIZE)
+        window.accept(leap * 3 * SIZE + SIZE - 1)
+    assert (time.process_time() - started) / (2 * leaps) < 10e-6
+
+
+@pytest.mark.parametrize("far", [SIZE - 1, SIZE, MAX_SEQUENCE])
+def test_a_leap_leaves_no_more_than_the_window_open(far: int) -> None:
+    window = ReplayWindow(missing=[-1])
+    window.accept(far)
+    assert window.missing == SIZE - 1
+    assert window.is_fresh(far - 1)
+    assert window.is_fresh(far - SIZE + 1)
+    assert not window.is_fresh(far - SIZE)
+
+
+def test_what_another_window_missed_is_missing_here() -> None:
+    window = ReplayWindow(10_000, missing=[9_999, 10_000 - SIZE + 1, 10_000 - SIZE, 3])
+    assert [n for n in range(10_001) if window.is_fresh(n)] == [10_000 - SIZE + 1, 9_999]
+    window.accept(10_001, 3)
+    assert [n for n in range(10_004) if window.is_fresh(n)] == [9_999]
 
 
 def test_in_order_nothing_is_remembered() -> None:

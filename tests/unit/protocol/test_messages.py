@@ -1,6 +1,7 @@
 """Control messages: what either side says is understood, and what it should not say is not."""
 
 import json
+import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import get_args
 
@@ -75,6 +76,51 @@ def test_what_one_side_says_the_other_understands(message: Message) -> None:
 def test_a_message_may_carry_what_this_version_does_not_know(message: Message) -> None:
     fields = json.loads(messages.encode(message)) | {"colour": "blue", "nested": {"more": [1, None]}}
     assert messages.decode(json.dumps(fields).encode()) == message
+
+
+MANY = 64 << 10
+
+
+@pytest.mark.parametrize(
+    "subnets",
+    [
+        [f"2001:db8:{number:x}::/48" for number in range(MAX_SUBNETS)],
+        ["10.0.0.0/255.255.255.0"] * MAX_SUBNETS,
+        ["x"] * (MANY // 4),
+        ["x"] * MAX_SUBNETS,
+        [[]] * (MANY // 3),
+    ],
+)
+def test_the_largest_message_of_a_hostile_peer_takes_few_milliseconds(subnets: list[object]) -> None:
+    data = json.dumps({"type": "hello", "subnets": subnets}, separators=(",", ":")).encode()
+    assert len(data) <= MAX_MESSAGE + 100
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        messages.decode(data)
+        times.append(time.process_time() - began)
+    assert min(times) < 0.015  # some 5 ms; 30 to 400 ms where each network is tried in each way
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.0.0.0/255.0.0.0", IPv4Network("10.0.0.0/8")),
+        ("10.1.2.3", IPv4Network("10.1.2.3/32")),
+        ("fd00::1", IPv6Network("fd00::1/128")),
+        ("fd00::/48", IPv6Network("fd00::/48")),
+        ("10.0.0.1/8", None),
+        ("10.0.0.0/33", None),
+        ("10.0.0.0/+8", None),
+        ("10.0.0/8", None),
+        ("fd00::/-1", None),
+        ("fe80::%1/64", None),
+        ("", None),
+    ],
+)
+def test_networks_are_written_as_everywhere(text: str, network: object) -> None:
+    hello = messages.decode(json.dumps({"type": "hello", "subnets": [text]}).encode())
+    assert hello == (None if network is None else Hello(subnets=(network,)))
 
 
 json_values = st.recursive(
