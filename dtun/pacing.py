@@ -19,12 +19,16 @@ class RateLimiter:
         self._filled_at = float("-inf")
         self._suppressed = 0
 
-    def allow(self, now: float) -> int | None:
-        """None if this event exceeds the rate; otherwise the number of events suppressed since the last allowed one."""
+    def tokens(self, now: float) -> float:
+        """The number of events that would be allowed at once."""
         if self._tokens < self._burst:
             self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._per_second)
         self._filled_at = now
-        if self._tokens < 1:
+        return self._tokens
+
+    def allow(self, now: float) -> int | None:
+        """None if this event exceeds the rate; otherwise the number of events suppressed since the last allowed one."""
+        if self.tokens(now) < 1:
             self._suppressed += 1
             return None
         self._tokens -= 1

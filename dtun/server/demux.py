@@ -59,7 +59,7 @@ class Demux:
         self._opened = 0
         self._links: dict[Path, Link] = {}
         self._paths: dict[Link, Path] = {}
-        self._trials = Trials()
+        self._trials = Trials(self._paths.keys)
         self._hints = RateLimiter(burst=HINTS_PER_SECOND, per_seconds=1)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -91,9 +91,7 @@ class Demux:
         host, port = link.local_address, link.local_port
         for endpoint, number in self._numbers.items():
             if endpoint.port == port and (endpoint.address.is_unspecified or str(endpoint.address) == host):
-                path = Path(number, link.peer, host)
-                self._links[path] = link
-                self._paths[link] = path
+                self._enter(link, Path(number, link.peer, host))
                 return True
         return False
 
@@ -124,6 +122,7 @@ class Demux:
     def remove(self, link: Link) -> None:
         """Forget a session that has ended."""
         path = self._paths.pop(link, None)
+        self._trials.forget()
         if path is not None and self._links.get(path) is link:
             del self._links[path]
 
@@ -191,8 +190,7 @@ class Demux:
             self._drops["no socket for a session"] += 1
             return
         link = self._make_link(event, connected)
-        self._links[path] = link
-        self._paths[link] = path
+        self._enter(link, path)
         link.start(event.early)
         for stray in strays:
             self.receive(path.socket, stray)
@@ -204,12 +202,10 @@ class Demux:
             return
         # A client that has moved still sends to the same address of the server.
         ours = (path.socket, path.local)
-        attached = (
-            link
-            for link, known in self._paths.items()
-            if link.attached and (known.socket, known.local) == ours
-        )
-        for link in self._trials.candidates(attached, sequence, now):
+        for link in self._trials.candidates(sequence, now):
+            known = self._paths.get(link)
+            if known is None or not link.attached or (known.socket, known.local) != ours:
+                continue
             before = link.highest
             link.receive(datagram)
             if link.highest > before:
@@ -220,6 +216,11 @@ class Demux:
         if len(datagram) >= len(_HINT):
             self._hint(path, now)
 
+    def _enter(self, link: Link, path: Path) -> None:
+        self._links[path] = link
+        self._paths[link] = path
+        self._trials.forget()
+
     def _move(self, link: Link, path: Path) -> None:
         try:
             link.move(path.peer)
@@ -227,8 +228,7 @@ class Demux:
             self._drops["no route to a moved client"] += 1
             return
         self.remove(link)
-        self._links[path] = link
-        self._paths[link] = path
+        self._enter(link, path)
 
     def _hint(self, path: Path, now: float) -> None:
         """Tell a client whose session this server does not know, after its own restart, to make a new one."""

@@ -5,8 +5,10 @@ of the sessions that may have its sequence number next. A trial costs microsecon
 trials are limited: in all, and for each datagram.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from typing import Generic, Protocol, TypeVar
 
 from dtun.pacing import RateLimiter
 
@@ -15,6 +17,9 @@ SEQUENCE_REACH = 1 << 16
 
 TRIALS_PER_SECOND = 2000.0
 TRIALS_PER_DATAGRAM = 64
+
+SORTED_FOR = 0.25
+"""Seconds for which the order of the sessions is used, so that what a stray record costs does not grow with them."""
 
 
 class Candidate(Protocol):
@@ -27,19 +32,41 @@ class Candidate(Protocol):
 _C = TypeVar("_C", bound=Candidate)
 
 
-class Trials:
-    """Which sessions to try, within the limits."""
+class Trials(Generic[_C]):
+    """Which sessions to try, within the limits. `sessions` are all there are; call `forget` when they change."""
 
-    def __init__(self) -> None:
+    def __init__(self, sessions: Callable[[], Iterable[_C]]) -> None:
+        self._sessions = sessions
         self._limiter = RateLimiter(burst=TRIALS_PER_SECOND, per_seconds=1)
+        self._sorted: list[_C] = []
+        self._numbers: list[int] = []
+        self._sorted_at = -inf
 
-    def candidates(self, sessions: Iterable[_C], sequence: int, now: float) -> Iterator[_C]:
+    def forget(self) -> None:
+        """There is another session, or one less."""
+        self._sorted, self._numbers, self._sorted_at = [], [], -inf
+
+    def candidates(self, sequence: int, now: float) -> Iterator[_C]:
         """The sessions to try for a record with this sequence number, nearest first, within the limits."""
-        near = sorted(
-            (session for session in sessions if 0 < sequence - session.highest <= SEQUENCE_REACH),
-            key=lambda session: sequence - session.highest,
-        )
-        for session in near[:TRIALS_PER_DATAGRAM]:
-            if self._limiter.allow(now) is None:
+        if self._limiter.tokens(now) < 1:
+            return
+        if now - self._sorted_at >= SORTED_FOR:
+            self._sort(now)
+        # Not by `self`: what a trial reveals may change the sessions.
+        numbers, sessions = self._numbers, self._sorted
+        after = bisect_left(numbers, sequence)
+        for index in range(after - 1, max(after - TRIALS_PER_DATAGRAM, 0) - 1, -1):
+            # Since it was sorted a session may have received more, which brings it nearer, or has overtaken.
+            if sequence - numbers[index] > 2 * SEQUENCE_REACH:
                 return
-            yield session
+            session = sessions[index]
+            if 0 < sequence - session.highest <= SEQUENCE_REACH:
+                if self._limiter.allow(now) is None:
+                    return
+                yield session
+
+    def _sort(self, now: float) -> None:
+        pairs = sorted(((session.highest, session) for session in self._sessions()), key=lambda pair: pair[0])
+        self._numbers = [number for number, _ in pairs]
+        self._sorted = [session for _, session in pairs]
+        self._sorted_at = now
