@@ -58,13 +58,13 @@ class Association:
     datagrams must be passed to `receive`; afterwards a caller may use `records.open` directly.
     """
 
-    def __init__(self, buffer: "MbedBuffer", *, identity: str | None, server: bool) -> None:
+    def __init__(self, buffer: "MbedBuffer", now: float, *, identity: str | None, server: bool) -> None:
         self._buffer = buffer
         self._server = server
         self._state = AssociationState.HANDSHAKING
         self._own_identity = identity
         self._outgoing: list[bytes] = []
-        self._next_poll: float = 0.0
+        self._next_poll = now + POLL_INTERVAL
         self._alert: tuple[int, int] | None = None
         self._records: Records | None = None
         self.suite: Suite | None = None

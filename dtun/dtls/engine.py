@@ -50,7 +50,7 @@ class ClientEngine:
 
     def associate(self, now: float) -> Association:
         """Start a handshake; its ClientHello is ready in `take_outgoing()`."""
-        association = Association(self._new(), identity=self._identity, server=False)
+        association = Association(self._new(), now, identity=self._identity, server=False)
         association.poll(now)
         return association
 

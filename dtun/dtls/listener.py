@@ -198,8 +198,9 @@ class Listener(Generic[K]):
     def next_timer(self) -> float | None:
         """When to call `poll`, in the time of `now`; None without handshakes."""
         timers = (
-            min(half_open.expires, half_open.association.next_timer() or half_open.expires)
+            half_open.expires if timer is None else min(half_open.expires, timer)
             for half_open in self._half_open.values()
+            for timer in [half_open.association.next_timer()]
         )
         return min(timers, default=None)
 
@@ -227,7 +228,7 @@ class Listener(Generic[K]):
             self._spare = self._engine.new_buffer()
             search = _KeySearch(path, self._find_key)
             spare.use_keys(search.secret)
-            association = Association(spare, identity=None, server=True)
+            association = Association(spare, now, identity=None, server=True)
             expires = now + self._timeout
             half_open = _HalfOpen(path, path.source, client_random(record), association, expires, search)
             self._admit(half_open)

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -5,7 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from dtun.config import Key
-from dtun.dtls.association import Association, AssociationState
+from dtun.dtls.association import POLL_INTERVAL, Association, AssociationState
+from dtun.dtls.engine import ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
 from dtun.protocol.record import is_client_hello
 
@@ -66,6 +68,26 @@ def test_a_handshake_that_stops_is_forgotten_after_its_time(make_wire: Any, make
     listener.poll(10.0)
     assert listener.half_open == 0
     assert listener.take_events() == [Failed(host(1), None, "the client stopped answering")]
+
+
+def test_a_first_flight_that_was_lost_is_sent_again(make_client: MakeClient) -> None:
+    engine = ServerEngine(retransmit=(0.05, 0.1))
+    listener: Listener[Key] = Listener(engine, lambda *_: None)
+    start(listener, make_client(), host(1))
+    flight = [datagram for datagram, _ in listener.take_outgoing()]
+    assert flight
+    again: list[bytes] = []
+    now, deadline = 0.0, time.monotonic() + 10
+    # Mbed TLS has a clock of its own.
+    while not again and time.monotonic() < deadline:
+        due = listener.next_timer()
+        assert due is not None
+        assert due - now <= POLL_INTERVAL
+        time.sleep(due - now)
+        now = due
+        listener.poll(now)
+        again = [datagram for datagram, _ in listener.take_outgoing()]
+    assert [len(datagram) for datagram in again] == [len(datagram) for datagram in flight]
 
 
 def test_the_oldest_of_a_source_makes_way_and_other_sources_stay(
