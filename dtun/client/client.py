@@ -106,13 +106,13 @@ class Client:
             )
         resumable = take_session(self._tunnel.session_store, self._config) if self._fdstore.names() else None
         if resumable is None:
-            self._fdstore.close_rest()
             await self._tunnel.open()
             self._handle(ClientEvent.START)
         else:
             await self._tunnel.open(resumable.welcome, resumable.sock.getpeername())
-            self._fdstore.close_rest()
             await self._resume(resumable)
+        # Not before: the device is taken from it, whatever else has changed.
+        self._fdstore.close_rest()
         self._kernel.watch(self._host_changed, self._woke)
 
     async def run(self) -> None:
@@ -316,6 +316,8 @@ class Client:
             link.flush()
             self._log.resumed(link)
         else:
+            self._tunnel.session_store.discard(resumable.saved)
+            self._tunnel.read_device()
             self._handle(ClientEvent.START)
 
     def _retire(self, link: Link) -> None:

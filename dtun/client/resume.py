@@ -40,7 +40,7 @@ def take_session(store: SessionStore, config: ClientConfig) -> ResumableSession 
     if isinstance(greeting, Welcome) and saved.description.notes == notes(config):
         return ResumableSession(saved, sock, greeting)
     # Without a goodbye: the server replaces the session when the new one comes.
-    saved.close()
+    store.discard(saved)
     sock.close()
     return None
 

@@ -70,7 +70,8 @@ class Tunnel:
     async def open(self, resumed: Welcome | None = None, peer: SockAddr | None = None) -> None:
         """Create the device and the kill switch.
 
-        To resume a session with `peer`, in which the server sent `resumed`, the addresses and routes are set as well.
+        To resume a session with `peer`, in which the server sent `resumed`, the addresses and routes are set as well,
+        and packets from the device wait until it is attached, or for `read_device`.
 
         Raises:
             DtunError: there is no TUN driver, the permission to use it is missing, or the device's name is taken.
@@ -82,13 +83,20 @@ class Tunnel:
         self.device = self._tun.name
         self._routing = routing_of(self._config, self.device)
         device = device_for(self._tun, self.counters)
-        self._pump = Pump(device, self.counters, accepts=_any_packet, loop=self._loop)
+        self._pump = Pump(
+            device, self.counters, accepts=_any_packet, loop=self._loop, paused=resumed is not None
+        )
         if resumed is not None and peer is not None:
             self._hooks.resume()
             await self._underlay.add_server(peer, self._routing)
             await self.configure(resumed, self._config.mtu or resumed.mtu or RESUMED_MTU)
         else:
             await self.refresh()
+
+    def read_device(self) -> None:
+        """Read the device, with a session or without."""
+        if self._pump is not None:
+            self._pump.start()
 
     def suspend(self) -> None:
         """Stop carrying packets, but leave device and routes as they are for the successor."""

@@ -103,8 +103,15 @@ class Pump:
     )
 
     def __init__(
-        self, device: Device, counters: Counters, *, accepts: Accepts, loop: asyncio.AbstractEventLoop
+        self,
+        device: Device,
+        counters: Counters,
+        *,
+        accepts: Accepts,
+        loop: asyncio.AbstractEventLoop,
+        paused: bool = False,
     ) -> None:
+        """`paused`: packets wait in the device's queue until the first `attach`, or `start`."""
         self._device = device
         self._counters = counters
         self._accepts = accepts
@@ -116,7 +123,13 @@ class Pump:
         self._singles = 0
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._out: Callable[[], None] = self._read_batch
-        self._resume()
+        if not paused:
+            self.start()
+
+    def start(self) -> None:
+        """Read the device. Packets are dropped as long as no session is attached."""
+        if self._port is None:
+            self._resume()
 
     @property
     def sent(self) -> int:

@@ -12,11 +12,19 @@ _SOCKET: Final = "socket."
 PREFIXES: Final = (_LISTENER, _TUN, _SESSION, _SOCKET)
 """How the names of kept descriptors begin."""
 
+UDP_PREFIXES: Final = (_LISTENER, _SOCKET)
+"""How the names of kept UDP sockets begin."""
+
 
 class FdStore(Protocol):
     """Keeps descriptors by name for the next process, if `keeps`; otherwise it keeps nothing."""
 
     keeps: bool
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The UDP ports of the sockets that the last process kept. No other program can have them meanwhile."""
+        ...
 
     def keep(self, name: str, descriptor: int) -> None:
         """Keep a copy of this descriptor until `forget`; it replaces the one of this name."""
@@ -27,7 +35,10 @@ class FdStore(Protocol):
         ...
 
     def take(self, name: str) -> int | None:
-        """The descriptor that the last process kept under this name; the caller owns it now. None without one."""
+        """The descriptor that the last process kept under this name; the caller owns it now. None without one.
+
+        After None, nothing that was forgotten is open any more: a device or a port of that name can be made anew.
+        """
         ...
 
     def names(self) -> list[str]:
@@ -47,6 +58,7 @@ class NoFdStore:
     """Keeps nothing."""
 
     keeps = False
+    ports: frozenset[int] = frozenset()
 
     def keep(self, name: str, descriptor: int) -> None: ...
 

@@ -58,9 +58,12 @@ class SessionStore:
         """The session that the last process kept, with its socket, for `resume`. None without one."""
         memory = self._fdstore.take(session_name(self._device))
         descriptor = self._fdstore.take(socket_name(self._device))
+        if memory is None and descriptor is None:
+            return None
         if memory is None or descriptor is None:
             discard(memory)
             discard(descriptor)
+            self._forget_names()
             return None
         try:
             saved = SavedSession(memory)
@@ -71,6 +74,11 @@ class SessionStore:
             self._forget_names()
             return None
         return saved, socket.socket(fileno=descriptor)
+
+    def discard(self, saved: SavedSession) -> None:
+        """Wipe a session that was taken and is not resumed, and keep it no longer: its socket holds a port."""
+        saved.close()
+        self._forget_names()
 
     def resume(self, saved: SavedSession, link: Link) -> None:
         """Keep the session that was taken, which serves again."""

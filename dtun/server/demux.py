@@ -23,6 +23,9 @@ from dtun.session import udp
 from dtun.session.link import Link
 from dtun.session.udp import Arrival
 
+NOT_LISTENING = "the server does not listen on this address any more"
+"""Why a session ends."""
+
 BATCH = 64
 """Datagrams taken from a listening socket in one turn."""
 
@@ -94,6 +97,12 @@ class Demux:
                 self._enter(link, Path(number, link.peer, host))
                 return True
         return False
+
+    def has_port(self, port: int) -> bool:
+        """Whether a socket of this server uses this UDP port: a listening one, or that of a session."""
+        return any(endpoint.port == port for endpoint in self._numbers) or any(
+            link.local_port == port for link in self._paths
+        )
 
     def close_endpoint(self, endpoint: Endpoint) -> list[Link]:
         """Stop listening there. Returns the sessions that were made there, which stay."""

@@ -93,7 +93,7 @@ class Identities:
         await self.forwarding.apply(self._config, self.devices)
 
     async def create(self, name: str) -> Identity:
-        """The identity of this name, made if there is none yet.
+        """The identity of this name, made if there is none yet; `Identity.start` is due if its device was kept.
 
         Raises:
             PoolFullError: there is no address for it.
@@ -116,7 +116,7 @@ class Identities:
         if kept is None:
             session_store.keep_device(tun.fileno())
         hooks = TunnelHooks(self._run_hook, *self._hooks_of(entry), name)
-        identity = Identity(name, entry, pair, tun, session_store, hooks, self._loop)
+        identity = Identity(name, entry, pair, tun, session_store, hooks, self._loop, paused=kept is not None)
         self._by_name[name] = identity
         await self.apply(identity, self._config.mtu or identity.mtu, ())
         return identity

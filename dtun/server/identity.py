@@ -82,7 +82,10 @@ class Identity:
         session_store: SessionStore,
         hooks: TunnelHooks,
         loop: asyncio.AbstractEventLoop,
+        *,
+        paused: bool = False,
     ) -> None:
+        """`paused`: its session is about to be resumed, so packets from the device wait for that, or for `start`."""
         self.name = name
         self.entry = entry
         self.pair = pair
@@ -105,7 +108,11 @@ class Identity:
         self._rejections = Rejections(name)
         self._sources = SourceFilter(self.counters)
         self._pump = Pump(
-            device_for(tun, self.counters), self.counters, accepts=self._sources.accepts, loop=loop
+            device_for(tun, self.counters),
+            self.counters,
+            accepts=self._sources.accepts,
+            loop=loop,
+            paused=paused,
         )
         self._allow_sources()
 
@@ -243,6 +250,10 @@ class Identity:
             "warnings": warnings,
             **link_status(link, self.counters),
         }
+
+    def start(self) -> None:
+        """Read the device, with a session or without."""
+        self._pump.start()
 
     def suspend(self) -> None:
         """Stop the data plane. Device and session stay as they are, for a successor process."""

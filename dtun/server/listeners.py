@@ -50,7 +50,9 @@ class Listeners:
         if kept is not None:
             return udp.prepare_listener(socket.socket(fileno=kept)), True
         try:
-            return udp.listen(str(endpoint.address), endpoint.port), True
+            # Sessions of the process before this one may have the port, whatever it listened on.
+            shared = endpoint.port in self._fdstore.ports
+            return udp.listen(str(endpoint.address), endpoint.port, shared=shared), True
         except UnavailableError as error:
             for sock in self._given:
                 if sock.getsockname()[1] == endpoint.port:

@@ -12,7 +12,7 @@ from dtun.config import ANY_ID, Endpoint, ServerConfig
 from dtun.errors import DtunError
 from dtun.network.state import Network
 from dtun.protocol.messages import Hello, Renew
-from dtun.server.demux import Demux
+from dtun.server.demux import NOT_LISTENING, Demux
 from dtun.server.identities import Identities
 from dtun.server.identity import Identity
 from dtun.server.leases import PoolFullError
@@ -42,11 +42,17 @@ class ServerReload:
         self._loop = loop
 
     async def apply(self, config: ServerConfig) -> list[str]:
-        """Serve as `config` says from now on. Returns what did not work, as lines for a person."""
+        """Serve as `config` says from now on. Returns what did not work, as lines for a person.
+
+        Raises:
+            UnavailableError: a port is taken, or this host does not have an address. Nothing has changed.
+            PermissionDeniedError: this process may not use ports below 1024. Nothing has changed.
+        """
         identities = self._identities
         problems: list[str] = []
         async with identities.lock:
             before = identities.config
+            self._listen(before, config)
             identities.reconfigure(config)
             leaving = self._dismiss()
         # Without the lock: logins need not wait for these hooks.
@@ -57,7 +63,7 @@ class ServerReload:
             renewing = self._reconfigure()
             problems += await self._forward(before)
             problems += await self._regrant(before)
-            problems += self._listen(before, renewing)
+            self._stop_listening(before, renewing)
             for link in renewing:
                 link.send(Renew())
         return [f"error: {problem}" for problem in problems]
@@ -186,36 +192,33 @@ class ServerReload:
             or claimed.get(identity.name) != entry.subnets
         )
 
-    def _listen(self, before: ServerConfig, renewing: set[Link]) -> list[str]:
-        """Open and close listening sockets. If a new one cannot be opened, the old ones stay."""
-        config, demux = self._identities.config, self._demux
-        problems: list[str] = []
-        opened: list[Endpoint] = []
+    def _listen(self, before: ServerConfig, config: ServerConfig) -> None:
+        """Open the new listening sockets: all of them, or none."""
+        demux, opened = self._demux, list[Endpoint]()
         for endpoint in config.listen:
             if endpoint in before.listen:
                 continue
             try:
-                # From 0.0.0.0 to one address of the same port or the reverse, the port is taken by this server itself.
-                ours = any(endpoint.port == other.port for other in (*before.listen, *opened))
-                demux.open(endpoint, udp.listen(str(endpoint.address), endpoint.port, shared=ours))
-            except DtunError as error:
-                problems.append(f"{error}; the present addresses are kept")
-                continue
+                # The port may be taken by this server itself: from 0.0.0.0 to one address or the reverse, or by
+                # sessions that were made there before an earlier change.
+                shared = demux.has_port(endpoint.port)
+                demux.open(endpoint, udp.listen(str(endpoint.address), endpoint.port, shared=shared))
+            except DtunError:
+                for other in opened:
+                    demux.close_endpoint(other)
+                raise
             opened.append(endpoint)
+        for endpoint in opened:
             log.info("listening on UDP %s", endpoint)
-        if problems:
-            update = {"listen": (*before.listen, *opened)}
-            self._identities.reconfigure(config.model_copy(update=update))
-            return problems
+
+    def _stop_listening(self, before: ServerConfig, renewing: set[Link]) -> None:
+        """Close the listening sockets that are not wanted any more; sessions that were made there are renewed."""
         for endpoint in before.listen:
-            if endpoint not in config.listen:
+            if endpoint not in self._identities.config.listen:
                 log.info("stopped listening on UDP %s", endpoint)
-                for link in demux.close_endpoint(endpoint):
+                for link in self._demux.close_endpoint(endpoint):
                     renewing.add(link)
-                    self._end_later(
-                        link, demux.is_open_for, "the server does not listen on this address any more"
-                    )
-        return []
+                    self._end_later(link, self._demux.is_open_for, NOT_LISTENING)
 
     async def _apply(self, identity: Identity) -> list[str]:
         await asyncio.sleep(0)  # there may be a thousand clients: let packets through in between

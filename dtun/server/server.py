@@ -19,7 +19,7 @@ from dtun.network.difference import describe
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.server.config_diff import changed_settings, usable
-from dtun.server.demux import Demux
+from dtun.server.demux import NOT_LISTENING, Demux
 from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError
 from dtun.server.listeners import Listeners
@@ -102,6 +102,8 @@ class Server:
             async with self.identities.lock:
                 for device in sessions(self._fdstore):
                     await self._resume(device)
+            for identity in self.identities.by_name.values():
+                identity.start()
             self._fdstore.close_rest()
             await self.identities.forward()
         for thing, reason in refused:
@@ -135,18 +137,21 @@ class Server:
 
     async def _resume(self, device: str) -> None:
         """Resume the session that the process before this one had on this device, if that is possible."""
-        taken = SessionStore(self._fdstore, device).take_session()
+        store = SessionStore(self._fdstore, device)
+        taken = store.take_session()
         if taken is None:
             return
         saved, sock = taken
-        link = None
+        link, why = None, NOT_LISTENING
         try:
             dialect = partial(self._dialect, numbers=saved.message_ledger)
             session = Session.resumed(saved.association(), dialect, self._loop.time())
             link = self._link(sock, session)
-            if self.demux.adopt(link) and await self._logins.resume(link, saved):
-                link.flush()
-                return
+            if self.demux.adopt(link):
+                why = "cannot be resumed after the restart of the server"
+                if await self._logins.resume(link, saved):
+                    link.flush()
+                    return
         except (DtunError, PoolFullError, OSError, ValueError) as error:
             log.warning("%s: cannot resume the session from before the restart: %s", device, error)
         except Exception:
@@ -154,9 +159,8 @@ class Server:
         if link is None:
             sock.close()
         else:
-            # The client is not told: it notices, and reconnects.
-            link.close("other", "cannot be resumed after the restart", tell=False)
-        saved.close()
+            link.close("other", why)
+        store.discard(saved)
 
     async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
         """Apply another configuration. Returns the changes, as lines for a person.
@@ -165,6 +169,8 @@ class Server:
 
         Raises:
             ConfigError: it has no server section.
+            UnavailableError: it cannot listen there. Nothing has changed.
+            PermissionDeniedError: this process may not use ports below 1024. Nothing has changed.
         """
         if config.server is None:
             raise ConfigError(f"{config.path}: has no server section any more; nothing was changed")

@@ -6,13 +6,14 @@ Without systemd, nothing is sent, nothing was passed, and a stop is not a restar
 import asyncio
 import logging
 import os
+import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from dtun.handover.fdstore import PREFIXES
+from dtun.handover.fdstore import PREFIXES, UDP_PREFIXES
 
 log = logging.getLogger("dtun.service")
 
@@ -101,20 +102,27 @@ class SystemdFdStore:
         for name, descriptor in _passed_descriptors(environment):
             os.set_inheritable(descriptor, False)
             self._inherited.setdefault(name, []).append(descriptor)
+        self.ports = frozenset(self._kept_ports())
+        self._forgotten = False
 
     def keep(self, name: str, descriptor: int) -> None:
         """See `FdStore.keep`. Not polled (FDPOLL=0): systemd would drop a device at its first error."""
-        self.forget(name)
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
         self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
     def forget(self, name: str) -> None:
         """See `FdStore.forget`."""
+        self._forgotten = True
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def take(self, name: str) -> int | None:
         """See `FdStore.take`. systemd keeps its copy."""
         descriptors = self._inherited.get(name)
-        return descriptors.pop() if descriptors else None
+        if descriptors:
+            return descriptors.pop()
+        if self._forgotten:
+            self._wait_until_closed()
+        return None
 
     def names(self) -> list[str]:
         """See `FdStore.names`."""
@@ -145,6 +153,30 @@ class SystemdFdStore:
                 os.close(descriptor)
                 self.forget(name)
         self._inherited.clear()
+
+    def _kept_ports(self) -> Iterator[int]:
+        for name, descriptors in self._inherited.items():
+            if not name.startswith(UDP_PREFIXES):
+                continue
+            for descriptor in descriptors:
+                with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as kept:
+                    yield kept.getsockname()[1]
+
+    def _wait_until_closed(self) -> None:
+        """Wait until systemd has closed what was forgotten: it has no hold on a device's name or a port any more.
+
+        systemd reads the messages in order, and closes the pipe when it comes to this one (sd_notify(3): BARRIER).
+        """
+        self._forgotten = False
+        reading, writing = os.pipe()
+        try:
+            self._send("BARRIER=1", writing)
+        finally:
+            os.close(writing)
+        try:
+            select.select([reading], [], [], SEND_TIMEOUT)
+        finally:
+            os.close(reading)
 
     def _send(self, message: str, *descriptors: int) -> None:
         if self._address is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.systemd.container import wait_for
-from tests.systemd.pair import CLIENT, Machine, Pair
+from tests.systemd.pair import CLIENT, SERVER, Machine, Pair
 from tests.systemd.traffic import PING_INTERVAL, traffic
 
 RESUMED = "resumed the session with"
@@ -82,6 +82,36 @@ def test_no_connection_is_lost(pair: Pair, how: Callable[[Machine], None], role:
     # On an idle machine this takes less than a second, and one to two for the watchdog.
     assert seen.silence < 10
     assert seen.lost < seen.silence / PING_INTERVAL + 10
+
+
+def test_another_port_and_back(pair: Pair) -> None:
+    """What the service manager still keeps of a session must not hold the port."""
+    for listen in ("0.0.0.0:4443", "0.0.0.0:443"):
+        pair.server.configure(SERVER.replace("server:", f"server:\n  listen: {listen}"))
+        pair.server.systemctl("restart")
+        assert f"listening on UDP {listen}" in pair.server.journal_tail()
+    wait_for(pair.talk, "the tunnel")
+
+
+def test_a_client_keeps_its_device_when_its_settings_change(pair: Pair) -> None:
+    client = pair.client
+    device = client.container.ip("-o link show type tun").partition(":")[0]
+    client.configure(CLIENT + "  mtu: 1300\n")
+    client.systemctl("restart")
+    wait_for(pair.talk, "the tunnel")
+    assert client.container.ip("-o link show type tun").partition(":")[0] == device
+    assert client.container.show(client.unit, "NRestarts") == "0"
+
+
+def test_a_restart_loses_no_packet(pair: Pair) -> None:
+    """They wait in the device's queue and in the socket, not for long enough to fill them."""
+    # It ends with the last answer, however long that waited.
+    ping = ("ping", "-q", "-c", "60", "-i", "0.05", "-W", "20", "10.86.0.1")
+    pinging = pair.client.container.popen(*ping, stdout=-1)
+    for machine in (pair.client, pair.server):
+        machine.systemctl("restart")
+    said = pinging.communicate(timeout=30)[0]
+    assert " 0% packet loss" in said, said
 
 
 def test_a_stop_that_takes_longer_than_the_watchdogs_patience_is_let_finish(pair: Pair) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from dtun.errors import UnavailableError
+from dtun.handover.fdstore import UDP_PREFIXES
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
@@ -109,6 +110,11 @@ class FakeFdStore:
         self._kept: dict[str, int] = {}
         self._given: set[str] = set()
 
+    @property
+    def ports(self) -> frozenset[int]:
+        kept = [descriptor for name, descriptor in self._kept.items() if name.startswith(UDP_PREFIXES)]
+        return frozenset(_port(descriptor) for descriptor in kept)
+
     def keep(self, name: str, descriptor: int) -> None:
         self.forget(name)
         self._kept[name] = os.dup(descriptor)
@@ -138,3 +144,9 @@ class FakeFdStore:
     def close(self) -> None:
         for name in list(self._kept):
             self.forget(name)
+
+
+def _port(descriptor: int) -> int:
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        port: int = sock.getsockname()[1]
+        return port

@@ -25,6 +25,7 @@ from dtun.session.session import Closed, Event, Received, Session
 from tests.unit.fakes import FakeKernel, FakeTun
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+OTHER_KEY = "H" + KEY[1:]
 LAN = IPv4Network("10.0.0.0/16")
 
 
@@ -71,23 +72,32 @@ class Site:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.config = ServerConfig.model_validate(
-            {
-                "listen": f"127.0.0.1:{self.port}",
-                "state_directory": str(directory),
-                "runtime_directory": str(directory),
-                "up": "/up",
-                "down": "/down",
-                "clients": {
-                    "demo": {"key": KEY, "subnets": [str(LAN)]},
-                    "old": {"key": "original", "compat": "go", "subnets": ["10.9.0.0/16"]},
-                },
-            }
-            | settings
-        )
-        for name, entry in self.config.clients.items():
-            assert entry.read_key(directory, ("server", "clients", name)) == []
+        self._directory = directory
+        self._settings: dict[str, object] = {
+            "listen": f"127.0.0.1:{self.port}",
+            "state_directory": str(directory),
+            "runtime_directory": str(directory),
+            "up": "/up",
+            "down": "/down",
+            "clients": {
+                "demo": {"key": KEY, "subnets": [str(LAN)]},
+                "old": {"key": "original", "compat": "go", "subnets": ["10.9.0.0/16"]},
+            },
+        } | settings
+        self.configure()
         self.server = self.make_server()
+
+    def configure(self, **settings: object) -> None:
+        """Other settings, for the next server."""
+        self._settings |= settings
+        self.config = ServerConfig.model_validate(self._settings)
+        for name, entry in self.config.clients.items():
+            assert entry.read_key(self._directory, ("server", "clients", name)) == []
+
+    def listen(self, *addresses: str) -> None:
+        """Other addresses to listen on, for the next server; clients go to the port of the first."""
+        self.configure(listen=list(addresses))
+        self.port = int(addresses[0].rpartition(":")[2])
 
     def make_server(self, fdstore: FdStore | None = None) -> Server:
         return Server(self.config, self.kernel, self.hooks, asyncio.get_running_loop(), fdstore)
@@ -208,6 +218,12 @@ async def sees_packet(site: Site, client: RawClient, data: bytes) -> None:
     """The server's host gets this packet from the client."""
     client.send(data)
     await wait_for(lambda: data in waiting_at(site.tun().host), "the packet at the server's host")
+
+
+async def closed_text(client: RawClient) -> str:
+    await client.until(lambda: client.closed is not None, "the goodbye")
+    assert client.closed is not None
+    return client.closed.text
 
 
 class Home:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -177,3 +178,34 @@ def test_what_is_not_taken_is_closed_and_forgotten(
 def test_descriptors_for_another_process_are_not_touched(inherited: tuple[list[int], dict[str, str]]) -> None:
     assert SystemdFdStore(inherited[1] | {"LISTEN_PID": "1"}).take("tun.dtun0") is None
     assert SystemdFdStore(inherited[1] | {"LISTEN_FDS": "many"}).take("tun.dtun0") is None
+
+
+@pytest.mark.parametrize("name", ["socket.dtun0", "listen.0.0.0.0_443"])
+def test_the_ports_of_kept_sockets_are_known(inherited: tuple[list[int], dict[str, str]], name: str) -> None:
+    numbers, environment = inherited
+    names = environment["LISTEN_FDNAMES"].replace("dtun-server.socket", name)
+    store = SystemdFdStore(environment | {"LISTEN_FDNAMES": names})
+    with socket.socket(fileno=os.dup(numbers[2])) as kept:
+        assert store.ports == {kept.getsockname()[1]}
+    assert store.take(name) == numbers[2]
+
+
+def test_a_name_is_free_only_when_systemd_has_closed_what_had_it(manager: Manager) -> None:
+    """A device and a port stay taken until then."""
+    store = SystemdFdStore({"NOTIFY_SOCKET": str(manager.path)})
+    assert store.take("tun.dtun0") is None, "nothing was forgotten, so nothing is to be waited for"
+    store.forget("tun.dtun0")
+    order: list[str] = []
+
+    def systemd_works() -> None:
+        assert manager.heard() == ("FDSTOREREMOVE=1\nFDNAME=tun.dtun0", [])
+        message, descriptors = manager.heard()
+        order.append(message)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    working = threading.Thread(target=systemd_works)
+    working.start()
+    assert store.take("tun.dtun0") is None
+    assert order == ["BARRIER=1"]
+    working.join()
