@@ -26,6 +26,11 @@ from dtun.platform.darwin import syscalls
 UP, LOOPBACK, POINTOPOINT, RUNNING = 0x1, 0x8, 0x10, 0x40
 RTF_UP, RTF_GATEWAY, RTF_HOST, RTF_REJECT, RTF_STATIC = 0x1, 0x2, 0x4, 0x8, 0x800
 RTF_CLONED, RTF_SCOPED = 0x20000, 0x1000000
+RTF_PRCLONING, RTF_GLOBAL = 0x10000, 0x40000000
+RTF_EXPIRES = 0x40000
+"""RTPRF_OURS, which is RTF_PROTO3: a cached route that nobody uses at present, and that may be deleted (in_rmx.c)."""
+OURS = 0x8000
+"""RTF_PROTO1, dtun's mark."""
 ADD, DELETE, CHANGE = 1, 2, 3
 CONTROL_ID = 7
 CONFIGD = 99
@@ -53,6 +58,8 @@ class Entry:
     via: Address | None = None
     flags: int = RTF_UP
     source: Address | None = None
+    parent: "Entry | None" = None
+    """The route that this one was cloned from, for a single host."""
 
 
 class FakeSocket:
@@ -187,6 +194,20 @@ class FakeKernel:
         index = max(self.interfaces) + 1
         self.interfaces[index] = Interface(name, index, UP | POINTOPOINT | RUNNING)
 
+    def connect(self, address: str) -> None:
+        """A TCP connection: the kernel clones the route for this host, with its flags (rtrequest, RTM_RESOLVE)."""
+        best = self._look_up(address)
+        assert best is not None
+        if best.flags & RTF_HOST:
+            return
+        flags = best.flags & ~(RTF_PRCLONING | RTF_STATIC | RTF_GLOBAL) | RTF_CLONED | RTF_HOST | RTF_SCOPED
+        self.routes.append(Entry(ip_network(address), best.index, best.via, flags, best.source, best))
+        self._tell(ADD, self.routes[-1], 0)
+
+    def sweep(self) -> None:
+        """Like in_rtqkill: routes with the mark of expiring ones are deleted, without a message."""
+        self.routes = [entry for entry in self.routes if not entry.flags & RTF_EXPIRES]
+
     def kill_owner(self) -> None:
         """Kill the process: the kernel closes its descriptors."""
         for sock in list(self.sockets):
@@ -205,6 +226,15 @@ class FakeKernel:
 
     def way(self, address: str) -> str:
         """Where a packet to `address` goes: "en0 192.168.1.1", "utun0", "refused", or "nowhere"."""
+        best = self._look_up(address)
+        if best is None:
+            return "nowhere"
+        if best.flags & RTF_REJECT:
+            return "refused"
+        return f"{self.interfaces[best.index].name} {best.via or ''}".strip()
+
+    def _look_up(self, address: str) -> Entry | None:
+        """The route for a packet. A look-up takes the mark of expiring routes away (in_validate)."""
         target = ip_address(address)
         fits = [
             one
@@ -213,12 +243,10 @@ class FakeKernel:
             and target in one.destination
             and not one.flags & RTF_SCOPED
         ]
-        if not fits:
-            return "nowhere"
-        best = max(fits, key=lambda one: one.destination.prefixlen)
-        if best.flags & RTF_REJECT:
-            return "refused"
-        return f"{self.interfaces[best.index].name} {best.via or ''}".strip()
+        best = max(fits, key=lambda one: one.destination.prefixlen, default=None)
+        if best is not None:
+            best.flags &= ~RTF_EXPIRES
+        return best
 
     def pairs(self, name: str) -> set[tuple[str, str]]:
         return {(str(local.ip), str(peer)) for local, peer in self.interface(name).pairs}
@@ -352,7 +380,7 @@ class FakeKernel:
         if kind == DELETE:
             require(entry is not None, 3)
             assert entry is not None
-            self.routes.remove(entry)
+            self.routes = [one for one in self.routes if one is not entry and one.parent is not entry]
             return
         require(kind in (ADD, CHANGE), 102)
         require(2 in addresses)
@@ -368,6 +396,10 @@ class FakeKernel:
             self.routes.remove(entry)
             entry = None
         require(entry is None, 17)
+        if not new.flags & RTF_HOST:
+            new.flags |= RTF_PRCLONING
+        if int(network.network_address) == 0:
+            new.flags |= RTF_GLOBAL
         self.routes.append(new)
 
     def _route(self, network: Network, flags: int, gateway: bytes) -> Entry:

@@ -160,14 +160,14 @@ def say(line: str) -> None:
 
 if __name__ == "__main__":
     become_a_mac()
-    from fake_kernel import FakeKernel
+    from fake_kernel import OURS, FakeKernel
 
     from dtun.cli import main as dtun
 
     with FakeKernel().installed() as mac:
         Host(mac)
         code = dtun(sys.argv[1:])
-        left = [entry for entry in mac.routes if entry.flags & 0x40000]
+        left = [entry for entry in mac.routes if entry.flags & OURS]
         say(
             f"left behind: {len(left)} routes, {sum('utun' in one.name for one in mac.interfaces.values())} devices"
         )

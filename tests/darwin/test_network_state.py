@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from fake_kernel import Entry, FakeKernel
+from fake_kernel import OURS, Entry, FakeKernel
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.plan import Hop, Policy, Routing, TunnelSettings, UnderlayRoutes, plan_client
@@ -61,7 +61,7 @@ async def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 def _assert_clean(mac: FakeKernel) -> None:
-    assert not [entry for entry in mac.routes if entry.flags & 0x40000]
+    assert not [entry for entry in mac.routes if entry.flags & OURS]
     assert not [one for one in mac.interfaces.values() if one.name.startswith("utun")]
 
 
@@ -125,6 +125,37 @@ async def test_the_kill_switch_outlives_the_process(
     assert mac.way("2606:4700::1") == OUTSIDE6
     _assert_clean(mac)
     assert tun.fileno() < 0
+
+
+async def test_the_kernel_keeps_the_kill_switch(
+    mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path
+) -> None:
+    routing = Routing("utun0", ALL, block=True)
+    await _refused(kernel, plan_client(routing, None, HOME))
+    # The kernel sweeps cached routes away that nobody has looked up.
+    mac.sweep()
+    assert mac.way("1.1.1.1") == mac.way("2606:4700::1") == "refused"
+    await _kill(mac, kernel)
+    mac.sweep()
+    assert mac.way("129.0.0.1") == mac.way("8000::1") == "refused"
+    successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
+    await successor.open()
+    await successor.close()
+    assert mac.way("1.1.1.1") == OUTSIDE
+    _assert_clean(mac)
+
+
+async def test_routes_that_were_used_are_still_ours(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    tun = kernel.create_tun("dtun0")
+    await kernel.apply(plan_client(Routing(tun.name, ALL[:1]), tunnel(), HOME))
+    assert mac.way("203.0.113.5") == OUTSIDE, "a look-up, as each datagram makes one"
+    mac.connect("1.1.1.1")
+    clone = mac.routes[-1]
+    assert clone.flags & OURS, "it has the flags of the route that it was cloned from"
+    tun.close()
+    await kernel.close()
+    assert mac.entry("203.0.113.5/32") is None
+    _assert_clean(mac)
 
 
 async def test_a_new_address_is_the_source_from_now_on(mac: FakeKernel, kernel: DarwinKernel) -> None:
@@ -350,7 +381,7 @@ async def test_an_arp_entry_is_replaced(mac: FakeKernel, kernel: DarwinKernel) -
     await kernel.apply(routes(Route(ip_network("192.168.1.9"), "en0")))
     entry = mac.entry("192.168.1.9/32")
     assert entry is not None
-    assert entry.flags & 0x40000
+    assert entry.flags & OURS
 
 
 # Refusals

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(simulated.HERE).parent / "netns"))
 import scenarios
-from fake_kernel import FakeKernel
+from fake_kernel import OURS, FakeKernel
 
 from dtun.network.plan import Hop
 from dtun.platform import kernel
@@ -33,7 +33,7 @@ class Mac:
         return self._fake.interface(device).mtu
 
     def left(self):
-        routes = [str(entry.destination) for entry in self._fake.routes if entry.flags & 0x40000]
+        routes = [str(entry.destination) for entry in self._fake.routes if entry.flags & OURS]
         return routes + [one.name for one in self._fake.interfaces.values() if "utun" in one.name]
 
     def forwards(self):

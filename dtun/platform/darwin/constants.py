@@ -82,12 +82,16 @@ RTF_REJECT: Final = 0x8
 RTF_DONE: Final = 0x40
 RTF_STATIC: Final = 0x800
 RTF_BLACKHOLE: Final = 0x1000
+RTF_PROTO1: Final = 0x8000
 RTF_WASCLONED: Final = 0x20000
-RTF_PROTO3: Final = 0x40000
 RTF_IFSCOPE: Final = 0x1000000
 
-RTF_OURS: Final = RTF_PROTO3
-"""The flag of dtun's own routes; netstat(1) shows it as "3"."""
+RTF_OURS: Final = RTF_PROTO1
+"""The flag of dtun's own routes; netstat(1) shows it as "1".
+
+The other two have a meaning: RTF_PROTO2 is RTF_ANNOUNCE, and RTF_PROTO3 is RTPRF_OURS, the kernel's mark of cached
+routes that expire. A look-up clears that one, and in_rtqkill deletes the routes that still have it.
+"""
 
 # sys/sysctl.h
 CTL_NET: Final = 4

@@ -42,8 +42,8 @@ class FoundRoute:
 
     @property
     def ours(self) -> bool:
-        """Whether a dtun process made it."""
-        return bool(self.flags & RTF_OURS)
+        """Whether a dtun process made it. Clones of such a route have its flags, and go with it."""
+        return bool(self.flags & RTF_OURS) and not self.cloned
 
     @property
     def scoped(self) -> bool:
