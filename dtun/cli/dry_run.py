@@ -5,7 +5,7 @@ Values that only the peer knows are assumed: the addresses of a client, and the 
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -14,7 +14,7 @@ from dtun.client.tunnel import Tunnel
 from dtun.client.underlay import host_of
 from dtun.config import ANY_ID, ClientConfig, Hook, ServerConfig
 from dtun.network.plan import Routing
-from dtun.network.state import Address, NetworkState, PointToPoint, Route
+from dtun.network.state import Address, Network, NetworkState, PointToPoint, Route
 from dtun.platform.desired import Rejections
 from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.protocol.messages import Welcome
@@ -54,9 +54,13 @@ class ServerDryRun:
 
 
 async def of_client(
-    config: ClientConfig, host: ReadOnlyKernel, welcome: Welcome | None = None
+    config: ClientConfig,
+    host: ReadOnlyKernel,
+    welcome: Welcome | None = None,
+    *,
+    pushed: Iterable[Network] = (),
 ) -> ClientDryRun:
-    """Start a client on `host`, with a session whose Welcome is `welcome`, or an assumed one.
+    """Start a client on `host`, with a session whose Welcome is `welcome`, or an assumed one with the `pushed` routes.
 
     Raises:
         DtunError: the host's network cannot be read.
@@ -78,7 +82,7 @@ async def of_client(
                     notes.append(f"{address[0]}: the host has no route to this server now")
                 servers.append(host_of(address))
         before = host.desired
-        assumed = welcome or (ASSUMED if _wants_ipv6(config) else _without_ipv6(ASSUMED))
+        assumed = welcome or _assumed(config).model_copy(update={"routes": tuple(pushed)})
         await tunnel.configure(assumed, config.mtu or ASSUMED_MTU)
         after = host.desired
         refusals = Rejections("client")
@@ -125,12 +129,10 @@ def is_assumed(pair: PointToPoint) -> bool:
     return pair.local in (ASSUMED.address, ASSUMED.address6)
 
 
-def _wants_ipv6(config: ClientConfig) -> bool:
-    return any(network.version == 6 for network in (*config.routes, *config.subnets))
-
-
-def _without_ipv6(welcome: Welcome) -> Welcome:
-    return welcome.model_copy(update={"address6": None, "peer6": None})
+def _assumed(config: ClientConfig) -> Welcome:
+    if any(network.version == 6 for network in (*config.routes, *config.subnets)):
+        return ASSUMED
+    return ASSUMED.model_copy(update={"address6": None, "peer6": None})
 
 
 async def _run_nothing(hook: Hook, variables: Mapping[str, str], what: str) -> bool:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from dtun.service.log import goes_to_journal, prefixed
+from dtun.text import printable
 
 
 def say(text: str) -> bool:
@@ -23,9 +24,12 @@ def say(text: str) -> bool:
 def complain(text: str, level: int = logging.ERROR) -> None:
     """Print lines on standard error, each after the name of the program, as logs and scripts expect.
 
+    What could control a terminal is replaced: parts of an error may come from elsewhere.
+
     In the journal they have the priority of `level`. The journal's native protocol is not used here: journald may not
     attribute the last message of an exiting process to its unit.
     """
+    text = printable(text, None, keep="\n")
     if goes_to_journal(sys.stderr):
         sys.stderr.write(prefixed(text, level) + "\n")
         return

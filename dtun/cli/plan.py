@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from dtun.cli import dry_run
 from dtun.cli.output import say
+from dtun.cli.status import tunnels_of
 from dtun.config import ClientConfig, Config, ServerConfig
 from dtun.config.errors import dotted
 from dtun.errors import DtunError, UnavailableError
@@ -32,7 +34,7 @@ def plan(config: Config) -> int:
     """
     host = _host(config)
     if config.client is not None:
-        return asyncio.run(_plan_client(config.client, host))
+        return asyncio.run(_plan_client(config, config.client, host))
     return asyncio.run(_plan_server(_server_of(config), host))
 
 
@@ -55,40 +57,55 @@ def _host(config: Config) -> ReadOnlyKernel:
 
 def _running(config: Config) -> Mapping[str, str]:
     """The names of existing devices, by their names in the configuration, which differ on macOS."""
-    try:
-        rows = ask(config.control_socket)["tunnels"]
-    except DtunError:
-        return {}
+    rows = [(row.get("id"), row.get("device")) for row in _rows(config)]
+    named = [(name, device) for name, device in rows if isinstance(name, str) and isinstance(device, str)]
     if config.client is not None:
-        return {config.client.tun: rows[0]["device"]} if rows else {}
+        return {config.client.tun: named[0][1]} if named else {}
     entries = _server_of(config).clients
     return {
-        (entries[row["id"]].tun if row["id"] in entries else "") or device_name(row["id"]): row["device"]
-        for row in rows
+        (entries[name].tun if name in entries else "") or device_name(name): device for name, device in named
     }
 
 
-def _own_addresses(config: ClientConfig) -> list[Address]:
-    """The addresses of both ends inside the tunnel, if dtun is running: the server assigns them."""
+def _rows(config: Config) -> list[Mapping[str, Any]]:
+    """The tunnels of the running dtun; none if it does not run."""
     try:
-        rows = ask(config.control_socket)["tunnels"]
+        return tunnels_of(ask(config.control_socket))
     except DtunError:
         return []
-    return [ip_address(row[end]) for row in rows for end in ("address", "peer_address") if row[end]]
 
 
-async def _plan_client(config: ClientConfig, host: ReadOnlyKernel) -> int:
-    found = await dry_run.of_client(config, host)
-    existing = await host.existing(found.after, config.tun)
+def _addresses_of(row: Mapping[str, Any]) -> Iterator[Address]:
+    """The addresses of both ends inside the tunnel: the server assigns them."""
+    for end in ("address", "peer_address"):
+        with suppress(ValueError):
+            yield ip_address(str(row.get(end)))
+
+
+def _networks_in(listed: object) -> Iterator[Network]:
+    for text in listed if isinstance(listed, list) else []:
+        with suppress(ValueError):
+            yield ip_network(str(text))
+
+
+async def _plan_client(config: Config, client: ClientConfig, host: ReadOnlyKernel) -> int:
+    rows = _rows(config)
+    found = await dry_run.of_client(client, host, pushed=_pushed(rows))
+    existing = await host.existing(found.after, client.tun)
     say("At the start:")
     _print_changes(found.before, existing)
-    say(f"With the first session, of {', '.join(map(str, config.servers))}:")
+    say(f"With the first session, of {', '.join(map(str, client.servers))}:")
     _print_changes(found.after, found.before | existing)
-    own = _own_addresses(config)
+    own = [address for row in rows for address in _addresses_of(row)]
     problems = conflicts.client_conflicts(
-        found.routing, config.subnets, found.servers, own, await _neighbours(host)
+        found.routing, client.subnets, found.servers, own, await _neighbours(host)
     )
     return _print_notes(found.notes, problems)
+
+
+def _pushed(rows: Iterable[Mapping[str, Any]]) -> list[Network]:
+    """The routes that the server has pushed to the running client."""
+    return [network for row in rows for network in _networks_in(row.get("pushed_routes"))]
 
 
 async def _plan_server(config: ServerConfig, host: ReadOnlyKernel) -> int:
@@ -149,8 +166,13 @@ async def _explain(config: Config, address: Address, host: ReadOnlyKernel) -> li
     found = await host.actual_route(address)
     if config.client is None:
         return words.explain_server(address, _served(_server_of(config)), found)
-    foreseen = await dry_run.of_client(config.client, host)
-    return words.explain_client(address, foreseen.routing, foreseen.servers, _origin(config.client), found)
+    rows = _rows(config)
+    pushed = _pushed(rows)
+    foreseen = await dry_run.of_client(config.client, host, pushed=pushed)
+    known = pushed if any(row.get("state") == "connected" for row in rows) else None
+    return words.explain_client(
+        address, foreseen.routing, foreseen.servers, _origin(config.client), found, known
+    )
 
 
 def _origin(config: ClientConfig) -> Callable[[Network], str]:
@@ -163,7 +185,7 @@ def _origin(config: ClientConfig) -> Callable[[Network], str]:
         for written, place in config.around(("client",)):
             if written.version == network.version and written.overlaps(network):
                 return place if isinstance(place, str) else dotted(place)
-        return "what the server pushes"
+        return "a route that the server pushes"
 
     return origin
 
@@ -180,12 +202,12 @@ def _served(config: ServerConfig) -> list[ServedClient]:
         raise UnavailableError(f"{error}; who has which network is known while the server runs") from None
     return [
         ServedClient(
-            row["id"],
-            row["device"],
-            row["state"],
-            tuple(ip_network(text) for text in (*row["subnets"], row["peer_address"])),
+            str(row.get("id")),
+            str(row.get("device")),
+            str(row.get("state")),
+            (*_networks_in(row.get("subnets")), *_networks_in([row.get("peer_address")])),
         )
-        for row in status["tunnels"]
+        for row in tunnels_of(status)
     ]
 
 

@@ -1,6 +1,7 @@
 """`dtun status`, `reload`, `kick` and `down`: requests to a running dtun."""
 
 import argparse
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dtun.cli.arguments import DEFAULT_CONFIG, Commands, add_command, add_config, add_socket, load_config
 from dtun.cli.output import say
-from dtun.errors import ConfigError, UnavailableError
+from dtun.errors import ConfigError, PermissionDeniedError, UnavailableError
 from dtun.text import printable
 
 if TYPE_CHECKING:
@@ -29,15 +30,18 @@ def add_status(commands: Commands) -> None:
         _status,
         "status",
         "show the state of the tunnels",
-        "Ask the running dtun for its state: a server shows a row a client, or all about the one that is named.\n"
-        "The exit code is 0 whenever it answers, connected or not, unless --check is given.",
+        "Ask every running dtun of this host for its state, or the one of -c or --socket. A server shows a row\n"
+        "for each client, or all about the one that is named. The exit code is 0 whenever they answer, connected\n"
+        "or not, unless --check is given.",
     )
     add_config(command)
     add_socket(command)
     command.add_argument("--json", action="store_true", help="one JSON object a running dtun, one a line")
     once = command.add_mutually_exclusive_group()
     once.add_argument(
-        "--check", action="store_true", help="exit with 1 unless every tunnel of a client is connected"
+        "--check",
+        action="store_true",
+        help="exit with 1 unless every tunnel of every client of this host is connected",
     )
     once.add_argument("--watch", action="store_true", help="show it again each second, until Ctrl-C")
     command.add_argument("id", nargs="?", metavar="ID", help="all about this client")
@@ -47,7 +51,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from dtun.cli import status
 
     def sockets() -> list[Path]:
-        return control_sockets(arguments.config, arguments.socket)
+        return all_sockets(arguments.config, arguments.socket, default=arguments.check)
 
     name, as_json = arguments.id, arguments.json
     if arguments.watch:
@@ -119,7 +123,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from dtun.service.control import ask
 
     config = load_config(arguments)
-    if not config.control_socket.exists():
+    if not _exists(config.control_socket):
         return _clean_up(config)
     try:
         ask(config.control_socket, "stop")
@@ -127,7 +131,7 @@ def _down(arguments: argparse.Namespace) -> int:
         # A killed process leaves its socket, too; the lock tells whether dtun runs.
         return _clean_up(config)
     deadline = time.monotonic() + STOP_TIMEOUT
-    while config.control_socket.exists():
+    while _exists(config.control_socket):
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"dtun has not stopped within {STOP_TIMEOUT:g} s; its log says what it waits for"
@@ -135,6 +139,14 @@ def _down(arguments: argparse.Namespace) -> int:
         time.sleep(_INTERVAL)
     say("dtun has stopped; nothing is left behind")
     return 0
+
+
+def _exists(path: Path) -> bool:
+    """Whether it is there, or may be: who may not look has to be told so by `ask`."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _clean_up(config: "Config") -> int:
@@ -159,26 +171,82 @@ def control_sockets(config: Path | None, socket: Path | None) -> list[Path]:
 
     Raises:
         ConfigErrors: `config` is wrong.
+        PermissionDeniedError: this user may not read `config`, or not look for the sockets.
         UnavailableError: no dtun is running.
     """
-    from dtun.config import ConfigErrors, load
-    from dtun.config.common import RUNTIME_DIRECTORY, directory_from
-
     if socket is not None:
         return [socket]
-    try:
-        return [load(config or DEFAULT_CONFIG, read_keys=False).control_socket]
-    except ConfigErrors:
-        if config is not None:
-            raise
-    # The default configuration is missing, not readable for this user or wrong at the moment: ask all that run.
+    configured = _configured_socket(config)
+    return [configured] if configured is not None else existing_sockets()
+
+
+def all_sockets(config: Path | None, socket: Path | None, *, default: bool) -> list[Path]:
+    """The sockets to ask about every dtun of this host, unless one is given by `socket` or `config`.
+
+    `default`: that of the default configuration is among them even if it does not run while others do.
+
+    Raises:
+        As `control_sockets`.
+    """
+    if socket is not None or config is not None:
+        return control_sockets(config, socket)
+    configured = _configured_socket(None)
+    if configured is None:
+        return existing_sockets()
+    others = [] if not _may_search(configured.parent) else sorted(configured.parent.glob("*.sock"))
+    if default or not others:
+        others.append(configured)
+    return sorted(set(others))
+
+
+def existing_sockets() -> list[Path]:
+    """The control sockets that exist in the usual directory.
+
+    Raises:
+        PermissionDeniedError: this user may not look for them.
+        UnavailableError: there is none.
+    """
+    from dtun.config.common import RUNTIME_DIRECTORY, directory_from
+    from dtun.service.control import ASK_PERMISSION
+
     directory = directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)
+    if not _may_search(directory):
+        raise PermissionDeniedError(
+            f"{directory}: this user may not look for a running dtun; {ASK_PERMISSION}"
+        )
     found = sorted(directory.glob("*.sock"))
     if not found:
         raise UnavailableError(
             f"no dtun is running: no socket in {directory}; start it, or give --socket PATH"
         )
     return found
+
+
+def _may_search(directory: Path) -> bool:
+    """False if the directory exists, but not for this user: `glob` would find nothing and not say why."""
+    try:
+        os.listdir(directory)  # noqa: PTH208 - the error is what matters
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _configured_socket(config: Path | None) -> Path | None:
+    """The socket of this configuration, or of the default one; None if that is missing, not readable or wrong now."""
+    from dtun.config import ConfigErrors, load
+
+    try:
+        return load(config or DEFAULT_CONFIG, read_keys=False).control_socket
+    except ConfigErrors:
+        if config is None:
+            return None
+        if _exists(config) and not os.access(config, os.R_OK):
+            raise PermissionDeniedError(
+                f"{config}: this user may not read it; ask with sudo, or give the dtun's --socket instead of -c"
+            ) from None
+        raise
 
 
 def _only(found: list[Path], preferred: str = "") -> Path:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dtun.cli.output import say
+from dtun.cli.output import complain, say
 from dtun.errors import DtunError, UnavailableError
 from dtun.service.control import ask
 from dtun.text import printable
@@ -31,6 +31,7 @@ _COLUMNS = {
     "drops": "DROPS",
 }
 MAX_NAMES = 8
+_MANY = 1 << 80
 
 WATCH_INTERVAL = 1.0
 """Seconds."""
@@ -50,20 +51,27 @@ def show(sockets: Iterable[Path], name: str | None = None, *, as_json: bool, che
     """Print the status of each dtun that listens at one of `sockets`.
 
     `name`: show everything about this client, and nothing else. Returns 0; with `check`, 1 unless every tunnel of a
-    client is connected. A client of a server counts if it is named.
+    client is connected. A client of a server counts if it is named. If one of several does not answer, the others are
+    shown, and its exit code is returned.
 
     Raises:
         UnavailableError: no dtun runs there, or it does not have this client.
     """
-    answers = _answers(sockets, name)
+    answers, failures = _answers(sockets, name)
     for answer in answers:
         say(_shown(answer, name, as_json=as_json))
+    for failure in failures:
+        complain(str(failure))
+    if failures:
+        return failures[0].exit_code
     return 1 if check and not all(_is_connected(answer, name) for answer in answers) else 0
 
 
 def as_text(sockets: Iterable[Path], name: str | None = None, *, as_json: bool) -> str:
     """What `show` prints."""
-    return "\n".join(_shown(answer, name, as_json=as_json) for answer in _answers(sockets, name))
+    answers, failures = _answers(sockets, name)
+    shown = [_shown(answer, name, as_json=as_json) for answer in answers]
+    return "\n".join([*shown, *(_failed(failure) for failure in failures)])
 
 
 def watch(text: Callable[[], str], sleep: Callable[[float], None] = time.sleep) -> int:
@@ -77,7 +85,7 @@ def watch(text: Callable[[], str], sleep: Callable[[float], None] = time.sleep) 
             try:
                 shown = text()
             except DtunError as error:
-                shown = f"dtun: {error}"
+                shown = _failed(error)
             if not say(_on_screen(shown) if terminal else shown):
                 return 0
             sleep(WATCH_INTERVAL)
@@ -97,18 +105,31 @@ def _on_screen(text: str) -> str:
     return f"{_HOME}{shown}\n{_END_OF_SCREEN}".removesuffix("\n")
 
 
-def _answers(sockets: Iterable[Path], name: str | None) -> Sequence[Status]:
-    answers = [ask(path) for path in sockets]
+def _failed(error: DtunError) -> str:
+    return f"dtun: {printable(str(error), None, keep=chr(10))}"
+
+
+def _answers(sockets: Iterable[Path], name: str | None) -> tuple[Sequence[Status], Sequence[DtunError]]:
+    """The answers, and why others have not answered. If none has, the first reason is raised."""
+    answers: list[Status] = []
+    failures: list[DtunError] = []
+    for path in sockets:
+        try:
+            answers.append(ask(path))
+        except DtunError as error:
+            failures.append(error)
+    if failures and not answers:
+        raise failures[0]
     if name is None:
-        return answers
+        return answers, failures
     found = [
         {**answer, "tunnels": theirs}
         for answer in answers
-        if (theirs := [tunnel for tunnel in _tunnels(answer) if tunnel.get("id") == name])
+        if (theirs := [tunnel for tunnel in tunnels_of(answer) if tunnel.get("id") == name])
     ]
     if not found:
         raise UnavailableError(f"there is no client '{printable(name)}'; `dtun status` shows all")
-    return found
+    return found, failures
 
 
 def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
@@ -117,23 +138,25 @@ def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
     now = datetime.now(UTC)
     if name is None:
         return render(answer, now)
-    return "\n".join(printable(line, None) for tunnel in _tunnels(answer) for line in _pairs(tunnel, now))
+    return "\n".join(printable(line, None) for tunnel in tunnels_of(answer) for line in _pairs(tunnel, now))
 
 
 def _is_connected(status: Status, name: str | None) -> bool:
     """A server always counts as connected, unless a client is named: clients of a server may be away."""
-    tunnels = _tunnels(status)
+    tunnels = tunnels_of(status)
     is_up = bool(tunnels) and all(tunnel.get("state") == "connected" for tunnel in tunnels)
     return is_up or (status.get("role") == "server" and name is None)
 
 
-def _tunnels(status: Status) -> list[Status]:
-    return [tunnel for tunnel in status.get("tunnels", []) if isinstance(tunnel, dict)]
+def tunnels_of(status: Status) -> list[Status]:
+    """The tunnels in the answer of a running dtun."""
+    tunnels = status.get("tunnels")
+    return [tunnel for tunnel in tunnels if isinstance(tunnel, dict)] if isinstance(tunnels, list) else []
 
 
 def render(status: Status, now: datetime) -> str:
     """A table for a server, lines for a client; then everything else that the status has."""
-    tunnels = _tunnels(status)
+    tunnels = tunnels_of(status)
     role = status.get("role", "?")
     process, since = status.get("pid", "?"), _since(status.get("since"), now)
     lines = [f"dtun {role} {status.get('version', '?')}, process {process}, running for {since}"]
@@ -223,6 +246,7 @@ def _value(key: str, value: Any, now: datetime) -> str:
 
 
 def _bytes(count: float) -> str:
+    count = _bounded(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -231,7 +255,12 @@ def _bytes(count: float) -> str:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:.1f} ms"
+    return f"{_bounded(value):.1f} ms"
+
+
+def _bounded(number: float) -> float:
+    """The number, or the nearest one that a float can hold: another process may answer anything."""
+    return max(-_MANY, min(number, _MANY))
 
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
@@ -252,9 +281,9 @@ def _until(value: Any, now: datetime) -> str:
 def _time(value: Any) -> datetime | None:
     try:
         at = datetime.fromisoformat(str(value))
-    except ValueError:
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the latter: at the ends of the calendar
         return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _duration(length: float) -> str:

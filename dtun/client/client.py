@@ -165,6 +165,7 @@ class Client:
             "address": str(welcome.address) if welcome else None,
             "peer_address": str(welcome.peer) if welcome else None,
             "subnets": [str(subnet) for subnet in self._config.subnets],
+            "pushed_routes": [str(network) for network in welcome.routes] if welcome else [],
             "mtu": tunnel.mtu,
             "offloads": tunnel.offloads_in_use,
             "next_rekey": timestamp(rekey_at - self._loop.time()) if rekey_at is not None else None,

@@ -35,10 +35,23 @@ Origin = Callable[[Network], str]
 
 
 def explain_client(
-    address: Address, routing: Routing, servers: Iterable[Address], origin: Origin, found: ActualRoute
+    address: Address,
+    routing: Routing,
+    servers: Iterable[Address],
+    origin: Origin,
+    found: ActualRoute,
+    pushed: Iterable[Network] | None,
 ) -> list[str]:
-    """Lines to print: where packets go, by which route, and why."""
+    """Lines to print: where packets go, by which route, and why.
+
+    `pushed`: all routes that the server has pushed; None if there is no session to tell.
+    """
     wanted, why = _wanted(address, routing, set(servers), origin)
+    refused = _narrowest(address, pushed or ())
+    if wanted == "host" and pushed is None:
+        why += "; what the server pushes is known only while dtun is connected"
+    if wanted == "host" and refused is not None:
+        why = f"the server pushes {refused}, but accept_routes does not accept it, so the host's own routes apply"
     actual = _where(found, {routing.device})
     lines = [f"{address} {actual}", *_decided_by(found), f"  why:   {why}"]
     into = found.route is not None and found.route.device == routing.device

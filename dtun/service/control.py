@@ -8,7 +8,8 @@ A Unix stream socket. One line of JSON each way, then the connection is closed:
     a command that fails                    ->   {"error": "...", "exit_code": 69}
     anything else                           ->   {"error": "..."}
 
-Whoever may write to the socket may use every command: its owner, and the group `dtun` if it exists.
+Whoever may write to the socket may use every command: its owner, and the group `dtun-admin` if it exists. That is not
+the group `dtun`, which may read the service's files and therefore its keys.
 """
 
 import asyncio
@@ -17,26 +18,49 @@ import json
 import logging
 import os
 import socket
+import struct
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
+from dtun.text import printable
 
 log = logging.getLogger("dtun")
 
-GROUP = "dtun"
+GROUP = "dtun-admin"
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 16
+"""Connections that wait at the same time; and MAX_BUSY commands that are being carried out."""
+MAX_BUSY = 16
+BUSY: Final = "too many commands are being carried out at once; try again later"
 TIMEOUT = 5.0
-"""Seconds for a request to arrive, and for its answer to be read."""
+"""Seconds for a request to arrive, for its answer to be read, and for the answer to arrive at who has asked."""
+
+ASK_PERMISSION: Final = f"ask with sudo, or join the group {GROUP} (usermod -a -G {GROUP} NAME)"
+
+# struct ucred: pid, uid, gid (unix(7)). macOS has another way, and there everybody counts as one user.
+_PEER_CREDENTIALS: Final = getattr(socket, "SO_PEERCRED", None)
+_UCRED: Final = struct.Struct("3i")
 
 Request = Mapping[str, Any]
 Answer = Mapping[str, object]
 Command = Callable[[Request], Awaitable[Answer]]
 """Carries out a request. Raises DtunError with the reason if it cannot."""
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """One connection. `busy`: its command is being carried out, so it may not be ended for another one's sake."""
+
+    task: "asyncio.Task[None]"
+    user: int
+    busy: bool = False
 
 
 class ControlServer:
@@ -47,7 +71,7 @@ class ControlServer:
         self._commands = commands
         self._timeout = timeout
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: list[_Connection] = []  # the oldest first
         self._inode: int | None = None
 
     async def start(self) -> None:
@@ -115,9 +139,10 @@ class ControlServer:
             return
         self._server.close()
         self._server = None
-        for task in tuple(self._connections):
+        tasks = [connection.task for connection in self._connections]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         # Unless another process has replaced it.
         with suppress(OSError):
             if self._path.stat().st_ino == self._inode:
@@ -125,15 +150,20 @@ class ControlServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is None or len(self._connections) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._connections.add(task)
+        assert task is not None  # noqa: S101 - asyncio calls this in a task
+        self._make_room()
+        connection = _Connection(task, _user(writer))
+        self._connections.append(connection)
         try:
             async with asyncio.timeout(self._timeout):
                 line = await _line(reader)
-            # Without a timeout: a reload waits for hooks, which have their own.
-            answer = await self._answer(line)
+            if sum(other.busy for other in self._connections) >= MAX_BUSY:
+                answer = _encoded({"error": BUSY, "exit_code": UnavailableError.exit_code})
+            else:
+                connection.busy = True
+                # Without a timeout: a reload waits for hooks, which have their own.
+                answer = await self._answer(line)
+                connection.busy = False
             async with asyncio.timeout(self._timeout):
                 writer.write(answer)
                 await writer.drain()
@@ -143,7 +173,21 @@ class ControlServer:
             pass  # the client is gone, or does not read
         finally:
             writer.transport.abort()
-            self._connections.discard(task)
+            if connection in self._connections:
+                self._connections.remove(connection)
+
+    def _make_room(self) -> None:
+        """Keep the number of connections that wait (for their request, or for somebody to read the answer) bounded.
+
+        The user with the most of them loses the oldest. A command sends its request at once and reads the answer, so
+        its own connection hardly ever waits.
+        """
+        waiting = [connection for connection in self._connections if not connection.busy]
+        if len(waiting) >= MAX_CONNECTIONS:
+            user, _ = Counter(connection.user for connection in waiting).most_common(1)[0]
+            loser = next(connection for connection in waiting if connection.user == user)
+            self._connections.remove(loser)
+            loser.task.cancel()
 
     async def _answer(self, line: bytes) -> bytes:
         request = _request(line)
@@ -160,14 +204,30 @@ class ControlServer:
             except Exception:
                 log.exception("internal error, please report it")
                 answer = {"error": "internal error; see the log of dtun", "exit_code": 1}
-        text = json.dumps(answer, default=str).encode() + b"\n"
+        text = _encoded(answer)
         if len(text) > MAX_ANSWER_BYTES:
-            text = json.dumps({"error": "the answer is too long", "exit_code": 1}).encode() + b"\n"
+            text = _encoded({"error": "the answer is too long", "exit_code": 1})
         return text
 
 
+def _encoded(answer: Answer) -> bytes:
+    return json.dumps(answer, default=str).encode() + b"\n"
+
+
+def _user(writer: asyncio.StreamWriter) -> int:
+    """The user at the other end; 0 where that cannot be found out."""
+    sock = writer.get_extra_info("socket")
+    if _PEER_CREDENTIALS is None:
+        return 0
+    try:
+        _, user, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, _PEER_CREDENTIALS, _UCRED.size))
+    except OSError:
+        return 0
+    return int(user)
+
+
 def give_to_group(path: Path) -> None:
-    """Give this file to the group `dtun`, if that exists and this process may."""
+    """Give this file to the group `dtun-admin`, if that exists and this process is a member or root."""
     with suppress(KeyError, OSError):
         os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
 
@@ -192,7 +252,9 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 def ask(
     path: Path, command: str = "status", *, timeout: float = TIMEOUT, **arguments: object
 ) -> dict[str, Any]:
-    """Send this command to the dtun that listens at `path`; returns its answer. `timeout` in seconds.
+    """Send this command to the dtun that listens at `path`; returns its answer. `timeout` in seconds, for all of it.
+
+    The answer is what another process says: its shape is to be checked, and its text to be made printable.
 
     Raises:
         UnavailableError: no dtun is running there, or it does not answer.
@@ -208,9 +270,9 @@ def ask(
         ) from None
     except PermissionError:
         raise PermissionDeniedError(
-            f"{path}: permission denied; run as root or as a member of its group"
+            f"{path}: this user may not ask the running dtun; {ASK_PERMISSION}"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise UnavailableError(f"{path}: dtun does not answer; see its log") from None
     if isinstance(answer, dict) and "error" in answer and "exit_code" in answer:
         raise RefusedError(str(answer["error"]), answer["exit_code"])
@@ -223,17 +285,20 @@ class RefusedError(DtunError):
     """The running dtun refused a command; message and exit code are its own."""
 
     def __init__(self, text: str, exit_code: object) -> None:
-        super().__init__(text)
+        super().__init__(printable(text, None, keep="\n"))
         self.exit_code = exit_code if isinstance(exit_code, int) and 0 < exit_code < 256 else 1  # type: ignore[misc]
 
 
 def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(os.fspath(path))
         connection.sendall(request)
         answer = bytearray()
         while len(answer) < MAX_ANSWER_BYTES and not answer.endswith(b"\n"):
+            # Not the same time for each part: they may come one byte at a time.
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             part = connection.recv(1 << 16)
             if not part:
                 break

@@ -85,11 +85,16 @@ def test_on_a_client(
     assert "is dtun connected (dtun status)?" in but
 
 
-def test_on_a_server(net: Topology, tmp_path: Path) -> None:
+def test_on_both_ends_with_pushed_routes(net: Topology, tmp_path: Path) -> None:
     world = World(net, tmp_path)
-    server = world.server({"subnets": ["10.0.0.0/16"]})
-    client = world.client(subnets=["10.0.0.0/16"])
+    server = world.server({"subnets": ["10.0.0.0/16"], "push_routes": ["192.0.2.0/24", "203.0.113.0/24"]})
+    client = world.client(subnets=["10.0.0.0/16"], accept_routes=["192.0.2.0/24"])
     client.wait_connected()
+
+    assert explained(world.home, client, BYPASSED)[-1] == (
+        "why:   a route that the server pushes sends 192.0.2.0/24 through the tunnel"
+    )
+    assert explained(world.home, client, THERE)[-1].startswith("why:   the server pushes 203.0.113.0/24, but")
 
     belongs = "why:   10.0.0.0/16 belongs to client home (dtun-home), which is"
     assert explained(world.far, server, "10.0.3.4") == [

@@ -3,6 +3,11 @@
 import asyncio
 import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +187,18 @@ def test_what_came_from_the_network_cannot_steer_the_terminal() -> None:
     assert "?[2J?x" in shown
 
 
+@pytest.mark.parametrize(
+    "value",
+    [10**4000, -(10**4000), float("nan"), float("-inf"), "0001-01-01T00:00:00+23:59", {"\x1b": 1}, [[]]],
+    ids=["large", "negative", "nan", "inf", "first day", "escape", "list"],
+)
+def test_an_answer_without_sense_can_be_shown(value: object) -> None:
+    tunnel = dict.fromkeys(TUNNEL, value)
+    for status in ({**SERVER, "tunnels": [tunnel]}, dict.fromkeys(SERVER, value)):
+        assert "\x1b" not in render({**status, "role": "server"}, NOW)
+        assert "\x1b" not in render({**status, "role": "client"}, NOW)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -258,6 +275,88 @@ def test_status_without_a_configuration_asks_all_that_run(
     serve(tmp_path / "dtun0.sock", {"role": "client"})
     assert main(["status", "--json"]) == 0
     assert [json.loads(line)["role"] for line in capsys.readouterr().out.splitlines()] == ["client", "server"]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runtime directory of a host whose default configuration is that of a client."""
+    default = tmp_path / "dtun.yaml"
+    default.write_text(f"client: {{servers: h, id: a, key_file: /none, runtime_directory: {tmp_path}}}")
+    monkeypatch.setattr("dtun.cli.running.DEFAULT_CONFIG", default)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def test_all_that_run_are_asked_beside_that_of_the_default_configuration(
+    serve: Serve, host: Path, capsys: Capture
+) -> None:
+    serve(host / "dtun0.sock", {"role": "client", "tunnels": [{"id": "a", "state": "connected"}]})
+    serve(host / "lab.sock", {"role": "client", "tunnels": [{"id": "b", "state": "connecting"}]})
+    assert main(["status", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["tunnels"][0]["id"] for answer in answers] == ["a", "b"]
+    assert main(["status", "--check"]) == 1
+    assert main(["status", "--check", "-c", str(host / "dtun.yaml")]) == 0
+    capsys.readouterr()
+
+
+def test_the_default_configuration_has_to_run_if_a_check_is_asked_for(
+    serve: Serve, host: Path, capsys: Capture
+) -> None:
+    serve(host / "lab.sock", {"role": "client", "tunnels": [{"id": "b", "state": "connected"}]})
+    assert main(["status"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["status", "--check"]) == 69
+    told = capsys.readouterr()
+    assert "connected" in told.out
+    assert f"nothing listens at {host}/dtun0.sock" in told.err
+
+
+def test_one_that_does_not_answer_does_not_hide_the_others(serve: Serve, host: Path, capsys: Capture) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(host / "dtun0.sock"))
+    serve(host / "lab.sock", {"role": "client", "tunnels": [{"id": "b", "state": "connected"}]})
+    assert main(["status"]) == 69
+    told = capsys.readouterr()
+    assert "  id     b" in told.out
+    assert "nothing listens" in told.err
+
+
+def ordinary_user(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run dtun as a user without rights."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can run a command as another user")
+    # The modules are imported before: they may be in a directory that the user cannot read.
+    program = (
+        "import os, sys, dtun.cli, dtun.cli.status, dtun.config; os.setgroups([]); os.setgid(65534);"
+        " os.setuid(65534); sys.exit(dtun.cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o755])
+def test_an_ordinary_user_is_told_what_to_do(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as listening:
+        path = Path(name) / "server.sock"
+        listening.bind(str(path))
+        listening.listen()
+        path.chmod(0o660)
+        Path(name).chmod(mode)
+        config = Path(name) / "dtun.yaml"
+        config.touch(0o600)
+        os.environ["RUNTIME_DIRECTORY"] = name
+        try:
+            asked = [ordinary_user("status"), ordinary_user("status", "--socket", str(path))]
+            by_file = ordinary_user("status", "-c", str(config))
+        finally:
+            del os.environ["RUNTIME_DIRECTORY"]
+    for one in asked:
+        assert (one.returncode, one.stdout) == (77, "")
+        assert "ask with sudo, or join the group dtun-admin" in one.stderr
+        assert "no dtun is running" not in one.stderr
+    assert by_file.returncode in {77, 78}
+    assert "cannot be read" in by_file.stderr or "may not read it; ask with sudo" in by_file.stderr
 
 
 def test_check_tells_by_the_exit_code_whether_a_client_is_connected(

@@ -24,6 +24,7 @@ def explained(address: str, found: ActualRoute, routing: Routing = ROUTING) -> s
         [SERVER],
         lambda network: origin.get(str(network), "client.routes"),
         found,
+        (),
     )
     return "\n".join(lines)
 
@@ -80,3 +81,16 @@ AWAY = ServedClient("away", "dtun-away", "away", (ip_network("10.0.9.0/24"),))
 def test_a_server(address: str, device: str, words: str) -> None:
     found = ActualRoute(Route(ip_network("10.0.0.0/16"), device))
     assert words in "\n".join(explain_server(ip_address(address), [HOME, AWAY], found))
+
+
+def test_a_pushed_route_that_the_client_does_not_accept() -> None:
+    pushed = [ip_network("10.9.0.0/16")]
+    routing = Routing("dtun0", ())
+    lines = explain_client(ip_address("10.9.8.7"), routing, [SERVER], str, OUT, pushed)
+    assert lines[-1] == (
+        "  why:   the server pushes 10.9.0.0/16, but accept_routes does not accept it, so the host's own routes apply"
+    )
+    unknown = explain_client(ip_address("10.9.8.7"), routing, [SERVER], str, OUT, None)
+    assert unknown[-1].endswith(
+        "own routes apply; what the server pushes is known only while dtun is connected"
+    )

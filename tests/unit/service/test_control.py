@@ -17,6 +17,7 @@ from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
 from dtun.service import control
 from dtun.service.control import (
     GROUP,
+    MAX_BUSY,
     MAX_CONNECTIONS,
     MAX_REQUEST_BYTES,
     Answer,
@@ -90,18 +91,47 @@ async def test_who_says_nothing_is_not_waited_for(path: Path) -> None:
     assert await exchange(path, b"") == b""
 
 
-async def test_the_silent_hold_a_bounded_number_of_places(tmp_path: Path) -> None:
+async def test_the_silent_keep_nobody_out(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     server = ControlServer(path, telling(STATUS), timeout=60)
     await server.start()
     silent = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS)]
-    assert await asyncio.wait_for(exchange(path, b""), 5) in {b"", b"reset"}, "one too many is not waited for"
+    assert await asyncio.to_thread(ask, path) == STATUS
+    assert await asyncio.wait_for(silent[0][0].read(), 5) == b"", "the oldest of them has gone instead"
     await asyncio.wait_for(server.stop(), 5)
     await server.stop()
     assert not path.is_socket()
     for reader, writer in silent:
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
+
+
+async def test_the_user_with_the_most_silent_connections_loses_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = iter([1, *[2] * MAX_CONNECTIONS])
+    monkeypatch.setattr(control, "_user", lambda _: next(users))
+    path = tmp_path / "a.sock"
+    server = ControlServer(path, telling(STATUS), timeout=60)
+    await server.start()
+    first, *others = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS + 1)]
+    assert await asyncio.wait_for(others[0][0].read(), 5) == b""
+    first[1].write(b'{"command": "status"}\n')
+    assert json.loads(await asyncio.wait_for(first[0].read(), 5)) == STATUS
+    await server.stop()
+    for _, writer in (first, *others):
+        writer.close()
+
+
+async def test_while_all_places_are_busy_the_next_one_is_told_so(doing: tuple[Path, "Doing"]) -> None:
+    path, commands = doing
+    busy = [asyncio.create_task(exchange(path, b'{"command": "obey"}\n')) for _ in range(MAX_BUSY)]
+    await until(lambda: len(commands.asked) == MAX_BUSY)
+    with pytest.raises(DtunError, match="too many commands") as told:
+        await asyncio.to_thread(ask, path)
+    assert told.value.exit_code == UnavailableError.exit_code
+    commands.gate.set()
+    assert {json.loads(answer)["lines"][0] for answer in await asyncio.gather(*busy)} == {"done"}
 
 
 async def test_the_silent_hold_their_place_for_a_bounded_time(path: Path) -> None:
@@ -184,10 +214,35 @@ def test_who_asks_and_gets_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (b"[]\n", "cannot understand the answer"),
         (b"", "does not answer"),
         (b"\xff\n", "does not answer"),
+        (b"[" * 100_000 + b"\n", "does not answer"),
+        (b"9" * 5000 + b"\n", "does not answer"),
+        (b'{"error": "no\\u001b[2J", "exit_code": 69}\n', r"no\?\[2J"),
     ]:
         monkeypatch.setattr(control, "_exchange", lambda *_, answer=answer: answer)
         with pytest.raises(DtunError, match=said):
             ask(path)
+
+
+async def test_an_answer_that_drips_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    gone = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        gone.set()
+
+    async with await asyncio.start_unix_server(drip, str(path)):
+        asking = asyncio.to_thread(ask, path, timeout=0.2)
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await asyncio.wait_for(asking, 5)
+        await asyncio.wait_for(gone.wait(), 5)
 
 
 class Doing:
