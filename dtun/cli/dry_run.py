@@ -11,7 +11,6 @@ from ipaddress import IPv4Address, IPv6Address
 
 from dtun.client.routing import routing_of
 from dtun.client.tunnel import Tunnel
-from dtun.client.underlay import host_of
 from dtun.config import ANY_ID, ClientConfig, Hook, ServerConfig
 from dtun.network.plan import Routing
 from dtun.network.state import Address, Network, NetworkState, PointToPoint, Route
@@ -20,6 +19,7 @@ from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.protocol.messages import Welcome
 from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError
+from dtun.session.udp import host_of
 
 ASSUMED_MTU = 1400
 """Bytes. A session finds out the real one."""

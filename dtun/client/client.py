@@ -15,7 +15,7 @@ import errno
 import socket
 
 from dtun.client.dialer import Dialer
-from dtun.client.log import ClientLog
+from dtun.client.log import FAILURE_INTERVAL, ClientLog
 from dtun.client.reload import ClientReload, compare
 from dtun.client.resume import ResumableSession, notes, take_session
 from dtun.client.states import ClientEvent, ClientState, StateMachine
@@ -25,7 +25,7 @@ from dtun.errors import ConfigError, DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.saved_session import SavedSession
 from dtun.network.plan import FORWARDING
-from dtun.pacing import Backoff
+from dtun.pacing import Backoff, RateLimiter
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Renew, Welcome
 from dtun.protocol.record import is_hello_request
@@ -49,7 +49,14 @@ GO_LIVENESS_CHECK = 5.0
 
 # ICMP errors, which anybody could have sent, and a path that the host itself does not have at the moment.
 _HINTS = frozenset(
-    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN}
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EADDRNOTAVAIL,
+        errno.ENETDOWN,
+        errno.ELOOP,
+    }
 )
 
 
@@ -72,6 +79,7 @@ class Client:
         self._kernel = kernel
         self._loop = loop
         self._log = ClientLog(config)
+        self._loop_log = ClientLog(config, RateLimiter(burst=1, per_seconds=FAILURE_INTERVAL))
         self._tunnel = Tunnel(config, kernel, run_hook, loop, self._fdstore)
         self._dialer = Dialer(
             config,
@@ -268,7 +276,10 @@ class Client:
     def _on_path(self, link: Link, number: int) -> None:
         if link is not self._link:
             self._dialer.on_path(link, number)
-        elif number in _HINTS:
+            return
+        if number == errno.ELOOP:
+            self._loop_log.warning("%s", self._tunnel.loop_warning, reason="routing loop", peer=link.endpoint)
+        if number in _HINTS:
             self._handle(ClientEvent.HINT)
 
     async def _serve(self, link: Link, welcome: Welcome, saved: SavedSession | None = None) -> None:

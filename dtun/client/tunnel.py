@@ -8,11 +8,11 @@ import logging
 from collections.abc import Mapping
 
 from dtun.client.routing import dns_of, routing_of, settings_of
-from dtun.client.underlay import Underlay, host_of
+from dtun.client.underlay import Underlay
 from dtun.config import ClientConfig
 from dtun.dataplane.device import Counters
 from dtun.dataplane.offload import device_for
-from dtun.dataplane.pump import Pump
+from dtun.dataplane.pump import LOOP, Pump
 from dtun.errors import DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
@@ -25,7 +25,7 @@ from dtun.session.hooks import RunHook, TunnelHooks
 from dtun.session.link import Link
 from dtun.session.stall import DataPlane, plane
 from dtun.session.status import offloads_in_use
-from dtun.session.udp import SockAddr
+from dtun.session.udp import SockAddr, host_of
 
 log = logging.getLogger("dtun.client")
 
@@ -66,6 +66,7 @@ class Tunnel:
         self._pump: Pump | None = None
         self._latest: Link | None = None
         self._hop: NextHop | None = None
+        self._loops_before = 0
 
     async def open(self, resumed: Welcome | None = None, peer: SockAddr | None = None) -> None:
         """Create the device and the kill switch.
@@ -122,7 +123,17 @@ class Tunnel:
     def warnings(self) -> list[str]:
         """What does not work, for the status."""
         rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
-        return ([self._hooks.error] if self._hooks.error else []) + rejected
+        looped = [self.loop_warning] if self.counters.drops[LOOP] > self._loops_before else []
+        return ([self._hooks.error] if self._hooks.error else []) + looped + rejected
+
+    @property
+    def loop_warning(self) -> str:
+        """For a host that routes the tunnel's own packets into the tunnel, which drops them then."""
+        server = host_of(self._latest.peer) if self._latest is not None else "its server"
+        return (
+            f"this host routes packets to {server} into {self.device}, so the tunnel cannot reach its server:"
+            f" a route or a rule of another program does it, see `ip route get {server}` and `ip rule`"
+        )
 
     def data_plane(self, link: Link | None) -> DataPlane | None:
         """The data plane of this session; None while it is not attached."""
@@ -159,6 +170,7 @@ class Tunnel:
         self._tun.enable_offloads(self._tun.offloads.intersection(welcome.features))
         link.attach(self._pump)
         self.mtu, self.welcome, self._latest = mtu, welcome, link
+        self._loops_before = self.counters.drops[LOOP]
         return True
 
     async def configure(self, welcome: Welcome, mtu: int) -> None:

@@ -1,12 +1,10 @@
 """The host's own network, outside the tunnel: its routes to the servers, default gateways, local networks."""
 
 from dataclasses import replace
-from ipaddress import ip_address
 
 from dtun.network.plan import Hop, Routing, UnderlayRoutes, needs_host_route
-from dtun.network.state import Address
 from dtun.platform.interface import Kernel, NextHop
-from dtun.session.udp import SockAddr
+from dtun.session.udp import SockAddr, host_of
 
 
 class Underlay:
@@ -43,14 +41,14 @@ class Underlay:
         """
         address = host_of(server)
         hop = await self._kernel.next_hop(address)
-        if hop is None:
-            return not needs_host_route(routing, address)
+        # Without a hop, too: later routes into the tunnel must not take the server with them.
+        known = _hop(hop) if hop is not None else self.routes.servers.get(address)
         self.routes = replace(
             self.routes,
-            servers={**self.routes.servers, address: _hop(hop)},
+            servers={**self.routes.servers, address: known},
             ports=self.routes.ports | {(address, server[1])},
         )
-        return True
+        return hop is not None or not needs_host_route(routing, address)
 
     def remove_other_servers(self, server: SockAddr) -> None:
         """Keep only this server: the others no longer need a route outside the tunnel."""
@@ -60,11 +58,6 @@ class Underlay:
             servers={other: hop for other, hop in self.routes.servers.items() if other == address},
             ports=frozenset((other, port) for other, port in self.routes.ports if other == address),
         )
-
-
-def host_of(server: SockAddr) -> Address:
-    """The IP address, without port and zone."""
-    return ip_address(str(server[0]).partition("%")[0])
 
 
 def _hop(hop: NextHop) -> Hop:

@@ -7,6 +7,9 @@ After a pause a packet is most likely a single packet. It takes the short path, 
 not look for more packets. On a processor that has slept, each step of Python takes half a microsecond and each call
 two, and one round trip wakes up four processes.
 
+A datagram of the session itself that comes back from TUN, because the host routes the peer's address into the tunnel,
+is dropped: sealed again it would go round for ever.
+
 When the UDP socket is full, the sealed records wait here, and TUN is not read until the socket has room again: further
 packets wait, and may be dropped, in the kernel's queue of the TUN device.
 """
@@ -19,6 +22,7 @@ from functools import partial
 
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.device import Accepts, Counters, Device
+from dtun.protocol.segments import HEADER_SIZE
 
 FRAMES = 128
 """Frames read from TUN before they are sealed and sent: three full sends, about 0.3 ms of work."""
@@ -32,8 +36,15 @@ MAX_SINGLES = 8
 RECEIVES = 4
 """Receives on one socket in one turn, each of up to 64 datagrams, so that a busy peer delays others only briefly."""
 
+# Where the destination and the ports of UDP are in a packet without options (RFC 791, 3.1; RFC 8200, 3; RFC 768), by
+# the length of an address.
+_FLOW_AT = {4: slice(16, 24), 16: slice(24, 44)}
+
 DEVICE_REST = 1.0
 """Seconds without reading after a read error of the device: the kernel reports such a device as always readable."""
+
+LOOP = "routing loop"
+"""Counts the session's own datagrams that the host has routed into the device."""
 
 _PATH_ERRORS = frozenset(
     {
@@ -55,7 +66,8 @@ class Port:
     `seal` makes one record of one frame; it is None if a frame may need several records, which `seal_batch` makes.
     `seal_with` changes both. `open_next`, `open` and `open_batch`: see `Records`. `on_control` gets plaintexts that are
     not packets, `on_nothing` datagrams without a plaintext (an alert, a handshake, a forgery), `on_error` an errno that
-    concerns the path. `singles` is the pump's: how many datagrams in a row came on the short path.
+    concerns the path; ELOOP if the host routes the peer's address into the device. `flow`: see `set_flow`. `singles` is
+    the pump's: how many datagrams in a row came on the short path.
     """
 
     datagrams: Datagrams
@@ -67,6 +79,8 @@ class Port:
     on_control: Callable[[bytes], None]
     on_nothing: Callable[[bytes], None]
     on_error: Callable[[int], None]
+    flow: bytes | None = field(init=False, default=None)
+    flow_at: slice = field(init=False, default_factory=lambda: _FLOW_AT[4])
     singles: int = field(init=False, default=0)
     send: Callable[[bytes], int] = field(init=False)
     receive: Callable[[int], bytes] = field(init=False)
@@ -75,6 +89,19 @@ class Port:
     def __post_init__(self) -> None:
         self.send = self.datagrams.socket.send
         self.receive = self.datagrams.socket.recv
+
+    def set_flow(self, peer: bytes, source_port: int, destination_port: int) -> None:
+        """How the session's own datagrams look: the peer's address (4 or 16 bytes), and the ports."""
+        self.flow = peer + source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big")
+        self.flow_at = _FLOW_AT[len(peer)]
+
+    def is_own(self, frames: Sequence[bytes]) -> bool:
+        """Whether the frames of one read are datagrams of this session itself."""
+        if not frames or self.flow is None:
+            return False
+        frame, at = frames[0], self.flow_at
+        start = 0 if frame[0] & 0xD0 == 0x40 else HEADER_SIZE
+        return frame[start + at.start : start + at.stop] == self.flow
 
     def seal_with(
         self, seal: Callable[[bytes], bytes] | None, seal_batch: Callable[[Sequence[bytes]], list[bytes]]
@@ -197,10 +224,8 @@ class Pump:
             except OSError as error:
                 self._unreadable(error)
                 return
-            if not frame:
-                if frame is None:
-                    return
-                frame = self._read_odd()
+            if not frame or frame[port.flow_at] == port.flow:
+                frame = self._read_odd(port, frame)
                 if frame is None:
                     return
             seal = port.seal
@@ -222,14 +247,23 @@ class Pump:
         if not port.datagrams.retry((record,), error, port.refused):
             self._wait_for_room(port, (record,))
 
-    def _read_odd(self) -> bytes | None:
-        """The frame that `read_one` left for `read`, if it is one; several are sent here and start a stream."""
+    def _read_odd(self, port: Port, came: bytes | None) -> bytes | None:
+        """The frame that `read_one` left for `read`, if it is one; several are sent here and start a stream.
+
+        `came` is what `read_one` gave: nothing, b"", or a datagram of the session itself.
+        """
+        if came or came is None:
+            if came:
+                self._looped(port, 1)
+            return None
         try:
             frames = self._device.read()
         except OSError as error:
             self._unreadable(error)
             return None
-        if not frames:
+        if not frames or port.is_own(frames):
+            if frames:
+                self._looped(port, len(frames))
             return None
         if len(frames) == 1:
             return frames[0]
@@ -239,12 +273,15 @@ class Pump:
 
     def _read_batch(self) -> None:
         frames: list[bytes] = []
-        read = self._device.read
+        read, port = self._device.read, self._port
         try:
             for _ in range(READS):
                 more = read()
                 if more is None:
                     break
+                if port is not None and port.is_own(more):
+                    self._looped(port, len(more))
+                    continue
                 frames += more
                 if len(frames) >= FRAMES:
                     break
@@ -267,6 +304,10 @@ class Pump:
         sent = port.datagrams.send(records, port.refused)
         if sent != len(records):
             self._wait_for_room(port, records[sent:])
+
+    def _looped(self, port: Port, count: int) -> None:
+        self._counters.drops[LOOP] += count
+        self._loop.call_soon(port.on_error, errno.ELOOP)
 
     def _unreadable(self, error: OSError) -> None:
         # EIO: another program has set the device down. EBADFD: the device is gone.

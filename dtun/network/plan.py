@@ -5,10 +5,12 @@
       0.0.0.0/1, 128.0.0.0/1     dev TUN                 our table
       bypassed networks          via the host's gateway    0.0.0.0/0            dev TUN
       the server                 via its present gateway   bypassed, local      throw: to the main table
+      the server                 unreachable
       0.0.0.0/1, 128.0.0.0/1     unreachable               0.0.0.0/0            unreachable
 
-The unreachable routes, with the worst metric, are the kill switch; they also block IPv6 when the tunnel has none. When
-the process is killed, they stay in the kernel, and the routes through TUN are removed with the device.
+The unreachable routes have the worst metric. The server's keeps the tunnel's own packets out of the tunnel when the
+route to the server goes with its link. The others are the kill switch; they also block IPv6 when the tunnel has none.
+When the process is killed, they stay in the kernel, and the routes through TUN are removed with the device.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,10 +112,10 @@ class Hop:
 class UnderlayRoutes:
     """The underlay: next hops to the servers, default gateways by IP version, and the host's own networks.
 
-    `ports` are the servers' UDP ports.
+    A server that the host has had no route to has no next hop. `ports` are the servers' UDP ports.
     """
 
-    servers: Mapping[Address, Hop] = field(default_factory=dict)
+    servers: Mapping[Address, Hop | None] = field(default_factory=dict)
     ports: frozenset[tuple[Address, int]] = frozenset()
     gateways: Mapping[Version, Hop] = field(default_factory=dict)
     local: tuple[Network, ...] = ()
@@ -199,8 +201,11 @@ def _main_routes(
             for network in split_default([EVERYTHING[version]]):
                 yield Route(network, metric=BLOCK_METRIC, kind="unreachable")
     for server, hop in underlay.servers.items():
-        if needs_host_route(routing, server):
+        if not needs_host_route(routing, server):
+            continue
+        if hop is not None:
             yield Route(ip_network(server), hop.device, hop.gateway)
+        yield Route(ip_network(server), metric=BLOCK_METRIC, kind="unreachable")
 
 
 def _around_and_inside(

@@ -139,6 +139,7 @@ class Link:
             on_nothing=self._receive_other,
             on_error=self._path_error,
         )
+        self._set_flow(self._port)
         self._choose_sealing()
         pump.attach(self._port)
         pump.deliver(self.session.take_early_packets())
@@ -151,6 +152,8 @@ class Link:
         """
         self._socket.connect(peer)
         self.peer = peer
+        if self._port is not None:
+            self._set_flow(self._port)
         if self.session.path is not None:
             self.session.path.restart(self._path.ask_kernel(), self._loop.time())
             self.flush()
@@ -214,6 +217,9 @@ class Link:
         elif self.session.association.records.closed:
             self.session.check_closed(self._loop.time())
             self.flush()
+
+    def _set_flow(self, port: Port) -> None:
+        port.set_flow(udp.host_of(self.peer).packed, self.local_port, self.peer[1])
 
     def _path_error(self, number: int) -> None:
         if self.ended():

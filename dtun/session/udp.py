@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct
 from typing import Any
 
@@ -254,6 +254,11 @@ def show(address: SockAddr) -> str:
     """An address for people: 192.0.2.1:443 or [2001:db8::1]:443."""
     host, port = address[0], address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(address: SockAddr) -> IPv4Address | IPv6Address:
+    """The IP address, without port and zone."""
+    return ip_address(str(address[0]).partition("%")[0])
 
 
 def enlarge_buffers(sock: socket.socket) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dtun.dataplane import pump as pump_module
 from dtun.dataplane.datagrams import Datagrams
 from dtun.dataplane.device import Counters, PlainDevice
-from dtun.dataplane.pump import MAX_SINGLES, READS, RECEIVES, Port, Pump
+from dtun.dataplane.pump import LOOP, MAX_SINGLES, READS, RECEIVES, Port, Pump
 
 
 def packet(number: int) -> bytes:
@@ -701,3 +701,46 @@ async def test_a_closed_pump_touches_nothing_any_more(
     await turns()
     assert waiting_at(session.peer) == waiting_at(tunnel.host) == []
     assert tunnel.counters.tx_packets == tunnel.counters.rx_packets == 0
+
+
+PEERS = {
+    "ipv4": (bytes([198, 51, 100, 7]), b"\x45" + bytes(15)),
+    "ipv6": (bytes([0x20, 1, 13, 184]) + bytes(11) + b"\7", b"\x60" + bytes(23)),
+}
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["single", "stream"])
+@pytest.mark.parametrize("version", PEERS)
+async def test_a_datagram_of_the_sessions_own_is_not_sealed_again(
+    tunnel: Tunnel, make_session: Callable[[], Session], version: str, started: bool
+) -> None:
+    """The host routes the server into the tunnel: that would go round for ever."""
+    session = make_session()
+    peer, header = PEERS[version]
+    session.port.set_flow(peer, 40000, 443)
+    tunnel.pump.attach(session.port)
+    if started:
+        await tunnel.send_singles(session)
+    ports = (40000).to_bytes(2) + (443).to_bytes(2)
+    tunnel.host.send(header + peer + ports + b"length, checksum and a record")
+    others = [header + peer + b"\0\1" + ports[2:] + bytes(8), packet(1)]
+    for other in others:
+        tunnel.host.send(other)
+    assert await received(session.peer, 2) == seal_all(others)
+    assert tunnel.counters.drops == {LOOP: 1}
+    assert session.errors == [errno.ELOOP]
+
+
+def test_the_sessions_own_super_packets_are_known_by_their_first_frame(
+    make_session: Callable[[], Session],
+) -> None:
+    session = make_session()
+    peer, header = PEERS["ipv4"]
+    own = header + peer + (40000).to_bytes(2) + (443).to_bytes(2) + bytes(8)
+    assert not session.port.is_own((own,)), "not told yet"
+    session.port.set_flow(peer, 40000, 443)
+    assert session.port.is_own((own,))
+    assert session.port.is_own((b"\4\0\x14\6" + own,))
+    assert session.port.is_own((b"\3\0\5\0" + own, b"\3\x81\5\0" + own))
+    assert not session.port.is_own(())
+    assert not session.port.is_own((packet(1),))

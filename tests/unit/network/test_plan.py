@@ -104,6 +104,14 @@ class TestConnected:
         assert goes(state, "8.8.8.8") == goes(state, "203.0.113.1") == TUN
         assert goes(state, SERVER) == goes(state, "192.168.1.77") == UPLINK
 
+    def test_the_server_never_goes_through_the_tunnel(self, policy: Policy | None) -> None:
+        """When the link of the route to it goes down, or before the host has had a route to it."""
+        for outside in (OUTSIDE, replace(OUTSIDE, servers={SERVER: None})):
+            state = plan_client(Routing(TUN, (ALL4,), policy=policy), WITHOUT6, outside)
+            left = replace(state, routes=frozenset(route for route in state.routes if route.device != UPLINK))
+            assert goes(left, "8.8.8.8") == TUN
+            assert goes(left, SERVER, POLICY.mark) == (UPLINK if policy else "unreachable")
+
     def test_the_default_route_itself_stays(self, policy: Policy | None) -> None:
         state = plan_client(Routing(TUN, (ALL4, ALL6), policy=policy), WITH6, OUTSIDE)
         assert not any(
@@ -209,7 +217,7 @@ class TestFewestRoutes:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
         routes = plan_client(routing, WITHOUT6, OUTSIDE).routes
         assert Route(ip_network("203.0.113.1/32"), UPLINK, GATEWAY) in routes
-        assert len([route for route in routes if route.destination.version == 4]) == 4
+        assert len([route for route in routes if route.destination.version == 4 and route.device]) == 4
 
     def test_what_is_not_in_the_tunnel_needs_no_route_around_it(self) -> None:
         routing = Routing(TUN, nets("10.0.0.0/8"), nets("203.0.113.0/24"))
