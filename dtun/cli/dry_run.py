@@ -7,7 +7,7 @@ import asyncio
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from dtun.client.routing import routing_of
 from dtun.client.tunnel import Tunnel
@@ -127,6 +127,11 @@ async def of_server(config: ServerConfig, host: ReadOnlyKernel) -> ServerDryRun:
 def is_assumed(pair: PointToPoint) -> bool:
     """Whether these addresses stand for those that the server will assign."""
     return pair.local in (ASSUMED.address, ASSUMED.address6)
+
+
+def is_assumed_route(route: Route) -> bool:
+    """Whether this route leads to an address that stands for one that the server will assign."""
+    return route.destination == ip_network(ASSUMED.address)
 
 
 def _assumed(config: ClientConfig) -> Welcome:

@@ -17,7 +17,7 @@ from dtun.network import conflicts, explain as words
 from dtun.network.conflicts import ExistingNetwork, RoutedNetwork
 from dtun.network.difference import difference
 from dtun.network.explain import ServedClient
-from dtun.network.state import Address, NetDevice, Network, NetworkState, PointToPoint
+from dtun.network.state import Address, NetDevice, Network, NetworkState, PointToPoint, Route
 from dtun.platform import read_only_kernel
 from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.server.identities import device_name
@@ -141,6 +141,8 @@ def _print_changes(desired: NetworkState, existing: NetworkState) -> None:
         match change.what:
             case PointToPoint() as pair if dry_run.is_assumed(pair):
                 say(f"  {change.action} address (from the server{_family(pair)}) dev {pair.device}")
+            case Route() as route if dry_run.is_assumed_route(route):
+                say(f"  {change.action} route (own address) via {route.gateway} dev {route.device}")
             case NetDevice() as link if link.mtu == dry_run.ASSUMED_MTU:
                 say(f"  {change.action} link {link.name} mtu (of the path)")
             case _:

@@ -26,7 +26,7 @@ from dtun.platform.darwin import syscalls
 UP, LOOPBACK, POINTOPOINT, RUNNING = 0x1, 0x8, 0x10, 0x40
 RTF_UP, RTF_GATEWAY, RTF_HOST, RTF_REJECT, RTF_STATIC = 0x1, 0x2, 0x4, 0x8, 0x800
 RTF_CLONED, RTF_SCOPED = 0x20000, 0x1000000
-RTF_PRCLONING, RTF_GLOBAL = 0x10000, 0x40000000
+RTF_PRCLONING, RTF_LOCAL, RTF_GLOBAL = 0x10000, 0x200000, 0x40000000
 RTF_EXPIRES = 0x40000
 """RTPRF_OURS, which is RTF_PROTO3: a cached route that nobody uses at present, and that may be deleted (in_rmx.c)."""
 OURS = 0x8000
@@ -131,6 +131,8 @@ class FakeKernel:
         self.asleep = 0.0
         self.requests: list[bytes] = []
         self.refuses: dict[Network, int] = {}
+        self.unreadable = 0
+        """The error of each sysctl(3), if it is not 0."""
         for index, name, flags in ((1, "lo0", LOOPBACK), (4, "en0", RUNNING), (5, "en1", RUNNING)):
             self.interfaces[index] = Interface(name, index, flags | UP)
         self.interfaces[1].mtu = 16384
@@ -277,6 +279,7 @@ class FakeKernel:
             self._tell(DELETE, entry, 0)
         for local, peer in gone.pairs:
             self._tell_address(0xD, gone, local, peer)
+            self._remove_loopback_route(local)
         del self.interfaces[gone.index]
 
     # Interface ioctls
@@ -322,6 +325,13 @@ class FakeKernel:
             flags, lifetime, preferred = struct.unpack_from("=i16xII", argument, 100)
             require(flags == 0x20 and lifetime == preferred == 0xFFFFFFFF and interface.mtu >= 1280)
         old = [pair for pair in interface.pairs if pair[0].ip == local]
+        if local.version == 6:
+            if old:
+                return  # in6_update_ifa changes the lifetimes only: the peer stays
+            # IPv4 has no such route on a point-to-point interface.
+            self.routes.append(
+                Entry(ip_network(local), 1, None, RTF_UP | RTF_HOST | RTF_LOCAL | RTF_STATIC, local)
+            )
         for _, old_peer in old:
             self._remove_host_route(interface, old_peer, process)
         interface.pairs = [pair for pair in interface.pairs if pair not in old]
@@ -335,9 +345,17 @@ class FakeKernel:
         gone = [pair for pair in interface.pairs if pair[0].ip == local]
         require(bool(gone), 49)
         interface.pairs = [pair for pair in interface.pairs if pair not in gone]
-        for _, peer in gone:
+        for pair, peer in gone:
             self._remove_host_route(interface, peer, process)
+            self._remove_loopback_route(pair)
             self._tell_address(0xD, interface, ip_interface(local), peer)
+
+    def _remove_loopback_route(self, local: Any) -> None:
+        self.routes = [
+            one
+            for one in self.routes
+            if not (one.flags & RTF_LOCAL and one.destination.network_address == local.ip)
+        ]
 
     def _remove_host_route(self, interface: Interface, peer: Address | None, process: int) -> None:
         entry = self.entry(str(peer)) if peer else None
@@ -535,6 +553,8 @@ class FakeLibrary:
         assert count == len(path) == 6
         assert new is None
         assert new_size.value == 0
+        if self._kernel.unreadable:
+            return _fail(self._kernel.unreadable)
         if list(path[:3]) == [4, 17, 0] and path[4:] == [1, 0]:
             data = self._kernel.dump(path[3])
         elif list(path) == [4, 17, 0, 0, 3, 0]:

@@ -139,7 +139,7 @@ async def test_a_start_does_what_the_plan_says(
 async def test_a_plan_uses_the_next_free_device(mac: FakeKernel, tmp_path: Path) -> None:
     mac.add_utun("utun0")
     found = await dry_run.of_client(client(tmp_path, routes=["10.9.0.0/16"]), DarwinReadOnlyKernel())
-    assert {route.device for route in found.after.routes} == {"utun1"}
+    assert {link.name for link in found.after.devices} == {"utun1"}
     named = await dry_run.of_client(client(tmp_path, tun="utun7"), DarwinReadOnlyKernel())
     assert {link.name for link in named.after.devices} == {"utun7"}
     assert "utun7" not in {one.name for one in mac.interfaces.values()}
@@ -186,6 +186,7 @@ def test_the_output_of_plan_for_a_client(tmp_path: Path) -> None:
         "  add link utun0 mtu (of the path)",
         "  add address (from the server) dev utun0",
         "  add address (from the server, if it has IPv6) dev utun0",
+        "  add route (own address) via 127.0.0.1 dev lo0",
         "  add route 0.0.0.0/2 dev utun0",
         "  add route 64.0.0.0/2 dev utun0",
         "  add route 128.0.0.0/2 dev utun0",
@@ -236,6 +237,7 @@ def test_the_output_of_plan_for_a_server(tmp_path: Path) -> None:
         "  add sysctl net.ipv4.ip_forward=1",
         "  add link utun0 mtu (of the path)",
         "  add address 10.86.0.1 peer 10.86.0.2 dev utun0",
+        "  add route 10.86.0.1/32 via 127.0.0.1 dev lo0",
         "When home connects, as far as it asks for them:",
         "  add route 10.0.0.0/16 dev utun0",
         f"note: filter forward utun0 tcp maxseg for mtu 1400: {NO_CLAMP}",

@@ -114,11 +114,13 @@ async def test_the_kill_switch_outlives_the_process(
     await _kill(mac, kernel)
     assert mac.way("1.1.1.1") == mac.way("129.0.0.1") == mac.way("2606:4700::1") == "refused"
 
-    # The successor takes the kill switch over without changing a single route.
+    # The successor takes the kill switch over without changing a single route of it.
     mac.requests.clear()
     successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
     await successor.open()
     await _refused(successor, plan_client(routing, None, HOME))
+    own_address = mac.requests.pop()
+    assert (own_address[3], own_address[96:100]) == (2, PAIR[0].packed), "the tunnel has no address now"
     assert mac.requests == []
     await successor.close()
     assert mac.way("1.1.1.1") == OUTSIDE
@@ -178,6 +180,47 @@ async def test_another_peer_for_the_same_address(mac: FakeKernel, kernel: Darwin
     assert mac.pairs(tun.name) == {("10.86.0.2", "10.86.0.8")}
     assert (mac.way("10.86.0.8"), mac.way("10.86.0.1")) == (tun.name, OUTSIDE)
     tun.close()
+
+
+async def test_another_peer_for_the_same_ipv6_address(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    tun = kernel.create_tun("dtun0")
+    inside = routes(Route(ip_network("fd10::/16"), tun.name))
+    await kernel.apply(one_pair(tun.name, "fd00:86::2", "fd00:86::1") | inside)
+    await kernel.apply(one_pair(tun.name, "fd00:86::2", "fd00:86::8") | inside)
+    assert mac.pairs(tun.name) == {("fd00:86::2", "fd00:86::8")}
+    assert (mac.way("fd00:86::8"), mac.way("fd00:86::1")) == (tun.name, OUTSIDE6)
+    assert mac.way("fd10::1") == tun.name
+    tun.close()
+
+
+async def test_the_own_address_is_on_loopback(mac: FakeKernel, kernel: DarwinKernel, tmp_path: Path) -> None:
+    tun = kernel.create_tun("dtun0")
+    await kernel.apply(plan_client(Routing(tun.name, ALL), tunnel(PAIR, PAIR6), HOME))
+    assert mac.way("10.86.0.2") == "lo0 127.0.0.1"
+    assert mac.way("fd00:86::2") == "lo0", "the kernel's own route"
+    # With another address it moves.
+    moved = (ip_address("10.86.0.9"), PAIR[1])
+    await kernel.apply(plan_client(Routing(tun.name, ALL), tunnel(moved), HOME))
+    assert (mac.way("10.86.0.9"), mac.way("10.86.0.2")) == ("lo0 127.0.0.1", tun.name)
+    # It outlives the process, so the next one takes it over.
+    await _kill(mac, kernel)
+    assert mac.way("10.86.0.9") == "lo0 127.0.0.1"
+    successor = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
+    await successor.open()
+    await successor.close()
+    _assert_clean(mac)
+
+
+async def test_two_clients_share_the_servers_address(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    one, two = kernel.create_tun("dtun-one"), kernel.create_tun("dtun-two")
+    first, second = one_pair(one.name, "10.86.0.1", "10.86.0.2"), one_pair(two.name, "10.86.0.1", "10.86.0.3")
+    await kernel.apply(first | second)
+    one.close()
+    await kernel.apply(second)
+    assert mac.way("10.86.0.1") == "lo0 127.0.0.1"
+    two.close()
+    await kernel.apply(NetworkState())
+    assert mac.way("10.86.0.1") == OUTSIDE
 
 
 async def test_the_gateway_changes(mac: FakeKernel, kernel: DarwinKernel) -> None:
@@ -459,6 +502,48 @@ async def test_the_name_of_the_device(kernel: DarwinKernel) -> None:
     seven.close()
     seven.close()
     free.close()
+
+
+async def test_a_kernel_that_cannot_be_read(mac: FakeKernel, kernel: DarwinKernel) -> None:
+    wanted = routes(Route(ip_network("198.51.100.0/24"), "en0", ip_address("192.168.1.1")))
+    await kernel.apply(wanted)
+    mac.unreadable = 55
+    for refused in (
+        kernel.apply(NetworkState()),
+        kernel.next_hop(SERVER),
+        kernel.default_hop(4),
+        kernel.local_networks(),
+    ):
+        with pytest.raises(
+            UnavailableError, match="cannot read the kernel's routes: no buffer space available"
+        ):
+            await refused
+    # The reason of a refusal is read, too.
+    mac.add("10.9.0.0/16", "en0", "192.168.1.7")
+    mac.refuses[ip_network("198.18.0.0/15")] = 17
+    with pytest.raises(UnavailableError, match="cannot read"):
+        await kernel.apply(
+            wanted | routes(Route(ip_network("198.18.0.0/15"), "en0", ip_address("192.168.1.1")))
+        )
+    mac.unreadable = 0
+    await kernel.apply(NetworkState())
+    assert mac.way("198.51.100.1") == OUTSIDE
+
+
+async def test_the_computer_wakes_up_and_cannot_be_read(
+    mac: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dtun.platform.darwin.kernel.SLEEP_INTERVAL", 0.02)
+    kernel = DarwinKernel("demo", tmp_path / "run", tmp_path / "resolver")
+    await kernel.open()
+    woken: list[float] = []
+    kernel.watch(lambda: None, woken.append)
+    mac.unreadable = 55
+    mac.asleep += 3600
+    await eventually(lambda: woken, "the watcher to be called all the same")
+    assert "cannot check the host's network: no buffer space available" in caplog.text
+    mac.unreadable = 0
+    await kernel.close()
 
 
 async def test_only_root_may(mac: FakeKernel, tmp_path: Path) -> None:

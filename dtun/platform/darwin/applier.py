@@ -9,6 +9,7 @@ from dtun.network.difference import Change
 from dtun.network.state import NetworkState, PointToPoint, Route
 from dtun.platform.darwin import unsupported
 from dtun.platform.darwin.applied import Applied
+from dtun.platform.darwin.loopback import with_own_addresses
 from dtun.platform.darwin.metrics import without_metrics
 from dtun.platform.darwin.operations import Operations
 
@@ -37,7 +38,7 @@ class Applier:
         applied = self._applied
         possible, impossible = unsupported.split(applied.without_closed(desired))
         origins = without_metrics(possible.routes)
-        wanted = replace(possible, routes=frozenset(origins))
+        wanted = replace(possible, routes=with_own_addresses(origins, possible.addresses))
         applied.write_ahead(wanted)
         made, refused = await self._apply(applied.changes_to(wanted))
         devices = {

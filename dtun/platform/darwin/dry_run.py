@@ -8,6 +8,7 @@ from dtun.network.difference import Thing
 from dtun.network.explain import ActualRoute
 from dtun.network.state import Address, NetworkState
 from dtun.platform.darwin import errors, lookup, observed, tun, unsupported
+from dtun.platform.darwin.loopback import with_own_addresses
 from dtun.platform.darwin.metrics import without_metrics
 from dtun.platform.darwin.missing import missing
 from dtun.platform.dry_run import ReadOnlyKernel
@@ -15,7 +16,7 @@ from dtun.platform.interface import LocalNetwork, NextHop
 
 
 class DarwinReadOnlyKernel(ReadOnlyKernel):
-    """`desired` has routes as a start would install them: without metrics (dtun.platform.darwin.metrics)."""
+    """`desired` has routes as a start would install them: see dtun.platform.darwin.metrics and .loopback."""
 
     async def next_hop(self, address: Address) -> NextHop | None:
         with errors.unavailable_if_refused():
@@ -57,4 +58,5 @@ class DarwinReadOnlyKernel(ReadOnlyKernel):
 
     def _possible(self, desired: NetworkState) -> tuple[NetworkState, list[tuple[Thing, str]]]:
         possible, refused = unsupported.split(desired)
-        return replace(possible, routes=frozenset(without_metrics(possible.routes))), refused
+        routes = with_own_addresses(without_metrics(possible.routes), possible.addresses)
+        return replace(possible, routes=routes), refused

@@ -66,7 +66,7 @@ class InterfaceIoctls:
         self._set_flag_up(device.name, up=False)
 
     def add_address(self, pair: PointToPoint) -> None:
-        """Add a pair, or change the peer of an address. The kernel adds the host route to the peer."""
+        """Add a pair; of an IPv4 address, this may also change the peer. The kernel adds the host route to the peer."""
         version = pair.local.version
         syscalls.ioctl(self._sockets[version], _ADD[version], add_address_request(pair))
 

@@ -119,7 +119,8 @@ class DarwinKernel:
         """See `Kernel.apply`. Refuses what macOS does not support (dtun.platform.darwin.unsupported)."""
         async with self._lock:
             self._desired = desired
-            made, refused = await self._applier.apply(desired)
+            with errors.unavailable_if_refused():
+                made, refused = await self._applier.apply(desired)
         if refused:
             raise ChangesRefusedError(refused, made)
         return made
@@ -157,7 +158,7 @@ class DarwinKernel:
             # Not while changes are made: they may add what is missing.
             missing = not self._lock.locked() and self._applied.missing()
         except OSError as error:
-            log.warning("cannot check the host's network: %s", errors.reason(error))
+            _warn_unreadable(error)
             return
         if missing and self._repairer is not None:
             self._applied.mark_stale()
@@ -173,10 +174,10 @@ class DarwinKernel:
         async with self._lock:
             with errors.unavailable_if_refused():
                 missing = self._applied.missing()
-            if self._desired is None or not missing:
-                return RepairResult()
-            self._applied.mark_stale()
-            made, refused = await self._applier.apply(self._desired)
+                if self._desired is None or not missing:
+                    return RepairResult()
+                self._applied.mark_stale()
+                made, refused = await self._applier.apply(self._desired)
             # Other refusals have been reported by `apply`.
             return RepairResult(
                 made, [(change, reason) for change, reason in refused if change.what in missing]
@@ -185,7 +186,10 @@ class DarwinKernel:
     def _woke(self, seconds: float) -> None:
         log.info("the computer has slept for %.0f s", seconds)
         self._applied.mark_stale()
-        self._host_routes = lookup.host_routes(self._applied.devices)
+        try:
+            self._host_routes = lookup.host_routes(self._applied.devices)
+        except OSError as error:
+            _warn_unreadable(error)
         for woke in self._wakers:
             woke(seconds)
 
@@ -197,3 +201,7 @@ class DarwinKernel:
                 watch.close()
         self._repairer = self._monitor = self._sleep = self._operations = None
         self._journal.close(keep=keep_journal)
+
+
+def _warn_unreadable(error: OSError) -> None:
+    log.warning("cannot check the host's network: %s", errors.reason(error))

@@ -70,8 +70,13 @@ class Operations:
         match change.what:
             case NetDevice() as device:
                 (self._interfaces.set_down if removes else self._interfaces.set_up)(device)
+            case PointToPoint() as pair if removes:
+                self._interfaces.remove_address(pair)
             case PointToPoint() as pair:
-                (self._interfaces.remove_address if removes else self._interfaces.add_address)(pair)
+                if pair.local.version == 6 and isinstance(change.previous, PointToPoint):
+                    # SIOCAIFADDR_IN6 would succeed, and keep the previous peer.
+                    self._interfaces.remove_address(change.previous)
+                self._interfaces.add_address(pair)
             case Sysctl() as setting:
                 (self._settings.restore if removes else self._settings.set)(setting)
             case Dns() as dns:
