@@ -252,7 +252,10 @@ def test_the_output_of_explain(tmp_path: Path) -> None:
     assert lines == [
         "1.1.1.1 leaves through en0 via 192.168.1.1, not through the tunnel",
         "  route: 0.0.0.0/0 via 192.168.1.1 dev en0 (not made by dtun)",
-        "  why:   no setting covers it, so the host's own routes apply",
+        (
+            "  why:   no setting covers it, so the host's own routes apply; "
+            "what the server pushes is known only while dtun is connected"
+        ),
     ]
     _, lines, _ = simulated("explain", "-c", path, "10.9.0.1")
     assert lines[-2:] == [
