@@ -46,11 +46,15 @@ class ClientDryRun:
 
 @dataclass(frozen=True, slots=True)
 class ServerDryRun:
-    """The kernel's `state` after the start. `later`: the routes that each client may add, by its id."""
+    """The kernel's `state` after the start. `later`: the routes that each client may add, by its id.
+
+    `conflicts` are reasons why a start is refused.
+    """
 
     state: NetworkState
     later: Mapping[str, tuple[Route, ...]]
     notes: tuple[str, ...]
+    conflicts: tuple[str, ...]
 
 
 async def of_client(
@@ -115,13 +119,15 @@ async def of_server(config: ServerConfig, host: ReadOnlyKernel) -> ServerDryRun:
                 continue
             if not entry.any_private:
                 later[name] = tuple(Route(subnet, identity.tun.name) for subnet in entry.subnets)
+        await identities.reserve_pools()
         await identities.forward()
+        conflicts = await identities.pool_conflicts()
         state = host.desired
         refused = dict.fromkeys(line for one in identities.by_name.values() for line in one.rejections)
     finally:
         for identity in identities.by_name.values():
             identity.close()
-    return ServerDryRun(state, later, (*notes, *refused, *identities.forwarding.warnings))
+    return ServerDryRun(state, later, (*notes, *refused, *identities.forwarding.warnings), tuple(conflicts))
 
 
 def is_assumed(pair: PointToPoint) -> bool:

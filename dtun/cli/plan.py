@@ -117,12 +117,15 @@ async def _plan_server(config: ServerConfig, host: ReadOnlyKernel) -> int:
         if routes:
             say(f"When {name} connects, as far as it asks for them:")
             _print_changes(NetworkState(routes=frozenset(routes)), NetworkState())
-    claims = [RoutedNetwork(config.pool, "the address pool")]
-    if config.pool6 is not None:
-        claims.append(RoutedNetwork(config.pool6, "the IPv6 pool"))
+    claims = []
+    if not found.conflicts:
+        claims.append(RoutedNetwork(config.pool, "the address pool"))
+        if config.pool6 is not None:
+            claims.append(RoutedNetwork(config.pool6, "the IPv6 pool"))
     for name, routes in found.later.items():
         claims += [RoutedNetwork(route.destination, f"behind client {name}") for route in routes]
-    return _print_notes(found.notes, conflicts.server_conflicts(claims, await _neighbours(host)))
+    others = conflicts.server_conflicts(claims, await _neighbours(host))
+    return _print_notes(found.notes, [*found.conflicts, *others])
 
 
 async def _neighbours(host: ReadOnlyKernel) -> list[ExistingNetwork]:

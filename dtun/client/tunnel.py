@@ -16,6 +16,7 @@ from dtun.dataplane.pump import LOOP, Pump
 from dtun.errors import DtunError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
+from dtun.network.conflicts import ExistingNetwork, address_conflicts
 from dtun.network.difference import describe
 from dtun.network.plan import TunnelSettings, device_only, plan_client
 from dtun.platform.desired import DesiredState, Rejection
@@ -60,6 +61,7 @@ class Tunnel:
         self._settings: TunnelSettings | None = None
         self._connected = False
         self._basis: object = None
+        self._conflicts: list[str] = []
         self.session_store = SessionStore(fdstore or NoFdStore(), config.tun)
         self._hooks = TunnelHooks(run_hook, config.hook("up"), config.hook("down"), config.tun)
         self._tun: Tun | None = None
@@ -124,7 +126,7 @@ class Tunnel:
         """What does not work, for the status."""
         rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
         looped = [self.loop_warning] if self.counters.drops[LOOP] > self._loops_before else []
-        return ([self._hooks.error] if self._hooks.error else []) + looped + rejected
+        return ([self._hooks.error] if self._hooks.error else []) + looped + rejected + self._conflicts
 
     @property
     def loop_warning(self) -> str:
@@ -218,6 +220,7 @@ class Tunnel:
     async def refresh(self) -> None:
         """Set the routes outside the tunnel again, after the host's network or the wanted state has changed."""
         await self._underlay.refresh(self._routing)
+        self._warn_of_conflicts()
         await self._apply()
 
     async def reload(self, config: ClientConfig) -> None:
@@ -266,6 +269,15 @@ class Tunnel:
             # It is tried again at each change, but logged once.
             if (thing, reason) not in known:
                 log.warning("cannot add %s: %s", describe(thing), reason)
+
+    def _warn_of_conflicts(self) -> None:
+        pairs = self._settings.pairs if self._settings is not None else ()
+        local = [ExistingNetwork(one.network, one.device, "local") for one in self._underlay.local]
+        own = [address for pair in pairs for address in pair]
+        known, self._conflicts = self._conflicts, address_conflicts(own, local)
+        for conflict in self._conflicts:
+            if conflict not in known:
+                log.warning("%s", conflict)
 
     async def _next_hop(self, link: Link) -> NextHop | None:
         return await self._kernel.next_hop(host_of(link.peer))

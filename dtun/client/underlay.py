@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 from dtun.network.plan import Hop, Routing, UnderlayRoutes, needs_host_route
-from dtun.platform.interface import Kernel, NextHop
+from dtun.platform.interface import Kernel, LocalNetwork, NextHop
 from dtun.session.udp import SockAddr, host_of
 
 
 class Underlay:
-    """Reads the host's routes. `routes` is what was read, the input of `plan_client`."""
+    """Reads the host's routes. `routes` is what was read, the input of `plan_client`; `local` has devices as well."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.routes = UnderlayRoutes()
+        self.local: tuple[LocalNetwork, ...] = ()
 
     async def refresh(self, routing: Routing) -> None:
         """Read the routes again. A server that has no route now keeps its last one.
@@ -25,7 +26,8 @@ class Underlay:
             hop = await self._kernel.default_hop(version)
             if hop is not None:
                 gateways[version] = _hop(hop)
-        local = [network.network for network in await self._kernel.local_networks()]
+        self.local = tuple(await self._kernel.local_networks())
+        local = [network.network for network in self.local]
         servers = dict(self.routes.servers)
         for server in servers:
             hop = await self._kernel.next_hop(server)

@@ -129,6 +129,11 @@ class ClientEntry(NextKeyed, Hooked, Pushing):
         """Any RFC 1918 or fc00::/7 network is granted that no other client has."""
         return self.subnets == PRIVATE_NETWORKS
 
+    @property
+    def named_subnets(self) -> tuple[Network, ...]:
+        """The subnets that are the client's by the administrator's own word: none for `private`."""
+        return () if self.any_private else self.subnets
+
     def grants(self, network: Network) -> bool:
         return any(contains(granted, network) for granted in self.subnets)
 

@@ -101,6 +101,11 @@ def sessions(fdstore: FdStore) -> list[str]:
     return [name.removeprefix(_SESSION) for name in fdstore.names() if name.startswith(_SESSION)]
 
 
+def devices(fdstore: FdStore) -> list[str]:
+    """The TUN devices to take."""
+    return [name.removeprefix(_TUN) for name in fdstore.names() if name.startswith(_TUN)]
+
+
 def discard(descriptor: int | None) -> None:
     """Close a descriptor that was taken and cannot be used."""
     if descriptor is not None:

@@ -40,6 +40,7 @@ def client_conflicts(
     existing: Sequence[ExistingNetwork],
 ) -> list[str]:
     """One line for each conflict of a client. `own` are the tunnel's addresses, if they are known."""
+    servers, own = list(servers), list(own)
     found = list(_bypassed(routing))
     found += [
         f"{network} bypasses the tunnel, but contains the tunnel's own address {address}"
@@ -47,7 +48,7 @@ def client_conflicts(
         for network in routing.bypassed
         if address in network
     ]
-    servers = list(servers)
+    found += address_conflicts(own, (one for one in existing if one.kind == "local"))
     for subnet in subnets:
         found += [
             f"{subnet} is a subnet behind this client, but contains the server {server}: a routing loop"
@@ -56,6 +57,18 @@ def client_conflicts(
         ]
     networks = [RoutedNetwork(network, "routed through the tunnel") for network in routing.included]
     return found + list(_with_existing(networks, existing))
+
+
+def address_conflicts(own: Iterable[Address], local: Iterable[ExistingNetwork]) -> list[str]:
+    """One line for each of the host's networks that one of the tunnel's addresses (`own`) lies in."""
+    own = list(own)
+    return [
+        f"the tunnel's address {address} lies in {network}: a host of that network with an address of the tunnel"
+        " cannot be reached; give the server another pool, or renumber the network"
+        for network in local
+        for address in own
+        if address in network.network
+    ]
 
 
 def server_conflicts(networks: Iterable[RoutedNetwork], existing: Sequence[ExistingNetwork]) -> list[str]:

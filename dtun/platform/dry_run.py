@@ -13,7 +13,8 @@ from typing import Literal
 from dtun.network.difference import Change, Thing
 from dtun.network.explain import ActualRoute
 from dtun.network.state import Address, NetworkState
-from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform import resolv_conf
+from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 
 
 class AbsentTun:
@@ -85,6 +86,12 @@ class ReadOnlyKernel(ABC):
 
     @abstractmethod
     async def local_networks(self) -> list[LocalNetwork]: ...
+
+    @abstractmethod
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]: ...
+
+    def name_servers(self) -> list[Address]:
+        return resolv_conf.name_servers()
 
     @abstractmethod
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:

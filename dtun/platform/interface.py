@@ -41,6 +41,14 @@ class LocalNetwork:
     network: Network
 
 
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A route through another device than dtun's, and not a default route."""
+
+    network: Network
+    device: str
+
+
 class Tun(Protocol):
     """A TUN device (layer 3). The kernel removes it when it is closed.
 
@@ -158,6 +166,24 @@ class Kernel(Protocol):
         Raises:
             UnavailableError: the kernel cannot be read.
         """
+        ...
+
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]:
+        """The routes of the main table that do not go through this process's devices.
+
+        Either those to the networks and peers of the devices themselves, which the kernel makes with an address
+        (`connected`), or all others.
+
+        Left out are default routes, their halves and the like (prefixes of at most 3 bits), link-local and multicast
+        networks, and what sends nothing.
+
+        Raises:
+            UnavailableError: the kernel cannot be read.
+        """
+        ...
+
+    def name_servers(self) -> list[Address]:
+        """The name servers that this host asks, without those on the host itself."""
         ...
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:

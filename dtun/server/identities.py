@@ -6,14 +6,17 @@ Identities are made and changed only during the start or with `lock` held, so th
 import asyncio
 import hashlib
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from ipaddress import ip_network
 from typing import Any
 
 from dtun.config import ANY_ID, ClientEntry, Hook, ServerConfig
+from dtun.config.server import Pushing
 from dtun.errors import UnavailableError
-from dtun.handover.fdstore import FdStore, NoFdStore
+from dtun.handover.fdstore import FdStore, NoFdStore, devices
 from dtun.handover.session_store import SessionStore
-from dtun.network.state import Network, Route
+from dtun.network.prefixes import PrefixSet
+from dtun.network.state import Address, Network, NetworkState, Route
 from dtun.platform.desired import DesiredState
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Refusal
@@ -27,6 +30,8 @@ MAX_NAME = 15
 """Bytes of a device name (IFNAMSIZ less the final NUL)."""
 
 PREFIX = "dtun-"
+
+_POOLS = "pools"
 
 
 class Identities:
@@ -182,14 +187,51 @@ class Identities:
             await self.remove(identity)
         self._by_name.clear()
         await self.forwarding.drop()
+        await self.desired_state.remove(_POOLS)
 
     def is_used(self, name: str) -> bool:
         """Whether this id may not lose its address: it is configured by name, or connected."""
         identity = self._by_name.get(name)
         return name in self._config.clients or (identity is not None and identity.link is not None)
 
-    async def taken(self, identity: Identity) -> dict[Network, str]:
-        """Networks that this identity may not have, each with a description of its owner."""
+    async def pool_conflicts(self) -> list[str]:
+        """Networks of this host that overlap a pool: a sentence for each. dtun's own devices do not count."""
+        ours = {*self.devices, *devices(self._fdstore)}
+        local = {(one.network, one.device) for one in await self._kernel.local_networks()}
+        local |= {(one.network, one.device) for one in await self._kernel.host_routes(connected=True)}
+        return [
+            f"{name}: {pool} overlaps {network}, a network of this host's own on {device}; choose another {name}"
+            for name, pool in (("pool", self._config.pool), ("pool6", self._config.pool6))
+            if pool is not None
+            for network, device in sorted(local, key=str)
+            if device not in ours and network.version == pool.version and network.overlaps(pool)
+        ]
+
+    async def reserve_pools(self) -> None:
+        """Have the kernel refuse packets to addresses of the pools that no client has.
+
+        They would leave by the default route, for whoever has such a network there.
+
+        Raises:
+            UnavailableError: the kernel does not answer.
+        """
+        pools = (pool for pool in (self._config.pool, self._config.pool6) if pool is not None)
+        routes = frozenset(Route(pool, kind="unreachable") for pool in pools)
+        await self.desired_state.set(_POOLS, NetworkState(routes=routes))
+
+    async def routed(self, identity: Identity) -> dict[Network, str]:
+        """Networks that this host sends elsewhere, each with a description. What the identity has is not among them."""
+        had = PrefixSet(identity.granted)
+        routes = await self._kernel.host_routes(connected=False)
+        return {one.network: f"through {one.device}" for one in routes if one.network not in had}
+
+    async def taken(self, identity: Identity, requested: Iterable[Network] = ()) -> dict[Network, str]:
+        """Networks that this identity may not have, each with a description of its owner.
+
+        Nobody can take the addresses of other clients outside the tunnel. One that lies in a subnet which this client
+        has already is there by that tunnel. Name servers are nobody else's if the configuration names exactly the
+        requested subnet that they are in.
+        """
         config = self._config
         taken: dict[Network, str] = {config.pool: "the server's address pool"}
         if config.pool6 is not None:
@@ -199,10 +241,26 @@ class Identities:
         for name, entry in config.clients.items():
             if name not in (identity.name, ANY_ID) and not entry.any_private:
                 taken |= dict.fromkeys(entry.subnets, f"client {name}")
+        had = PrefixSet(identity.granted)
         for other in self._by_name.values():
-            if other is not identity:
-                taken |= dict.fromkeys(other.granted, f"client {other.name}")
+            if other is identity:
+                continue
+            taken |= dict.fromkeys(other.granted, f"client {other.name}")
+            if other.outside is not None and other.outside not in had:
+                taken[other.outside] = f"client {other.name} outside the tunnel"
+        named = PrefixSet(set(identity.entry.named_subnets).intersection(requested))
+        for server, description in self._name_servers():
+            if server not in named:
+                taken.setdefault(ip_network(server), description)
         return taken
+
+    def _name_servers(self) -> Iterator[tuple[Address, str]]:
+        for server in self._kernel.name_servers():
+            yield server, "a name server of this host's"
+        config = self._config
+        pushing: list[Pushing] = [config, *config.clients.values()]
+        for server in (server for section in pushing for server in section.push_dns or ()):
+            yield server, "a name server that clients are told to ask"
 
     def _hooks_of(self, entry: ClientEntry) -> tuple[Hook | None, Hook | None]:
         return self._config.hook("up", entry), self._config.hook("down", entry)

@@ -126,6 +126,11 @@ class Identity:
         return self.active.link if self.active is not None else None
 
     @property
+    def outside(self) -> Network | None:
+        """Where its client is or was last, outside the tunnel."""
+        return None if self._latest is None else ip_network(str(self._latest.peer[0]).partition("%")[0])
+
+    @property
     def key_in_use(self) -> Literal["present", "next", "former"] | None:
         """Which of its keys the client has used for its session."""
         if self.active is None:

@@ -116,13 +116,15 @@ class Logins:
         Raises:
             DtunError: the kernel refuses more than a route, or does not answer.
         """
-        taken = await self._identities.taken(identity)
+        taken = await self._identities.taken(identity, hello.subnets)
+        routed = await self._identities.routed(identity) if hello.subnets else {}
         if link.ended():
             return []
         # With a route to it through the tunnel, the tunnel's own packets would loop.
         outside = ip_network(str(link.peer[0]).partition("%")[0])
         taken[outside] = "this client outside the tunnel"
-        granted = grant(hello.subnets, identity.entry.grants, taken)
+        entry = identity.entry
+        granted = grant(hello.subnets, entry.grants, taken, routed, entry.named_subnets)
         refused = await self._identities.apply(identity, mtu, granted.granted)
         return [*granted.refused, *refused]
 

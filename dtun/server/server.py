@@ -71,6 +71,8 @@ class Server:
         self._reloading = asyncio.Lock()
         self._host_timer: asyncio.TimerHandle | None = None
         self._stall = StallDetector()
+        # Of networks that the host has got since the start.
+        self._pool_conflicts: list[str] = []
         self._authenticator = Authenticator(self.identities, loop)
         self.demux = Demux(
             self._authenticator.listener,
@@ -88,8 +90,12 @@ class Server:
             DtunError: something that this needs is missing, taken or not allowed. Call `stop` then, too.
         """
         config = self.identities.config
+        conflicts = await self.identities.pool_conflicts()
+        if conflicts:
+            raise ConfigError("\n".join(conflicts))
         self._kernel.watch(self._host_changed)
         async with self.identities.desired_state.batch() as refused:
+            await self.identities.reserve_pools()
             for name in config.clients:
                 if name != ANY_ID:
                     await self.identities.create(name)
@@ -208,7 +214,7 @@ class Server:
             "half_open": self.demux.half_open,
             "drops": dict(self.demux.drops),
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
-            "warnings": self.identities.forwarding.warnings,
+            "warnings": self._pool_conflicts + self.identities.forwarding.warnings,
         }
 
     def stalled(self) -> bool:
@@ -281,9 +287,19 @@ class Server:
     def _host_changed(self) -> None:
         if self._host_timer is not None:
             self._host_timer.cancel()
-        self._host_timer = self._loop.call_later(HOST_CHANGE_DELAY, self._refresh_forwarding)
+        self._host_timer = self._loop.call_later(
+            HOST_CHANGE_DELAY, lambda: self._tasks.spawn(self._follow_host())
+        )
 
-    def _refresh_forwarding(self) -> None:
+    async def _follow_host(self) -> None:
         identities = self.identities
         if identities.config.masquerade is True:
-            self._tasks.spawn(identities.forwarding.refresh(identities.config, identities.devices))
+            await identities.forwarding.refresh(identities.config, identities.devices)
+        try:
+            known, self._pool_conflicts = self._pool_conflicts, await identities.pool_conflicts()
+        except DtunError as error:
+            log.warning("%s", error)
+            return
+        for conflict in self._pool_conflicts:
+            if conflict not in known:
+                log.warning("%s", conflict)

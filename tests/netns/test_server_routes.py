@@ -74,6 +74,8 @@ def test_a_host_behind_a_client_reaches_the_world_with_the_servers_address(world
     assert listener.stdout is not None
     seen = next(line for line in listener.stdout if "echo request" in line)
     assert re.search(r"IP 203\.0\.113\.1 > 203\.0\.113\.9", seen), seen
+    # Addresses that no client has do not leave by the uplink.
+    assert "unreachable 10.86.0.0/16" in world.left.ip("route show proto 217")
     assert "this host forwards packets of the clients" in server.log
     assert "net.ipv4.ip_forward=1" in server.log
 

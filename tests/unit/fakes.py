@@ -9,7 +9,7 @@ from dtun.errors import UnavailableError
 from dtun.handover.fdstore import UDP_PREFIXES
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState
-from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 
 
 class FakeTun:
@@ -48,6 +48,9 @@ class FakeKernel:
         self.applied = 0
         self.refuses: dict[Thing, str] = {}
         self.networks: list[LocalNetwork] = []
+        self.connected: list[HostRoute] = []
+        self.routed: list[HostRoute] = []
+        self.resolvers: list[Address] = []
         self.gateways: dict[int, NextHop] = {}
         self.hop: NextHop | None = NextHop("eth0", None, None, 1500)
         self.tuns: dict[str, FakeTun] = {}
@@ -95,6 +98,12 @@ class FakeKernel:
 
     async def local_networks(self) -> list[LocalNetwork]:
         return self.networks
+
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]:
+        return self.connected if connected else self.routed
+
+    def name_servers(self) -> list[Address]:
+        return self.resolvers
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         self.changed = changed

@@ -15,6 +15,7 @@ from dtun.config import ClientConfig, Hook, ServerConfig
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE
 from dtun.handover.fdstore import FdStore
+from dtun.network.state import Route
 from dtun.pacing import Backoff
 from dtun.protocol.messages import Hello, Message, Welcome
 from dtun.server.server import Server
@@ -112,6 +113,10 @@ class Site:
 
     def tun(self, name: str = "dtun-demo") -> FakeTun:
         return self.kernel.tuns[name]
+
+    def routes(self) -> frozenset[Route]:
+        """What its kernel routes to clients: all but the pool, whose other addresses are unreachable."""
+        return frozenset(route for route in self.kernel.state.routes if route.kind == "unicast")
 
     def drops(self) -> Counter[str]:
         drops = self.server.status()["drops"]

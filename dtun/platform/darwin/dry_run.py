@@ -12,7 +12,7 @@ from dtun.platform.darwin.loopback import with_own_addresses
 from dtun.platform.darwin.metrics import without_metrics
 from dtun.platform.darwin.missing import missing
 from dtun.platform.dry_run import ReadOnlyKernel
-from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
 
 
 class DarwinReadOnlyKernel(ReadOnlyKernel):
@@ -29,6 +29,10 @@ class DarwinReadOnlyKernel(ReadOnlyKernel):
     async def local_networks(self) -> list[LocalNetwork]:
         with errors.unavailable_if_refused():
             return lookup.local_networks(self._devices)
+
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]:
+        with errors.unavailable_if_refused():
+            return lookup.routed_networks(self._devices, connected=connected)
 
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
         """See `ReadOnlyKernel.existing`. Name servers are never in the result."""

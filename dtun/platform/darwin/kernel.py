@@ -10,6 +10,7 @@ from typing import Literal
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
 from dtun.network.state import Address, NetworkState
+from dtun.platform import resolv_conf
 from dtun.platform.darwin import errors, lookup
 from dtun.platform.darwin.applied import Applied
 from dtun.platform.darwin.applier import Applier
@@ -19,7 +20,7 @@ from dtun.platform.darwin.resolver import Resolver, ResolverError
 from dtun.platform.darwin.sleep import SleepWatch
 from dtun.platform.darwin.sysctl import Settings
 from dtun.platform.darwin.tun import DarwinTun, open_tun
-from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal
 from dtun.platform.repair import Repairer, RepairResult
 
@@ -139,6 +140,15 @@ class DarwinKernel:
         """See `Kernel.local_networks`."""
         with errors.unavailable_if_refused():
             return lookup.local_networks(self._applied.devices)
+
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]:
+        """See `Kernel.host_routes`."""
+        with errors.unavailable_if_refused():
+            return lookup.routed_networks(self._applied.devices, connected=connected)
+
+    def name_servers(self) -> list[Address]:
+        """See `Kernel.name_servers`."""
+        return resolv_conf.name_servers()
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         """See `Kernel.watch`. Without `woke`, `changed` is called after a sleep."""

@@ -5,10 +5,14 @@ from collections.abc import Collection, Hashable, Iterable
 from dtun.network.state import Address
 from dtun.platform.darwin.constants import FAMILIES, IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP
 from dtun.platform.darwin.observed import FoundRoute, interfaces, routes
-from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
 
 TUNNELS = ("utun", "ipsec", "ppp", "tun", "tap")
 """Prefixes of the names of tunnel devices."""
+
+
+DEFAULT_ROUTE_LENGTH = 3
+"""The longest prefix that counts as a default route, as 2000::/3 does."""
 
 
 def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
@@ -67,6 +71,22 @@ def foreign_tunnels(own: Collection[str]) -> list[LocalNetwork]:
         and not one.route.destination.is_link_local
         and not one.route.destination.is_multicast
     )
+
+
+def routed_networks(own: Collection[str], *, connected: bool) -> list[HostRoute]:
+    """See `Kernel.host_routes`."""
+    return [
+        HostRoute(found.route.destination, found.route.device)
+        for version in FAMILIES
+        for found in routes(version)
+        if found.route.kind == "unicast"
+        and (found.route.gateway is None) == connected
+        and found.route.destination.prefixlen > DEFAULT_ROUTE_LENGTH
+        and not (found.scoped or found.cloned or found.route.device in own)
+        and not found.route.destination.is_loopback
+        and not found.route.destination.is_link_local
+        and not found.route.destination.is_multicast
+    ]
 
 
 def host_routes(own: Collection[str]) -> frozenset[Hashable]:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Route
-from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform import resolv_conf
+from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
 from dtun.platform.linux import lookup, sysctl
 from dtun.platform.linux.applied import Applied, Devices, devices_of, read_devices, without_devices
@@ -146,6 +147,14 @@ class LinuxKernel:
     async def local_networks(self) -> list[LocalNetwork]:
         """See `Kernel.local_networks`."""
         return await lookup.local_networks(self._devices.own)
+
+    async def host_routes(self, *, connected: bool) -> list[HostRoute]:
+        """See `Kernel.host_routes`."""
+        return await lookup.host_routes(self._devices.own, connected=connected)
+
+    def name_servers(self) -> list[Address]:
+        """See `Kernel.name_servers`."""
+        return resolv_conf.name_servers()
 
     def watch(self, changed: Callable[[], None], woke: Callable[[float], None] | None = None) -> None:
         """See `Kernel.watch`. `woke` is not called: after a suspend, addresses and links change anyway."""

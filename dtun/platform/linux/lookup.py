@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable
 from typing import Literal
 
 from dtun.network.state import MAIN_TABLE, Address
-from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
 from dtun.platform.linux import observed
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
-from dtun.platform.linux.netlink.monitor import HostView
-from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL
+from dtun.platform.linux.netlink.monitor import DEFAULT_ROUTE_LENGTH, HostView
+from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL, RTPROT_KERNEL
 from dtun.platform.linux.observed import FoundRoute
 
 
@@ -82,6 +82,27 @@ async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
     return sorted(
         found, key=lambda local: (local.device, local.network.version, local.network.network_address.packed)
     )
+
+
+async def host_routes(own: Collection[str], *, connected: bool) -> list[HostRoute]:
+    """See `Kernel.host_routes`; `own` are the names of this process's devices."""
+
+    def wanted(length: int, protocol: int, table: int) -> bool:
+        return (
+            length > DEFAULT_ROUTE_LENGTH and table == MAIN_TABLE and (protocol == RTPROT_KERNEL) == connected
+        )
+
+    with unavailable_if_refused():
+        return [
+            HostRoute(found.route.destination, found.route.device)
+            for version in (4, 6)
+            for found in await observed.routes(version, wanted)
+            if found.unicast
+            and found.route.device
+            and found.route.device not in own
+            and not found.route.destination.is_link_local
+            and not found.route.destination.is_multicast
+        ]
 
 
 async def fill(view: HostView) -> None:

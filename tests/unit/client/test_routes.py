@@ -11,7 +11,7 @@ from dtun.config import Config
 from dtun.errors import ConfigError
 from dtun.network.plan import BLOCK_METRIC
 from dtun.network.state import Dns, DropOtherTrafficToServer, Route, Rule, Sysctl
-from dtun.platform.interface import NextHop
+from dtun.platform.interface import LocalNetwork, NextHop
 from tests.unit.sites import Home, Site, in_service, settled, started, wait_for
 
 TUN = "dtun0"
@@ -184,7 +184,7 @@ async def test_what_the_server_has_to_know_comes_with_a_new_session(site: Site, 
         await in_service(home, other_than=link)
         subnet = {ip_network("10.0.5.0/24")}
         await wait_for(
-            lambda: {route.destination for route in site.kernel.state.routes} == subnet,
+            lambda: {route.destination for route in site.routes()} == subnet,
             "the server to route the new subnet",
         )
 
@@ -208,3 +208,19 @@ async def test_after_a_sleep_a_new_session_is_made_at_once(site: Site, tmp_path:
         assert home.kernel.woke is not None
         home.kernel.woke(3600.0)
         await in_service(home, other_than=link)
+
+
+async def test_a_tunnel_in_a_network_of_the_hosts_own_is_worth_a_warning(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = Home(site, tmp_path)
+    home.kernel.networks = [LocalNetwork("eth0", ip_network("10.86.0.0/24"))]
+    async with started(home):
+        await in_service(home)
+        warnings = [warning for warning in home.row()["warnings"] if "10.86.0" in warning]
+        assert [warning.partition(":")[0] for warning in warnings] == [
+            f"the tunnel's address {address} lies in this host's own network 10.86.0.0/24 (eth0)"
+            for address in ("10.86.0.2", "10.86.0.1")
+        ]
+        await home.client._tunnel.refresh()
+        assert caplog.text.count("lies in this host's own network") == 2

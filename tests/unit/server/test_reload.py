@@ -123,7 +123,7 @@ async def test_a_removed_client_is_disconnected_and_its_device_removed(
     assert client.closed is not None
     assert client.closed.reason == "refused"
     assert reloading.site.tun().closed
-    assert reloading.site.kernel.state.routes == frozenset()
+    assert reloading.site.routes() == frozenset()
     assert {link.name for link in reloading.site.kernel.state.devices} == {"dtun-other"}
     assert reloading.site.hooks.ran[-1].startswith("/down demo")
     again = make()
@@ -250,11 +250,11 @@ async def test_subnets_go_from_one_client_to_another_at_once(reloading: Reloadin
         client.hello = Hello(instance="0a", subnets=(moved,))
     assert (await first.connect()).refused != ()
     assert (await second.connect()).refused == ()
-    assert reloading.site.kernel.state.routes == {Route(moved, "dtun-demo")}
+    assert reloading.site.routes() == {Route(moved, "dtun-demo")}
     await reloading.reload(
         clients={"demo": DEMO | {"subnets": []}, "other": OTHER | {"subnets": [str(moved)]}}
     )
-    assert reloading.site.kernel.state.routes == {Route(moved, "dtun-other")}
+    assert reloading.site.routes() == {Route(moved, "dtun-other")}
     first.send(packet("10.0.7.1"))
     host = reloading.site.tun("dtun-other").host
     await wait_for(lambda: _received(host) == packet("10.0.7.1"), "the packet by the new way")

@@ -46,7 +46,7 @@ async def test_a_client_gets_its_address_and_its_packets_through(
     client = make_client()
     welcome = await client.connect()
     assert (str(welcome.address), str(welcome.peer)) == ("10.86.0.2", "10.86.0.1")
-    assert site.kernel.state.routes == {Route(LAN, "dtun-demo")}
+    assert site.routes() == {Route(LAN, "dtun-demo")}
     await sees_packet(site, client, packet("10.0.5.5"))
     site.tun().host.send(packet("192.0.2.9", "10.0.5.5"))
     assert await client.next_packets() == [packet("192.0.2.9", "10.0.5.5")]
@@ -166,7 +166,7 @@ async def test_a_client_that_asks_for_much_that_it_may_not_have_is_welcome_all_t
     client.hello = Hello(instance="0a", subnets=subnets)
     welcome = await client.connect()
     assert 0 < len(welcome.refused) < len(subnets)
-    assert site.kernel.state.routes == frozenset()
+    assert site.routes() == frozenset()
 
 
 async def test_an_original_client_is_greeted_and_served(

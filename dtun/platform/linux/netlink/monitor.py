@@ -42,7 +42,7 @@ T = TypeVar("T", bound=Hashable)
 _GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
 
 # The longest prefix that counts as a default route: 0.0.0.0/1 with 128.0.0.0/1, or 2000::/3.
-_DEFAULT_ROUTE_LENGTH = 3
+DEFAULT_ROUTE_LENGTH = 3
 
 
 class HostView:
@@ -107,7 +107,7 @@ class HostView:
 
     def _route(self, body: memoryview) -> bool:
         _, prefix_length, _, _, _, protocol, _, _, _ = RTMSG.unpack_from(body)
-        if prefix_length > _DEFAULT_ROUTE_LENGTH or protocol == ROUTE_PROTOCOL:
+        if prefix_length > DEFAULT_ROUTE_LENGTH or protocol == ROUTE_PROTOCOL:
             return False
         device = number(attributes(body, RTMSG.size).get(RTA_OIF))
         return device is None or device not in self._own
