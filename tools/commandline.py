@@ -14,10 +14,16 @@ class Option:
     value: str  # the name of its value; empty if it has none
     choices: tuple[str, ...]
     help: str
+    required: bool = False
 
     @property
     def takes_file(self) -> bool:
         return self.value in {"FILE", "PATH", "PROGRAM", "DIR"}
+
+    @property
+    def takes_id(self) -> bool:
+        """Whether it names a client of the running server."""
+        return not self.flags and self.value == "ID"
 
 
 @dataclass(frozen=True)
@@ -59,4 +65,4 @@ def _option(action: argparse.Action) -> Option:
         named = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
         value = "|".join(choices) if choices and action.metavar is None else named
     text = (action.help or "").replace("%%", "%")
-    return Option(tuple(action.option_strings), value, choices, text)
+    return Option(tuple(action.option_strings), value, choices, text, action.required)

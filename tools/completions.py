@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from tools.commandline import Command, Option, commands
 
+# The ids of the running server. Clients choose them if it accepts any: none may have a character that a shell expands.
+IDS = """dtun status --json 2>/dev/null | grep -o '"id": "[A-Za-z0-9._@-]*"' | cut -d'"' -f4"""
+
 
 def bash() -> str:
     """bash-completion/completions/dtun"""
@@ -15,7 +18,7 @@ def bash() -> str:
     return f"""\
 # bash completion for dtun
 _dtun() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options= files= choices=
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} options= files= choices= names=
     if ((COMP_CWORD == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "{names} --help --version" -- "$word")
         return
@@ -26,11 +29,13 @@ _dtun() {{
         choices=${{choices#*"$before="}}
         # The choices of an option are joined by "|".
         mapfile -t COMPREPLY < <(compgen -W "$(tr '|' ' ' <<< "${{choices%% *}}")" -- "$word")
-    elif [[ " $files " == *" $before "* || $word != -* ]]; then
+    elif [[ " $files " == *" $before "* || ( $names == files && $word != -* ) ]]; then
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
-    else
+    elif [[ $word == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
+    elif [[ $names == ids ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$({IDS})" -- "$word")
     fi
 }}
 complete -F _dtun dtun
@@ -49,8 +54,16 @@ def _bash_case(command: Command) -> str:
         f"        {command.name})\n"
         f'            options="{" ".join(command.flags)}"\n'
         f'            files="{files}"\n'
-        f'            choices="{choices}";;\n'
+        f'            choices="{choices}" names={_names(command)};;\n'
     )
+
+
+def _names(command: Command) -> str:
+    """What an argument without an option is: "files", "ids" of clients, or nothing that is known."""
+    words = [option for option in command.options if not option.flags]
+    if any(option.takes_id for option in words):
+        return "ids"
+    return "files" if any(option.takes_file for option in words) else ""
 
 
 def zsh() -> str:
@@ -61,6 +74,7 @@ def zsh() -> str:
     )
     return f"""\
 #compdef dtun
+_dtun_ids() {{ compadd -- $({IDS}) }}
 local -a names
 names=({names})
 if (( CURRENT == 2 )); then
@@ -80,7 +94,14 @@ def _zsh_options(command: Command) -> Iterator[str]:
         for flag in option.flags:
             yield f"'{flag}[{_zsh(option.help)}]{_zsh_value(option)}'"
         if not option.flags:
-            yield f"'::{_zsh(option.value)}:_files'"
+            optional = "" if option.required else ":"
+            yield f"':{optional}{_zsh(option.value)}:{_zsh_argument(option)}'"
+
+
+def _zsh_argument(option: Option) -> str:
+    if option.takes_id:
+        return "_dtun_ids"
+    return "_files" if option.takes_file else " "
 
 
 def _zsh_value(option: Option) -> str:
@@ -113,7 +134,9 @@ def _fish_option(option: Option) -> str:
     words = [f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags]
     if option.choices:
         words.append(f"-x -a {_fish(' '.join(option.choices))}")
-    elif option.takes_file or not option.flags:
+    elif option.takes_id:
+        words.append(f"-x -a {_fish(f'({IDS})')}")
+    elif option.takes_file:
         words.append("-F" if not option.flags else "-r -F")
     elif option.value:
         words.append("-x")

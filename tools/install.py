@@ -141,6 +141,12 @@ def _prepare_systemd() -> None:
         group = grp.getgrnam("dtun").gr_gid
     except KeyError:
         stop("there is no group dtun; run `systemd-sysusers`, check its output, and install again")
+    for name in grp.getgrgid(group).gr_mem:
+        # Until 0.2.0 people were members of it, to use `dtun status`.
+        print(
+            f"warning: {name} is in the group dtun, which may read the keys. For `dtun status` and the like:"
+        )
+        print(f"  sudo usermod -a -G dtun-admin {name} && sudo gpasswd -d {name} dtun")
     _first_config(group=group, mode=0o640)
     machine.attempt("systemd-tmpfiles", "--create", f"{layout.LOCAL.tmpfiles}/dtun.conf")
     if machine.has_systemd():

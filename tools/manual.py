@@ -40,7 +40,8 @@ def _framed(name: str, **parts: str) -> str:
 
 
 def _command(command: Command) -> str:
-    usage = " ".join(f"[{_usage(option)}]" for option in command.options if option.flags != ("-h", "--help"))
+    shown = [option for option in command.options if option.flags != ("-h", "--help")]
+    usage = " ".join(_usage(option) if option.required else f"[{_usage(option)}]" for option in shown)
     head = f".SS dtun {command.name}\n.B dtun {command.name}\n{usage}\n.PP\n"
     listed = "".join(map(_described, command.options))
     return head + roff(command.description.replace("\n", " ")) + "\n" + listed

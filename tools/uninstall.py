@@ -1,6 +1,6 @@
 """`make uninstall`: stops dtun and removes what `make install` installed. Configuration, keys and leases stay.
 
-INSTALL=--purge removes them as well, and the user dtun.
+INSTALL=--purge removes them as well, and the user dtun and the group dtun-admin.
 """
 
 import contextlib
@@ -74,6 +74,7 @@ def _purge() -> None:
             path.unlink(missing_ok=True)
     if shutil.which("userdel"):
         machine.attempt("userdel", "dtun")
+        machine.attempt("groupdel", "dtun-admin")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ DEFAULT_CONFIG = Path("/etc/dtun.yaml")
 EXIT_CODES = """\
 exit codes:
   0    done; ended as told
-  1    an unexpected failure; status --check: a client is not connected
+  1    an unexpected failure; status --check: a client is not connected;
+       plan: there is a conflict; reload: a part of it does not work
   2    a mistake on the command line
   69   something is missing or taken: /dev/net/tun, a port, a running dtun
        (status, reload, kick), the name of a new key file (genkey)

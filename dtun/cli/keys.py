@@ -22,7 +22,7 @@ def add_genkey(commands: Commands) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="a new file for its owner only, in /etc/dtun for the service too (default: print the key)",
+        help="a new file for its owner only, in /etc/dtun for the service too; - prints the key (default)",
     )
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -o FILE")
     command.add_argument("--compat", choices=["go"], help="for an original Go dtun: 32 characters of text")
@@ -32,6 +32,8 @@ def _genkey(arguments: argparse.Namespace) -> int:
     from dtun.config import keys
 
     path = one_file(arguments, "-o", arguments.output)
+    if path == Path("-"):
+        path = None
     text = keys.generate(go=arguments.compat == "go")
     if path is None:
         say(text)

@@ -157,7 +157,9 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
         raise ValueError(f"{path} belongs to another user (uid {status.st_uid}); run `chown root {path}`")
     content = os.read(descriptor, _MAX_FILE_BYTES + 1)
     if not content.strip():
-        raise ValueError(f"{path} is empty; {MAKE_A_KEY} into it")
+        raise ValueError(
+            f"{path} is empty; copy the key of the other end, or run `rm {path} && dtun genkey -o {path}`"
+        )
     if len(content) > _MAX_FILE_BYTES:
         raise ValueError(f"{path} is too big for a key file")
     return content

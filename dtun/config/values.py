@@ -76,6 +76,8 @@ def _text(value: object, wanted: str) -> str:
 
 def _split_port(text: str, example: str) -> tuple[str, int]:
     """`HOST`, `HOST:PORT`, `V6` and `[V6]:PORT`; the port defaults to 443."""
+    if "://" in text:
+        raise ValueError(f"{shown(text)} is a URL; write the name or address alone, like {example}")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

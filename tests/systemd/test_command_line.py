@@ -39,18 +39,33 @@ def test_each_command_and_option_is_there(page: Callable[[], str]) -> None:
         (["dtun", "client", "--log-level", "w"], {"warning"}),
         (["dtun", "check", "-c", "a"], {"a.yaml"}),
         (["dtun", "check", "a"], {"a.yaml"}),
+        (["dtun", "kick", ""], {"home", "office"}),
+        (["dtun", "status", "ho"], {"home"}),
+        (["dtun", "status", "--w"], {"--watch"}),
+        (["dtun", "explain", ""], set()),
     ],
 )
 def test_bash_completes(words: list[str], offered: set[str], tmp_path: Path) -> None:
+    """The ids are those of the running dtun; one of them wants to be run by the shell."""
+    ids = '{"id": "home"}, {"id": "$(touch expanded)"}, {"id": "office"}'
     (tmp_path / "dtun").write_text(completions.bash())
     (tmp_path / "a.yaml").touch()
     # compopt fails outside of a real completion.
     script = (
+        f"dtun() {{ echo '{ids}'; }}; "
         'compopt() { :; }; . ./dtun; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _dtun; echo "${COMPREPLY[@]}"'
     )
     command = ["bash", "-c", script, "bash", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=10)
     assert (set(done.stdout.split()), done.stderr) == (offered, "")
+    assert not (tmp_path / "expanded").exists()
+
+
+def test_the_manual_page_tells_what_may_be_left_out() -> None:
+    usage = manual.dtun_8().replace("\\fI", "").replace("\\fR", "")
+    assert "PATH] ID\n" in usage, "kick needs an id"
+    assert "[ID]" in usage, "status does not"
+    assert "FILE] ADDRESS\n" in usage
 
 
 @pytest.mark.parametrize("page", [manual.dtun_8, manual.dtun_yaml_5])

@@ -111,7 +111,8 @@ def test_make_install_update_and_uninstall(fresh: Container) -> None:
     fresh.run(*UNINSTALL, "--purge")
     assert everything(fresh) == before
     assert fresh.complete("id", "dtun").returncode != 0
-    assert fresh.complete("getent", "group", "dtun").returncode != 0
+    for group in ("dtun", "dtun-admin"):
+        assert fresh.complete("getent", "group", group).returncode != 0
 
 
 def test_an_installation_that_fails_leaves_the_one_before_at_work(fresh: Container) -> None:
@@ -184,6 +185,7 @@ def test_the_package_is_installed_updated_removed_and_purged(
     fresh.run("dpkg", "-P", "dtun")
     assert everything(fresh) - before == {"/root/dtun.deb"}
     assert fresh.complete("id", "dtun").returncode != 0
+    assert fresh.complete("getent", "group", "dtun-admin").returncode != 0
 
 
 @pytest.mark.parametrize(("server", "client"), [("trixie", "bookworm"), ("bookworm", "trixie")])

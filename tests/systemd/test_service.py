@@ -53,15 +53,19 @@ def test_it_is_not_root_and_yet_does_all_of_its_work(pair: Pair) -> None:
     assert "10.0.0.0/16 dev dtun-home" in pair.server.left()["routes"]
 
 
-def test_the_group_may_ask_and_nobody_else(pair: Pair) -> None:
+def test_a_group_of_its_own_may_ask_and_read_no_key(pair: Pair) -> None:
     container = pair.server.container
-    ask = "exec dtun status --json --socket /run/dtun/server.sock"
-    member = ("setpriv", "--reuid=nobody", "--regid=dtun", "--clear-groups", "sh", "-c", ask)
-    assert json.loads(container.run(*member))["role"] == "server"
-    stranger = container.complete(
-        "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sh", "-c", ask
-    )
-    assert (stranger.returncode, stranger.stdout) == (77, "")
+    nobody = ("setpriv", "--reuid=nobody", "--clear-groups")
+    member, service, stranger = ((*nobody, f"--regid={group}") for group in ("dtun-admin", "dtun", "nogroup"))
+    assert json.loads(container.run(*member, "dtun", "status", "--json"))["role"] == "server"
+    for file in ("/etc/dtun/home.key", "/etc/dtun.yaml"):
+        assert container.complete(*member, "cat", file).returncode != 0
+    for other in (service, stranger):
+        refused = container.complete(*other, "dtun", "status")
+        assert (refused.returncode, refused.stdout) == (77, "")
+        assert "join the group dtun-admin" in refused.stderr
+    others = "find /run/dtun ! -type s ! -type d -perm /077"
+    assert container.run("sh", "-c", others) == "", "other files there are for the service alone"
 
 
 def test_it_may_set_name_servers_and_other_users_may_not(pair: Pair) -> None:

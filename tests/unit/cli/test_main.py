@@ -28,6 +28,15 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_key_goes_to_standard_output_for_a_dash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["genkey", "-o", "-"]) == 0
+    assert len(base64.b64decode(capsys.readouterr().out)) == keys.KEY_BYTES
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def server_file(tmp_path: Path, key_file: Path) -> Path:
     path = tmp_path / "server.yaml"

@@ -98,9 +98,12 @@ def test_files_that_are_no_key(problems: Problems, key_file: Path) -> None:
         (line,) = problems(CLIENT)
         return line.removeprefix("dtun.yaml:1:39: client.key_file: ")
 
+    empty = (
+        "demo.key is empty; copy the key of the other end, or run `rm demo.key && dtun genkey -o demo.key`"
+    )
     for content, answer in [
-        ("", "demo.key is empty; make a key with `dtun genkey` into it"),
-        (" \n", "demo.key is empty; make a key with `dtun genkey` into it"),
+        ("", empty),
+        (" \n", empty),
         ("hello, world", "demo.key is not a base64 key; make a key with `dtun genkey`"),
         ("c2hvcnQ=", "demo.key is too short for a key: 5 bytes instead of 32; make a key with `dtun genkey`"),
         ("ab" * 32, "demo.key is too long for a key: 48 bytes instead of 32; make a key with `dtun genkey`"),

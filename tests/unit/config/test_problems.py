@@ -135,6 +135,11 @@ SERVER_VALUES = [
 ]  # fmt: skip
 
 
+def test_a_url_is_no_server(problems: Problems) -> None:
+    (line,) = problems(client("  servers: https://vpn.example.org:443/", without="servers"))
+    assert "'https://vpn.example.org:443/' is a URL; write the name or address alone" in line
+
+
 @pytest.mark.parametrize(("setting", "said"), SERVER_VALUES, ids=[setting for setting, _ in SERVER_VALUES])
 def test_settings_of_the_server(problems: Problems, setting: str, said: str) -> None:
     assert problems(server(setting)) == [f"dtun.yaml:{said}"]
