@@ -27,7 +27,7 @@ SKIPS_IN_CI = ("Linux only: ", "little-endian machines only: ", "this host has n
 
 # Long tests run first, so that many short ones keep all workers busy until the end. Those with systemd wait until what
 # they start from is built.
-ORDER = ("netns", "interop", "darwin", "systemd", "fuzz", "unit")
+ORDER = ("netns", "interop", "darwin", "systemd", "fuzz", "hostile", "unit")
 
 # Fixtures of several tests that take long to make: their tests run in one worker.
 SHARED = ("installed", "container", "wheels")

@@ -42,6 +42,7 @@ _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 _TUNNEL_LABELS = {"rtt_ms": "rtt"}
 _PROCESS_LABELS = {
     "half_open": "handshakes under way",
+    "handshake_budget": "budget for handshakes",
     "old_key_in_use": "with a former key still",
     "drops": "dropped outside of sessions",
 }

@@ -63,6 +63,7 @@ class ServerEngine:
     ) -> None:
         from dtun.dtls import mbed  # noqa: PLC0415 - see above
 
+        self.cheap_curves = mbed.CHEAP_CURVES
         self._new = mbed.server_factory(suites, retransmit=retransmit)
 
     def new_buffer(self) -> "MbedBuffer":

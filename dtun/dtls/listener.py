@@ -2,7 +2,8 @@
 
 The server keeps no state until a client has returned a valid cookie from its address (RFC 6347, section 4.2.1): one
 spare connection serves that exchange for all. Random bytes and first ClientHellos cost at most one reply, which is
-never larger than the datagram that caused it. The number of half-open handshakes is limited, per source and in all:
+never larger than the datagram that caused it. A cookie is good for one path and one client random, and handshakes are
+paid for from a budget (`dtun.dtls.budget`). The number of half-open handshakes is limited, per source and in all:
 where there is one too many, the oldest ends, since honest ones are over after two round trips.
 """
 
@@ -12,16 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from dtun.dtls.association import Association, AssociationState
+from dtun.dtls.association import POLL_INTERVAL, Association, AssociationState
+from dtun.dtls.budget import HandshakeBudget
 from dtun.dtls.engine import ServerEngine
 from dtun.dtls.status import Status
 from dtun.dtls.suites import Suite
-from dtun.protocol.record import HANDSHAKE, HEADER_SIZE, client_random, is_client_hello, split
+from dtun.protocol.record import HANDSHAKE, HEADER_SIZE, client_random, has_cookie, is_client_hello, split
 
 # A ClientHello that the server could accept has a few hundred bytes.
 _HELLO_MAX: Final = 2048
-_IPV6_SITE: Final = 64
+_IPV6_HOST: Final = 64
+_IPV6_SITE: Final = 48
 _SUCCEEDED_MAX: Final = 1024
+
+SHARE_WITHOUT_CHEAP_CURVES: Final = 0.2
+"""Of the budget's numbers, where clients choose the curve: a handshake with P-521 costs four times as much and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,18 @@ class Path:
     @property
     def source(self) -> str:
         """What limits apply to: an IPv4 address, or the /64 of an IPv6 address, which one host can fill."""
+        return self._source(_IPV6_HOST)
+
+    @property
+    def site(self) -> str:
+        """What the budget applies to: an IPv4 address, or the /48 of an IPv6 address, which one customer may have."""
+        return self._source(_IPV6_SITE)
+
+    def _source(self, prefix: int) -> str:
         address = ipaddress.ip_address(str(self.peer[0]).partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
             if address.ipv4_mapped is None:
-                return str(ipaddress.ip_network((address, _IPV6_SITE), strict=False))
+                return str(ipaddress.ip_network((address, prefix), strict=False))
             address = address.ipv4_mapped
         return str(address)
 
@@ -138,6 +152,8 @@ class Listener(Generic[K]):
         timeout: float = 10.0,
     ) -> None:
         """`timeout`: seconds from a valid cookie to the proof of the key."""
+        self.budget = HandshakeBudget(1.0 if engine.cheap_curves else SHARE_WITHOUT_CHEAP_CURVES)
+        self._poll_at = 0.0
         self._engine = engine
         self._find_key = find_key
         self._max_half_open = max_half_open
@@ -186,6 +202,7 @@ class Listener(Generic[K]):
 
     def poll(self, now: float) -> None:
         """Resend what clients have not answered, and forget those that took too long."""
+        self._poll_at = now + POLL_INTERVAL
         for half_open in list(self._half_open.values()):
             if now >= half_open.expires:
                 self._end(half_open, "the client stopped answering")
@@ -197,12 +214,8 @@ class Listener(Generic[K]):
 
     def next_timer(self) -> float | None:
         """When to call `poll`, in the time of `now`; None without handshakes."""
-        timers = (
-            half_open.expires if timer is None else min(half_open.expires, timer)
-            for half_open in self._half_open.values()
-            for timer in [half_open.association.next_timer()]
-        )
-        return min(timers, default=None)
+        oldest = next(iter(self._half_open.values()), None)
+        return None if oldest is None else min(self._poll_at, oldest.expires)
 
     def take_outgoing(self) -> list[tuple[bytes, Path]]:
         """Datagrams to send, each back along the path of its client, from that path's local address."""
@@ -220,17 +233,26 @@ class Listener(Generic[K]):
         if len(record) > _HELLO_MAX:
             self.drops["malformed"] += 1
             return
+        site = path.site if has_cookie(record) else ""
+        refusal = self.budget.refusal(site, now) if site else None
+        if refusal is not None:
+            self.drops[refusal] += 1
+            return
         spare = self._spare
-        spare.expect_cookie_for(repr((path.socket, path.peer, path.local)).encode())
+        # For one random (RFC 6347, section 4.2.1): the client sends the same hello again, so it is one handshake's.
+        spare.expect_cookie_for(repr((path.socket, path.peer, path.local, client_random(record))).encode())
         spare.feed(record)
         status = spare.handshake()
         if status is Status.WAITING and spare.chosen_suite() is not None:
+            self.budget.charge(site, now)
             self._spare = self._engine.new_buffer()
             search = _KeySearch(path, self._find_key)
             spare.use_keys(search.secret)
             association = Association(spare, now, identity=None, server=True)
             expires = now + self._timeout
             half_open = _HalfOpen(path, path.source, client_random(record), association, expires, search)
+            if not self._half_open:
+                self._poll_at = now + POLL_INTERVAL
             self._admit(half_open)
             return
         reply = b"".join(spare.take_records())

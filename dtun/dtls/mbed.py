@@ -19,9 +19,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
-from mbedtls import cipher, tls
+from mbedtls import _tls, cipher, tls, version
 from mbedtls.exceptions import TLSError
 
+from dtun.dtls.curves import limit_curves
 from dtun.dtls.status import HANDSHAKE_MTU, KEY_MAX, ExportError, Failure, Status, is_identity, is_key
 from dtun.dtls.suites import Suite, by_code, by_name
 from dtun.protocol.record import MAX_PLAINTEXT, server_hello_suite, split
@@ -43,6 +44,9 @@ _TIMEOUT: Final = 0x6800
 # Mbed TLS detects AES instructions at the first AES operation, which is not safe in two threads at once
 # (CVE-2025-52496). So the first operation is here, under the import lock.
 cipher.AES.new(bytes(16), cipher.MODE_ECB, b"").encrypt(bytes(16))
+
+CHEAP_CURVES: Final = version.version_info[:2] == (2, 28) and limit_curves(_tls.__file__)
+"""Whether handshakes use X25519 or P-256 only. Otherwise one may cost a server 20 times as much."""
 
 
 _FAILURES: Final = {

@@ -15,7 +15,7 @@ A handshake record of epoch 0 carries messages in plaintext (RFC 6347, section 4
     +----------+--------+-------------+-----------------+-----------------+------+
 
 Both ClientHello and ServerHello begin with version 2, random 32, session id 1 + n; in a ServerHello the chosen cipher
-suite 2 follows.
+suite 2 follows, in a ClientHello the cookie 1 + n.
 """
 
 import struct
@@ -89,6 +89,12 @@ def is_client_hello(datagram: bytes) -> bool:
 def client_random(datagram: bytes) -> bytes:
     """The 32 bytes that identify one handshake of a client; only if `is_client_hello`."""
     return datagram[_RANDOM:_SESSION_ID]
+
+
+def has_cookie(hello: bytes) -> bool:
+    """Whether a ClientHello brings a cookie, valid or not: it is behind the session id. Only if `is_client_hello`."""
+    cookie = _SESSION_ID + 1 + hello[_SESSION_ID]
+    return hello[cookie : cookie + 1] not in (b"", b"\x00")
 
 
 def server_hello_suite(record: bytes) -> int | None:

@@ -27,7 +27,10 @@ NOT_LISTENING = "the server does not listen on this address any more"
 """Why a session ends."""
 
 BATCH = 64
-"""Datagrams taken from a listening socket in one turn."""
+"""Datagrams taken from a listening socket in one turn at most."""
+
+TURN = 0.001
+"""Seconds after which a turn ends: sessions must not wait for strangers. The last datagram may take as long again."""
 
 HINTS_PER_SECOND = 100.0
 """Limit for HelloRequests to addresses without a session. They are not larger than the datagrams that they answer."""
@@ -70,6 +73,14 @@ class Demux:
     def half_open(self) -> int:
         """Handshakes under way."""
         return self._listener.half_open
+
+    def handshake_budget(self, now: float) -> dict[str, float]:
+        """How much of the budget for handshakes is used up, and by how many sources their own part of it."""
+        budget = self._listener.budget
+        return {
+            "percent used": round(100 * budget.used(now)),
+            "sources at their limit": budget.exhausted(now),
+        }
 
     @property
     def drops(self) -> Counter[str]:
@@ -157,11 +168,14 @@ class Demux:
             self._flush()
 
     def _readable(self, number: int, listener: socket.socket) -> None:
+        end = self._loop.time() + TURN
         for _ in range(BATCH):
             arrival = udp.receive(listener)
             if arrival is None:
                 return
             self.receive(number, arrival)
+            if self._loop.time() >= end:
+                return
 
     def _flush(self) -> None:
         """Send the listener's answers, handle its events, set the timer."""
@@ -175,12 +189,15 @@ class Demux:
                 self._verified(event)
             else:
                 self._failed(event)
+        when = self._listener.next_timer()
+        if self._timer is not None and self._timer.when() == when:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        when = self._listener.next_timer()
         self._timer = None if when is None else self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
+        self._timer = None
         self._listener.poll(self._loop.time())
         self._flush()
 

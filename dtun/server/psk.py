@@ -43,7 +43,12 @@ class Authenticator:
         limiter = RateLimiter(burst=10, per_seconds=60)
         self._failures = SessionLog(log, limiter=limiter, clock=loop.time)
         self._suites = _suites_of(identities.config)
-        self.listener = Listener(ServerEngine(self._suites), self._find_key)
+        engine = ServerEngine(self._suites)
+        if not engine.cheap_curves:
+            log.warning(
+                "cannot limit the curves of this build of Mbed TLS; fewer handshakes are allowed in a second"
+            )
+        self.listener = Listener(engine, self._find_key)
 
     def reconfigure(self) -> None:
         """Offer the suites of the configuration that holds now."""

@@ -212,6 +212,7 @@ class Server:
         return {
             "tunnels": [identity.status(now) for identity in identities],
             "half_open": self.demux.half_open,
+            "handshake_budget": self.demux.handshake_budget(now),
             "drops": dict(self.demux.drops),
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
             "warnings": self._pool_conflicts + self.identities.forwarding.warnings,

@@ -24,6 +24,10 @@ SockAddr = tuple[Any, ...]
 BUFFER_SIZE = 4 << 20
 """Bytes requested in each direction; the kernel may grant less."""
 
+LISTENER_BUFFER = 512 << 10
+"""The same for a listening socket: some thousand hellos, all of which can be handled while they are of use. A client
+sends a lost one again after 0.3 s."""
+
 ETHERNET = 1500
 """The MTU of most paths, in bytes."""
 
@@ -108,7 +112,7 @@ def prepare_listener(listener: socket.socket) -> socket.socket:
     else:
         listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    enlarge_buffers(listener)
+    enlarge_buffers(listener, LISTENER_BUFFER)
     return listener
 
 
@@ -261,10 +265,16 @@ def host_of(address: SockAddr) -> IPv4Address | IPv6Address:
     return ip_address(str(address[0]).partition("%")[0])
 
 
-def enlarge_buffers(sock: socket.socket) -> None:
-    """Request BUFFER_SIZE both ways; a kernel that grants less, or refuses, is not an error."""
-    for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        size = BUFFER_SIZE
+def enlarge_buffers(sock: socket.socket, receive: int = BUFFER_SIZE) -> None:
+    """Request BUFFER_SIZE both ways, or `receive` bytes for what arrives.
+
+    A kernel that grants less, or refuses, is not an error.
+    """
+    for forced, ordinary, wanted in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF, receive),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER_SIZE),
+    ):
+        size = wanted
         if _LINUX:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, forced, size)

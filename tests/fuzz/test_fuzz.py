@@ -214,7 +214,7 @@ def new_client() -> Association:
 
 
 def shake_hands(
-    listener: Listener[Key], path: Path = PATH
+    listener: Listener[Key], path: Path = PATH, now: float = 0.0
 ) -> tuple[Association, Verified[Key], list[bytes], list[bytes]]:
     """A handshake that succeeds, with all datagrams from the client and from the server."""
     client = new_client()
@@ -223,11 +223,11 @@ def shake_hands(
     while datagrams := client.take_outgoing():
         for datagram in datagrams:
             sent.append(datagram)
-            listener.receive(datagram, path, 0.0)
+            listener.receive(datagram, path, now)
         for reply, to in listener.take_outgoing():
             if to == path:
                 received.append(reply)
-                client.receive(reply, 0.0)
+                client.receive(reply, now)
     verified = [
         event for event in listener.take_events() if isinstance(event, Verified) and event.path == path
     ]
@@ -257,7 +257,7 @@ def test_the_listener() -> None:
             assert listener.half_open <= 20
             for event in listener.take_events():
                 assert isinstance(event, Verified | Failed)
-    shake_hands(listener, Path(1, ("192.0.2.77", 7), "198.51.100.1"))
+    shake_hands(listener, Path(1, ("192.0.2.77", 7), "198.51.100.1"), now / 100)
 
 
 def start_handshake(listener: Listener[Key], path: Path, now: float) -> None:

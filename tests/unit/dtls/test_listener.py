@@ -1,3 +1,4 @@
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +8,16 @@ from hypothesis import given, strategies as st
 
 from dtun.config import Key
 from dtun.dtls.association import POLL_INTERVAL, Association, AssociationState
+from dtun.dtls.budget import SOURCE_BURST
 from dtun.dtls.engine import ServerEngine
 from dtun.dtls.listener import Failed, Listener, Path, Verified
-from dtun.protocol.record import is_client_hello
+from dtun.protocol.record import client_random, is_client_hello
 
 MakeClient = Callable[..., Association]
+
+
+MINUTES = itertools.count(0.0, 60.0)
+"""The time, for examples that share a listener: its budget must be whole again."""
 
 
 def host(number: int, port: int = 5000) -> Path:
@@ -57,6 +63,41 @@ def test_a_cookie_is_good_for_one_path_only(wire: Any, make_client: MakeClient) 
         assert listener.half_open == 0
     listener.receive(hello, host(1), 0.0)
     assert listener.half_open == 1
+
+
+def test_a_cookie_is_good_for_one_random_only(wire: Any, make_client: MakeClient) -> None:
+    listener, first, second = wire.listener, make_client(), make_client()
+    hello = hello_with_cookie(listener, first, host(1))
+    other = client_random(hello_with_cookie(listener, second, host(1)))
+    listener.receive(hello.replace(client_random(hello), other), host(1), 0.0)
+    assert listener.half_open == 0
+    listener.receive(hello, host(1), 0.0)
+    assert listener.half_open == 1
+
+
+def test_a_source_that_asks_too_often_is_dropped_before_any_work(wire: Any, make_client: MakeClient) -> None:
+    listener = wire.listener
+    hellos = [
+        (hello_with_cookie(listener, make_client(), host(1, port)), host(1, port)) for port in range(80)
+    ]
+    others = hello_with_cookie(listener, make_client(), host(2))
+    for hello, path in hellos:
+        listener.receive(hello, path, 0.0)
+    assert listener.drops["handshake budget of the source"] == 80 - SOURCE_BURST
+    listener.receive(others, host(2), 0.0)
+    assert host(2) in listener
+    assert hellos[-1][1] not in listener
+    # The client sends it again, and is let in.
+    listener.receive(*hellos[-1], 1.0)
+    assert hellos[-1][1] in listener
+
+
+def test_nobody_uses_up_the_budget_of_another_with_forged_cookies(wire: Any, make_client: MakeClient) -> None:
+    listener = wire.listener
+    hello = hello_with_cookie(listener, make_client(), host(1))
+    for port in range(200):
+        listener.receive(hello, host(2, port), 0.0)
+    assert listener.budget.used(0.0) == 0
 
 
 def test_a_handshake_that_stops_is_forgotten_after_its_time(make_wire: Any, make_client: MakeClient) -> None:
@@ -188,21 +229,30 @@ def test_limits_apply_to_what_one_host_can_claim(address: str, source: str) -> N
     assert Path(1, (address, 1), "").source == source
 
 
+@pytest.mark.parametrize(
+    ("address", "site"),
+    [("192.0.2.9", "192.0.2.9"), ("::ffff:192.0.2.9", "192.0.2.9"), ("2001:db8:1:2::3", "2001:db8:1::/48")],
+)
+def test_the_budget_applies_to_what_one_customer_can_claim(address: str, site: str) -> None:
+    assert Path(1, (address, 1), "").site == site
+
+
 @given(st.binary(max_size=200), st.integers(0, 250), st.binary(max_size=8))
 def test_no_bytes_raise_are_kept_or_amplified(
     wire: Any, make_client: MakeClient, junk: bytes, position: int, patch: bytes
 ) -> None:
     (hello,) = make_client().take_outgoing()
     mangled = hello[:position] + patch + hello[position + len(patch) :]
+    now = next(MINUTES)
     for datagram in (junk, mangled, mangled + junk, hello[:position]):
-        business = wire.listener.receive(datagram, host(1), 0.0)
+        business = wire.listener.receive(datagram, host(1), now)
         assert business or not is_client_hello(datagram)
         assert wire.listener.half_open == 0
         assert sum(len(reply) for reply, _ in wire.listener.take_outgoing()) <= len(datagram)
     # The spare connection is none the worse for it.
     hello = hello_with_cookie(wire.listener, make_client(), host(2))
-    wire.listener.receive(hello, host(2), 0.0)
+    wire.listener.receive(hello, host(2), now)
     assert wire.listener.half_open == 1
     wire.listener.take_outgoing()
-    wire.listener.poll(100.0)
+    wire.listener.poll(now + 59.0)
     assert wire.listener.half_open == 0
