@@ -87,7 +87,7 @@ class Client:
             loop,
             make_link=self._make_link,
             serve=self._serve,
-            in_service=lambda link: link is self._link,
+            serving=lambda: self._link,
         )
         self._states = StateMachine(_rekey_of(config), backoff=backoff)
         self._attempt_due = asyncio.Event()
@@ -304,6 +304,8 @@ class Client:
         else:
             self._retiring.add(before)
             self._loop.call_later(GRACE, self._retire, before)
+        if before is not None and before.peer != link.peer:
+            self._log.moved(before, link)
         if saved is not None or (routine and before is not None):
             self._log.renewed(link)
         else:
@@ -346,6 +348,7 @@ class Client:
         if self._states.state is not ClientState.STOPPED:
             self._log.disconnected(link, closed)
             self._tasks.spawn(self._disconnect(closed.reason))
+            self._dialer.session_lost()
 
     async def _disconnect(self, reason: str) -> None:
         """Change the host's network to what is wanted without a session, and run `down`."""

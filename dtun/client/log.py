@@ -54,6 +54,11 @@ class ClientLog(SessionLog):
         """A new session has replaced the one in service, and nothing else has changed."""
         self.debug("renewed the session with %s", link.endpoint, reason="renewed", peer=link.endpoint)
 
+    def moved(self, before: Link, link: Link) -> None:
+        """The new session is with another server, or with another address of the same."""
+        text = "moved from %s to %s"
+        self.info(text, before.endpoint, link.endpoint, reason="moved", peer=link.endpoint)
+
     def resumed(self, link: Link) -> None:
         """The session that the process before this one saved is in service."""
         text = "resumed the session with %s after the restart"

@@ -5,7 +5,9 @@ It owns the TUN device, its addresses and routes, the pump, the hooks and the co
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from dtun.client.routing import dns_of, routing_of, settings_of
 from dtun.client.underlay import Underlay
@@ -13,12 +15,13 @@ from dtun.config import ClientConfig
 from dtun.dataplane.device import Counters
 from dtun.dataplane.offload import device_for
 from dtun.dataplane.pump import LOOP, Pump
-from dtun.errors import DtunError
+from dtun.errors import DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.conflicts import ExistingNetwork, address_conflicts
 from dtun.network.difference import describe
 from dtun.network.plan import TunnelSettings, device_only, plan_client
+from dtun.network.state import Dns
 from dtun.platform.desired import DesiredState, Rejection
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
@@ -62,6 +65,7 @@ class Tunnel:
         self._connected = False
         self._basis: object = None
         self._conflicts: list[str] = []
+        self._look_ups = 0
         self.session_store = SessionStore(fdstore or NoFdStore(), config.tun)
         self._hooks = TunnelHooks(run_hook, config.hook("up"), config.hook("down"), config.tun)
         self._tun: Tun | None = None
@@ -159,6 +163,40 @@ class Tunnel:
         await self._apply()
         return True
 
+    @asynccontextmanager
+    async def look_ups_outside(self) -> AsyncIterator[None]:
+        """While there is no session, let the host ask its name servers beside the tunnel, where that may be.
+
+        Not with `on_disconnect: block`, which blocks that, too; nor with `release`, where nothing is in the way.
+        """
+        pins = self._settings is not None and not self._connected and self._config.on_disconnect == "keep"
+        if not pins:
+            yield
+            return
+        self._look_ups += 1
+        try:
+            await self._pin_name_servers()
+            yield
+        finally:
+            self._look_ups -= 1
+            if not self._look_ups:
+                self._underlay.remove_name_servers()
+                await self._try_to_apply()
+
+    async def _pin_name_servers(self) -> None:
+        try:
+            inside = {peer for _, peer in self._settings.pairs} if self._settings else set()
+            await self._underlay.add_name_servers(self._routing, but=inside)
+            await self._apply()
+        except UnavailableError as error:
+            log.warning("cannot route name servers around the tunnel: %s", error)
+
+    async def _try_to_apply(self) -> None:
+        try:
+            await self._apply()
+        except UnavailableError as error:
+            log.warning("cannot remove the routes to name servers: %s", error)
+
     async def switch_to(self, link: Link, welcome: Welcome) -> bool:
         """Carry packets through this session from now on. False if it has ended meanwhile.
 
@@ -255,11 +293,14 @@ class Tunnel:
 
     async def _apply(self) -> None:
         releases = not self._connected and self._config.on_disconnect == "release"
-        basis = self._routing, self._settings, self._underlay.routes, releases
+        settings = self._settings
+        if settings is not None and settings.dns is not None and self._name_servers_in_the_way(settings.dns):
+            settings = replace(settings, dns=None)
+        basis = self._routing, settings, self._underlay.routes, releases
         if basis == self._basis:
             return  # the rest is slow with a long bypass list
         self._basis = None
-        state = plan_client(self._routing, self._settings, self._underlay.routes)
+        state = plan_client(self._routing, settings, self._underlay.routes)
         if releases:
             state = device_only(state)
         known, self.rejections = self.rejections, await self._desired_state.set(OWNER, state)
@@ -278,6 +319,15 @@ class Tunnel:
         for conflict in self._conflicts:
             if conflict not in known:
                 log.warning("%s", conflict)
+
+    def _name_servers_in_the_way(self, dns: Dns) -> bool:
+        """Whether nobody answers for names of the host, or of a server, because there is no session.
+
+        `on_disconnect: block` leaves them: no question is to leave beside the tunnel.
+        """
+        if self._connected or self._config.on_disconnect != "keep":
+            return False
+        return dns.for_all_names or any(dns.asked_for(server.host) for server in self._config.servers)
 
     async def _next_hop(self, link: Link) -> NextHop | None:
         return await self._kernel.next_hop(host_of(link.peer))

@@ -1,8 +1,10 @@
 """The host's own network, outside the tunnel: its routes to the servers, default gateways, local networks."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from dtun.network.plan import Hop, Routing, UnderlayRoutes, needs_host_route
+from dtun.network.state import Address
 from dtun.platform.interface import Kernel, LocalNetwork, NextHop
 from dtun.session.udp import SockAddr, host_of
 
@@ -51,6 +53,25 @@ class Underlay:
             ports=self.routes.ports | {(address, server[1])},
         )
         return hop is not None or not needs_host_route(routing, address)
+
+    async def add_name_servers(self, routing: Routing, *, but: Collection[Address]) -> None:
+        """Route the host's name servers like servers, so that the names of servers can be looked up.
+
+        Raises:
+            UnavailableError: the kernel does not answer.
+        """
+        for address in self._kernel.name_servers():
+            if address in but or not needs_host_route(routing, address):
+                continue
+            hop = await self._kernel.next_hop(address)
+            if hop is not None:
+                self.routes = replace(self.routes, servers={**self.routes.servers, address: _hop(hop)})
+
+    def remove_name_servers(self) -> None:
+        """Undo `add_name_servers`, but for those that are servers as well."""
+        servers = {address for address, _ in self.routes.ports}
+        kept = {address: hop for address, hop in self.routes.servers.items() if address in servers}
+        self.routes = replace(self.routes, servers=kept)
 
     def remove_other_servers(self, server: SockAddr) -> None:
         """Keep only this server: the others no longer need a route outside the tunnel."""

@@ -122,6 +122,16 @@ class Dns:
     servers: tuple[Address, ...]
     domains: tuple[str, ...] = ()
 
+    @property
+    def for_all_names(self) -> bool:
+        """Whether they are asked for every name."""
+        return not self.domains or "~." in self.domains
+
+    def asked_for(self, name: str) -> bool:
+        """Whether they are asked for this name."""
+        domains = [domain.removeprefix("~").strip(".").lower() for domain in self.domains]
+        return self.for_all_names or any(f".{name.lower()}".endswith(f".{domain}") for domain in domains)
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkState:

@@ -7,8 +7,12 @@ from typing import Final
 
 from dtun.network.state import Address
 
-FILES: Final = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
-"""The second has the servers behind systemd-resolved, whose own address alone is in the first."""
+FILES: Final = (
+    Path("/etc/resolv.conf"),
+    Path("/run/systemd/resolve/resolv.conf"),
+    Path("/run/NetworkManager/no-stub-resolv.conf"),
+)
+"""The others have the servers behind systemd-resolved, or NetworkManager's resolver: the first names only that."""
 
 
 def name_servers(files: Iterable[Path] = FILES) -> list[Address]:

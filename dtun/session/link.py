@@ -28,6 +28,7 @@ class Link:
     `on_event` gets the session's events in order, `on_handshake` a handshake record that arrived on an established
     session (a ClientHello at a server, a HelloRequest at a client), `on_path` an errno about the path. `known_mtu` is
     the MTU that an earlier session found on the same path. `control_received` counts what was not a packet.
+    `on_heard`, if set, is called for each datagram before the data plane has the socket.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Link:
         self.local_port: int = sock.getsockname()[1]
         self.drops: Counter[str] = session.drops
         self.control_received = 0
+        self.on_heard: Callable[[], None] | None = None
         self._socket = sock
         self._on_event = on_event
         self._on_handshake = on_handshake
@@ -198,6 +200,8 @@ class Link:
         except OSError as error:
             self._path_error(error.errno or 0)
             return
+        if self.on_heard is not None:
+            self.on_heard()
         if self.session.association.takeover_done and datagram[:1] in _HANDSHAKE_RECORDS:
             self._on_handshake(self, datagram)
         self.session.receive(datagram, self._loop.time())
