@@ -91,9 +91,13 @@ class Machine(NamedTuple):
 
     @classmethod
     def this(cls) -> Machine:
+        system = platform.system()
         # The architecture of the interpreter: a 32-bit Python may run on a 64-bit kernel.
         architecture = sysconfig.get_platform().rsplit("-", 1)[-1]
-        return cls(sys.version_info[:2], platform.system(), architecture)
+        if system == "Darwin":
+            # The Python of python.org is for both kinds of Mac, "universal2".
+            architecture = platform.machine()
+        return cls(sys.version_info[:2], system, architecture)
 
 
 def mbedtls_advice(machine: Machine, environment: Mapping[str, str]) -> str | None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tools import bootstrap, launchd, layout, machine, wheels
+from tools import bootstrap, launchd, layout, machine, ownership, wheels
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path("/opt/dtun")
@@ -167,7 +167,7 @@ def _first_config(*, group: int, mode: int) -> None:
 def _restart_launchd(start: str | None) -> None:
     """Restart running jobs; start the job of `start`, too."""
     restarted = launchd.restart()
-    for warning in launchd.warnings():
+    for warning in ownership.warnings([*ownership.python_files(), PREFIX]):
         print(f"warning: {warning}")
     if start is not None and start not in restarted:
         if reason := launchd.unfit(COMMAND, CONFIG, start):

@@ -5,9 +5,7 @@ the next boot, one of them without a configuration.
 """
 
 import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 ROLES = ("server", "client")
@@ -81,19 +79,6 @@ def unfit(command: Path, config: Path, role: str) -> str | None:
         other = next(one for one in ROLES if one != role)
         return f"{config} is for a {other}, not for a {role}"
     return None
-
-
-def warnings(interpreters: Iterable[str] = (sys.executable,)) -> list[str]:
-    """Warnings about a Python that other users can change: they could run code as root."""
-    found = []
-    for path in interpreters:
-        real = Path(path).resolve()
-        if real.stat().st_uid != 0:
-            found.append(
-                f"{real} belongs to {real.owner()}, and so does every program of root's that runs on it, dtun as well; "
-                "the Python of python.org belongs to root: make install PYTHON=/usr/local/bin/python3.12"
-            )
-    return found
 
 
 def _end(role: str) -> None:

@@ -134,7 +134,7 @@ def receive(listener: socket.socket) -> Arrival | None:
 def answer(listener: socket.socket, datagram: bytes, peer: SockAddr, local: str) -> None:
     """Send from the address that the peer sent to. If that fails the datagram is lost, as UDP is."""
     ancillary: list[tuple[int, int, bytes]] = []
-    if local:
+    if local and (_LINUX or _is_wildcard(listener)):
         address = ip_address(local).packed
         if listener.family == socket.AF_INET6:
             ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(address, 0))]
@@ -142,6 +142,16 @@ def answer(listener: socket.socket, datagram: bytes, peer: SockAddr, local: str)
             ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, address, bytes(4)))]
     with contextlib.suppress(OSError):
         listener.sendmsg([datagram], ancillary, 0, peer)
+
+
+def _is_wildcard(listener: socket.socket) -> bool:
+    """Whether it listens on all addresses.
+
+    Only then macOS may be told the source of a datagram: afterwards it has forgotten the socket's own address
+    (udp_output in xnu), so that a socket on one address would listen on all.
+    """
+    host, *_ = listener.getsockname()
+    return ip_address(host.partition("%")[0]).is_unspecified
 
 
 def accept(listener: socket.socket, peer: SockAddr, local: str) -> tuple[socket.socket, list[Arrival]]:

@@ -27,9 +27,14 @@ SIMULATED = Path(__file__).parent / "simulated.py"
 SERVER = "203.0.113.5"
 
 NO_FILTER = "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"
-NO_CLAMP = "dtun has no packet filter on macOS; add 'scrub all max-mss 1360' to /etc/pf.conf"
+SWITCH_ON = "and run `pfctl -f /etc/pf.conf; pfctl -E` (docs/macos.md)"
+NO_CLAMP = (
+    "dtun has no packet filter on macOS; add 'scrub all max-mss 1360' to /etc/pf.conf, "
+    f"below the line of scrub-anchor, {SWITCH_ON}"
+)
 NO_NAT = (
-    "dtun does not do NAT on macOS; add 'nat on INTERFACE from NETWORK to any -> (INTERFACE)' to /etc/pf.conf"
+    "dtun does not do NAT on macOS; add 'nat on en0 from NETWORK to any -> (en0)' to /etc/pf.conf, "
+    f"below the line of nat-anchor, {SWITCH_ON}"
 )
 
 

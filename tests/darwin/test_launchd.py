@@ -63,7 +63,7 @@ def test_it_is_disabled_until_an_administrator_enables_it(role: str) -> None:
 def test_it_runs_dtun_in_the_foreground(role: str) -> None:
     command = job(role)["ProgramArguments"]
     assert command == [
-        "/usr/local/bin/dtun", role, "-c", "/etc/dtun.yaml", "--log-file", f"/var/log/dtun-{role}.log"
+        "/opt/dtun/current/bin/dtun", role, "-c", "/etc/dtun.yaml", "--log-file", f"/var/log/dtun-{role}.log"
     ]  # fmt: skip
     # As dtun parses it.
     arguments = parse(command[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tools import launchd
+from tools import launchd, ownership
 
 HERE = Path(__file__).parent
 LOCK = HERE.parents[1] / "requirements" / "runtime.txt"
@@ -188,6 +188,60 @@ def test_a_python_of_another_user_is_reported(tmp_path: Path) -> None:
     theirs.touch()
     os.chown(theirs, 1, 1)
     (tmp_path / "link").symlink_to(theirs)
-    assert launchd.warnings(["/bin/sh"]) == []
-    (warning,) = launchd.warnings([str(tmp_path / "link")])
+    assert ownership.warnings([Path("/bin/sh")]) == []
+    (warning,) = ownership.warnings([tmp_path / "link"])
     assert warning.startswith(f"{theirs} belongs to {theirs.owner()}, and so does")
+
+
+def test_a_link_in_the_directory_of_another_user_is_reported(tmp_path: Path) -> None:
+    theirs = tmp_path / "bin"
+    theirs.mkdir()
+    os.chown(theirs, 1, 1)
+    (theirs / "python3.12").symlink_to(framework(tmp_path)[0])
+    (tmp_path / "python").symlink_to("bin/python3.12")
+    (warning,) = ownership.warnings([tmp_path / "python"])
+    assert warning.startswith(f"{theirs} belongs to {theirs.owner()}, and so does")
+
+
+def framework(directory: Path, mode: int = 0o755) -> list[Path]:
+    """A Python as the installer of python.org places it: interpreter, shared library and standard library."""
+    version = directory / "Python.framework/Versions/3.12"
+    found = [version / "bin/python3.12", version / "Python", version / "lib/python3.12"]
+    (found[2] / "site-packages").mkdir(parents=True)
+    (version / "bin").mkdir()
+    for file in (*found[:2], found[2] / "os.py"):
+        file.touch(mode=0o644)
+    for path in (directory / "Python.framework").rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o022 | mode & 0o022)
+    (directory / "Python.framework").chmod(mode)
+    return found
+
+
+def test_a_python_that_a_group_can_change_is_reported(tmp_path: Path) -> None:
+    (warning,) = ownership.warnings(framework(tmp_path, 0o775))
+    top = tmp_path / "Python.framework"
+    assert warning.startswith(f"{top} can be changed by the group root, and with it")
+    assert warning.endswith(f"sudo chmod -R go-w {top}")
+
+
+@pytest.mark.parametrize(
+    "which", ["bin/python3.12", "bin", "Python", "lib/python3.12", "lib/python3.12/os.py", ""]
+)
+def test_each_part_of_a_python_matters(tmp_path: Path, which: str) -> None:
+    found = framework(tmp_path)
+    assert ownership.warnings(found) == []
+    changeable = tmp_path / "Python.framework/Versions/3.12" / which
+    changeable.chmod(0o777)
+    (warning,) = ownership.warnings(found)
+    assert warning.startswith(f"{changeable} can be changed by everybody")
+
+
+def test_other_packages_of_that_python_do_not_matter(tmp_path: Path) -> None:
+    found = framework(tmp_path)
+    (found[2] / "site-packages").chmod(0o777)
+    assert ownership.warnings(found) == []
+
+
+def test_the_parts_of_this_python() -> None:
+    found = ownership.python_files()
+    assert {Path(sys.executable), Path(os.__file__).parent} <= set(found)

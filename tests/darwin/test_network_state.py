@@ -446,8 +446,15 @@ async def test_what_macos_does_not_support_is_refused_with_a_reason(kernel: Darw
     reasons = {str(change.what).partition("(")[0]: reason for change, reason in refusal.value.refused}
     assert reasons["Rule"] == "policy routing is not available on macOS; use `routing: main`"
     assert reasons["Route"] == reasons["Rule"]
-    assert reasons["Masquerade"].endswith("to /etc/pf.conf")
-    assert "max-mss 1360" in reasons["ClampMss"]
+    switch_on = "and run `pfctl -f /etc/pf.conf; pfctl -E` (docs/macos.md)"
+    assert reasons["Masquerade"] == (
+        "dtun does not do NAT on macOS; add 'nat on en0 from NETWORK to any -> (en0)' to /etc/pf.conf, "
+        f"below the line of nat-anchor, {switch_on}"
+    )
+    assert reasons["ClampMss"] == (
+        "dtun has no packet filter on macOS; add 'scrub all max-mss 1360' to /etc/pf.conf, "
+        f"below the line of scrub-anchor, {switch_on}"
+    )
     assert (
         reasons["DropOtherTrafficToServer"]
         == "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"

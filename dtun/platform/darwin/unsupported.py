@@ -55,9 +55,18 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
 
 def _no_filter(one: Filter) -> str:
     match one:
-        case Masquerade():
-            rule = "nat on INTERFACE from NETWORK to any -> (INTERFACE)"
-            return f"dtun does not do NAT on macOS; add '{rule}' to /etc/pf.conf"
+        case Masquerade(_, outside):
+            rule = f"nat on {outside} from NETWORK to any -> ({outside})"
+            return f"dtun does not do NAT on macOS; {_pf(rule, 'nat-anchor')}"
         case ClampMss(_, mtu):
-            return f"dtun has no packet filter on macOS; add 'scrub all max-mss {mtu - 40}' to /etc/pf.conf"
+            rule = f"scrub all max-mss {mtu - 40}"
+            return f"dtun has no packet filter on macOS; {_pf(rule, 'scrub-anchor')}"
     return "dtun has no packet filter on macOS; only routes keep traffic in the tunnel"
+
+
+def _pf(rule: str, anchor: str) -> str:
+    """Pf wants its rules in order: scrub, nat, filter. It is off until something switches it on."""
+    return (
+        f"add '{rule}' to /etc/pf.conf, below the line of {anchor}, and run "
+        "`pfctl -f /etc/pf.conf; pfctl -E` (docs/macos.md)"
+    )

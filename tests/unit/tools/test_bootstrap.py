@@ -1,9 +1,11 @@
 """Setting up a checkout: one line of advice where it cannot work; quick where it can."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,24 @@ def test_where_there_is_no_wheel_one_line_says_what_to_do(
     assert problem in advice
     assert remedy in advice
     assert "\n" not in advice
+
+
+@pytest.mark.parametrize(("processor", "advised"), [("arm64", False), ("x86_64", True)])
+def test_a_python_for_both_kinds_of_mac(
+    processor: str, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: processor)
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: "macosx-10.13-universal2")
+    machine = Machine.this()._replace(python=(3, 12))
+    assert machine.architecture == processor
+    assert bool(mbedtls_advice(machine, {})) is advised
+
+
+def test_a_32_bit_python_on_a_64_bit_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sysconfig, "get_platform", lambda: "linux-i686")
+    assert Machine.this().architecture == "i686"
 
 
 def test_who_wants_to_compile_is_let() -> None:
