@@ -243,6 +243,7 @@ def test_the_output_of_plan_for_a_server(tmp_path: Path) -> None:
         "  add link utun0 mtu (of the path)",
         "  add address 10.86.0.1 peer 10.86.0.2 dev utun0",
         "  add route 10.86.0.1/32 via 127.0.0.1 dev lo0",
+        "  add route unreachable 10.86.0.0/16",
         "When home connects, as far as it asks for them:",
         "  add route 10.0.0.0/16 dev utun0",
         f"note: filter forward utun0 tcp maxseg for mtu 1400: {NO_CLAMP}",
