@@ -12,6 +12,7 @@ from typing import Any
 from dtun.cli.output import complain, say
 from dtun.errors import DtunError, UnavailableError
 from dtun.service.control import ask
+from dtun.session.status import DEVICE_DOWN
 from dtun.text import printable
 
 Status = Mapping[str, Any]
@@ -143,10 +144,11 @@ def _shown(answer: Status, name: str | None, *, as_json: bool) -> str:
 
 
 def _is_connected(status: Status, name: str | None) -> bool:
-    """A server always counts as connected, unless a client is named: clients of a server may be away."""
-    tunnels = tunnels_of(status)
-    is_up = bool(tunnels) and all(tunnel.get("state") == "connected" for tunnel in tunnels)
-    return is_up or (status.get("role") == "server" and name is None)
+    """Clients of a server may be away, unless one is named; but what has no working device is never well."""
+    states = [tunnel.get("state") for tunnel in tunnels_of(status)]
+    if status.get("role") == "server" and name is None:
+        return DEVICE_DOWN not in states
+    return bool(states) and all(state == "connected" for state in states)
 
 
 def tunnels_of(status: Status) -> list[Status]:

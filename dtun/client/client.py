@@ -167,7 +167,7 @@ class Client:
         warnings += self._link.warnings if self._link is not None else []
         values = {
             "id": self._config.id,
-            "state": "connected" if self._link else "connecting",
+            "state": tunnel.broken or ("connected" if self._link else "connecting"),
             "since": self._since,
             "device": tunnel.device,
             "address": str(welcome.address) if welcome else None,

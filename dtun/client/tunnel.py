@@ -28,7 +28,7 @@ from dtun.protocol.messages import Welcome
 from dtun.session.hooks import RunHook, TunnelHooks
 from dtun.session.link import Link
 from dtun.session.stall import DataPlane, plane
-from dtun.session.status import offloads_in_use
+from dtun.session.status import DEVICE_DOWN, offloads_in_use
 from dtun.session.udp import SockAddr, host_of
 
 log = logging.getLogger("dtun.client")
@@ -83,16 +83,14 @@ class Tunnel:
         Raises:
             DtunError: there is no TUN driver, the permission to use it is missing, or the device's name is taken.
         """
-        kept = self.session_store.take_device()
-        self._tun = self._kernel.create_tun(self._config.tun, kept)
-        if kept is None:
-            self.session_store.keep_device(self._tun.fileno())
+        self._tun, _ = self.session_store.open_device(self._kernel)
         self.device = self._tun.name
         self._routing = routing_of(self._config, self.device)
         device = device_for(self._tun, self.counters)
         self._pump = Pump(
             device, self.counters, accepts=_any_packet, loop=self._loop, paused=resumed is not None
         )
+        self.session_store.watch_device(self._tun, self._pump)
         if resumed is not None and peer is not None:
             self._hooks.resume()
             await self._underlay.add_server(peer, self._routing)
@@ -126,11 +124,19 @@ class Tunnel:
         return tuple(sorted(self._tun.offloads)) if self._tun else ()
 
     @property
+    def broken(self) -> str | None:
+        """The state for the status if no packet can pass, with a session or without."""
+        return None if self._tun is None or not self._settings or self._tun.works() else DEVICE_DOWN
+
+    @property
     def warnings(self) -> list[str]:
         """What does not work, for the status."""
         rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
+        device = [f"{self.device} is down or gone; see the log"] if self.broken else []
         looped = [self.loop_warning] if self.counters.drops[LOOP] > self._loops_before else []
-        return ([self._hooks.error] if self._hooks.error else []) + looped + rejected + self._conflicts
+        return (
+            device + ([self._hooks.error] if self._hooks.error else []) + looped + rejected + self._conflicts
+        )
 
     @property
     def loop_warning(self) -> str:

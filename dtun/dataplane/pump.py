@@ -121,6 +121,7 @@ class Pump:
         "_counters",
         "_device",
         "_loop",
+        "_lost",
         "_out",
         "_pending",
         "_port",
@@ -148,6 +149,7 @@ class Pump:
         self._pending: Sequence[bytes] = ()
         self._rest: asyncio.TimerHandle | None = None
         self._singles = 0
+        self._lost = False
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._out: Callable[[], None] = self._read_batch
         if not paused:
@@ -196,6 +198,18 @@ class Pump:
         """Write packets that arrived before the session was attached."""
         self._device.deliver(packets, self._accepts)
         self._device.flush()
+
+    def device_lost(self) -> None:
+        """Do not wait for the device, which is gone: another one will be behind its descriptor."""
+        self._lost = True
+        self._singles = MAX_SINGLES  # so that `_receiver` does not read the device
+        self._loop.remove_reader(self._device.fileno())
+
+    def device_renewed(self) -> None:
+        """Read the device that is behind the descriptor now."""
+        self._lost = False
+        if not self._pending:
+            self._resume()
 
     def close(self) -> None:
         """Stop reading the device and all ports, before they are closed."""
@@ -345,6 +359,8 @@ class Pump:
 
     def _resume(self) -> None:
         """Read TUN (again)."""
+        if self._lost:
+            return
         self._loop.add_reader(self._device.fileno(), self._out)
 
     def _receiver(self, port: Port) -> Callable[[], None]:

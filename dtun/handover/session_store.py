@@ -1,11 +1,15 @@
 """Keeps the device of one tunnel, and the session that serves it, in the descriptor store."""
 
 import logging
+import os
 import socket
 
+from dtun.dataplane.pump import Pump
 from dtun.dtls.records import AeadRecords
+from dtun.errors import UnavailableError
 from dtun.handover.fdstore import FdStore, discard, session_name, socket_name, tun_name
 from dtun.handover.saved_session import SavedSession, describe
+from dtun.platform.interface import Kernel, Tun
 from dtun.protocol.messages import Hello, Welcome
 from dtun.session.dialect import NativeDialect
 from dtun.session.link import Link
@@ -21,13 +25,46 @@ class SessionStore:
         self._device = device
         self._saved: SavedSession | None = None
 
-    def take_device(self) -> int | None:
-        """The device's descriptor, if the last process kept it. The caller owns it."""
-        return self._fdstore.take(tun_name(self._device))
+    def open_device(self, kernel: Kernel) -> tuple[Tun, bool]:
+        """The device that the last process kept, with True; a new one if there is none, or if it is gone.
+
+        It is kept from now on.
+
+        Raises:
+            DtunError: it cannot be made.
+        """
+        kept = self._fdstore.take(tun_name(self._device))
+        if kept is not None:
+            try:
+                return kernel.create_tun(self._device, kept), True
+            except UnavailableError as error:
+                log.warning("%s: %s; it is made anew", self._device, error)
+                os.close(kept)
+                self.lose_device()
+        tun = kernel.create_tun(self._device)
+        self.keep_device(tun.fileno())
+        return tun, False
+
+    def watch_device(self, tun: Tun, pump: Pump) -> None:
+        """Whenever the device is made anew, have the pump read that one, and keep it."""
+
+        def lost() -> None:
+            pump.device_lost()
+            self.lose_device()
+
+        def renewed() -> None:
+            self.keep_device(tun.fileno())
+            pump.device_renewed()
+
+        tun.watch(lost, renewed)
 
     def keep_device(self, descriptor: int) -> None:
         """Keep the device until `forget_device`."""
         self._fdstore.keep(tun_name(self._device), descriptor)
+
+    def lose_device(self) -> None:
+        """Keep the device no longer, for it is gone; but a session that serves it."""
+        self._fdstore.forget(tun_name(self._device))
 
     def forget_device(self) -> None:
         """Keep the device, and a session that serves it, no longer."""

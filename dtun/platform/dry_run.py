@@ -35,6 +35,12 @@ class AbsentTun:
     def enable_offloads(self, offloads: frozenset[str]) -> None:
         """There are none."""
 
+    def works(self) -> bool:
+        return True
+
+    def watch(self, lost: Callable[[], None], renewed: Callable[[], None]) -> None:
+        """Nobody can remove it."""
+
     def close(self) -> None:
         if self._read_end >= 0:
             os.close(self._read_end)

@@ -72,6 +72,18 @@ class Tun(Protocol):
         """Let reads return these kinds of super-packets (a subset of `offloads`), and no others."""
         ...
 
+    def works(self) -> bool:
+        """Whether the device is there under its name, and up."""
+        ...
+
+    def watch(self, lost: Callable[[], None], renewed: Callable[[], None]) -> None:
+        """Another program may remove, rename or move the device; the kernel then makes it anew.
+
+        `lost` is called before each attempt: nothing may wait for the descriptor from then on. `renewed` is called when
+        the device is there again, behind the same descriptor. What belongs to it is applied again after that.
+        """
+        ...
+
     def close(self) -> None:
         """Close the device: the kernel removes it, with its addresses and routes."""
         ...
@@ -116,7 +128,7 @@ class Kernel(Protocol):
         The addresses and routes of a predecessor's device count as applied, as in `open`.
 
         Raises:
-            UnavailableError: there is no TUN driver, or the name is in use.
+            UnavailableError: there is no TUN driver, or the name is in use; `descriptor` is not that device any more.
             PermissionDeniedError: this process may not create devices.
         """
         ...

@@ -116,12 +116,9 @@ class Identities:
         taken |= {other.tun for other in self._config.clients.values() if other.tun}
         device = entry.tun or device_name(name, taken)
         session_store = SessionStore(self._fdstore, device)
-        kept = session_store.take_device()
-        tun = self._kernel.create_tun(device, kept)
-        if kept is None:
-            session_store.keep_device(tun.fileno())
+        tun, kept = session_store.open_device(self._kernel)
         hooks = TunnelHooks(self._run_hook, *self._hooks_of(entry), name)
-        identity = Identity(name, entry, pair, tun, session_store, hooks, self._loop, paused=kept is not None)
+        identity = Identity(name, entry, pair, tun, session_store, hooks, self._loop, paused=kept)
         self._by_name[name] = identity
         await self.apply(identity, self._config.mtu or identity.mtu, ())
         return identity

@@ -30,7 +30,7 @@ from dtun.session.link import Link
 from dtun.session.log import SessionLog
 from dtun.session.session import Closed
 from dtun.session.stall import DataPlane, plane
-from dtun.session.status import link_status, offloads_in_use, timestamp
+from dtun.session.status import DEVICE_DOWN, link_status, offloads_in_use, timestamp
 from dtun.text import printable
 
 AWAY_MTU = 1400
@@ -114,6 +114,7 @@ class Identity:
             loop=loop,
             paused=paused,
         )
+        session_store.watch_device(tun, self._pump)
         self._allow_sources()
 
     @property
@@ -236,13 +237,15 @@ class Identity:
     def status(self, now: float) -> Mapping[str, object]:
         """This client's row in the status."""
         pair, link = self.pair, self.link
-        warnings = [self._duplicate_ids.describe()] if self._duplicate_ids.evident(now) else []
+        works = self.tun.works()
+        warnings = [] if works else [f"{self.tun.name} is down or gone; see the log"]
+        warnings += [self._duplicate_ids.describe()] if self._duplicate_ids.evident(now) else []
         warnings += [self._hooks.error] if self._hooks.error else []
         warnings += self.rejections
         warnings += link.warnings if link is not None else []
         return {
             "id": self.name,
-            "state": "connected" if link else "away",
+            "state": ("connected" if link else "away") if works else DEVICE_DOWN,
             "since": self._since,
             "device": self.tun.name,
             "address": str(pair.local),

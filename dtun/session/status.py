@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from dtun.dataplane.device import Counters
 from dtun.platform.interface import Tun
 from dtun.session.link import Link
+
+DEVICE_DOWN: Final = "device down"
+"""The state of a tunnel whose device is gone or down, with a session or without: no packet can pass."""
 
 
 def timestamp(offset: float = 0) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import kernels
 import pytest
 from kernels import PIN, TUN, into, opened, state, tunnel, until
-from topology import Host
+from topology import Host, Topology
 
+from dtun.handover.session_store import SessionStore
 from dtun.network.state import (
     ClampMss,
     DropIPv6OutsideTunnel,
@@ -23,6 +25,7 @@ from dtun.network.state import (
 )
 from dtun.platform import repair
 from dtun.platform.linux.netlink.removals import RemovalWatch
+from tests.unit.fakes import FakeFdStore
 
 host, runtime = kernels.host, kernels.runtime
 
@@ -38,7 +41,7 @@ WANTED = state(
 
 
 def seen(host: Host) -> str:
-    """All that is ours, as ip(8) shows it."""
+    """All that is ours, as ip(8) shows it, but for the device's index."""
     looks = (
         "-4 route show table all proto 217",
         "-6 route show table all proto 217",
@@ -46,7 +49,8 @@ def seen(host: Host) -> str:
         "-6 rule",
         f"address show dev {TUN}",
     )
-    return "\n".join("\n".join(sorted(host.ip(look).splitlines())) for look in looks)
+    shown = "\n".join("\n".join(sorted(host.ip(look).splitlines())) for look in looks)
+    return re.sub(rf"\d+: {TUN}", TUN, shown)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,89 @@ def test_what_is_taken_comes_back(host: Host, runtime: Path, theft: str) -> None
                 host.ip(arguments)
             await until(lambda: seen(host) == before, f"the repair after `ip {theft}`")
             assert await linux.apply(WANTED) == []
+
+    host.play(story)
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        f"link del {TUN}",
+        f"link set {TUN} down; link set {TUN} name mine; link set mine up",
+        f"link set {TUN} netns ELSEWHERE",
+    ],
+)
+def test_a_device_that_is_taken_comes_back(
+    net: Topology, host: Host, runtime: Path, theft: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = net.host("elsewhere").namespace
+
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, tun):
+            told: list[str] = []
+            tun.watch(lambda: told.append("lost"), lambda: told.append("renewed"))
+            await linux.apply(WANTED)
+            tun.enable_offloads(tun.offloads)
+            before, descriptor = seen(host), tun.fileno()
+            assert tun.works()
+            for arguments in theft.split("; "):
+                await asyncio.to_thread(host.ip, arguments.replace("ELSEWHERE", elsewhere))
+            await until(lambda: tun.works() and seen(host) == before, f"the repair after `ip {theft}`")
+            assert tun.fileno() == descriptor
+            assert told[-2:] == ["lost", "renewed"]
+            assert await linux.apply(WANTED) == []
+            assert f"restored after removal by another program: link {TUN} mtu 1400" in caplog.text
+            assert host.ip("-o link show type tun").count("\n") == 1, "nothing is left of the other one"
+
+    host.play(story)
+
+
+def test_a_name_that_is_taken_meanwhile_is_waited_for(
+    host: Host, runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with tunnel(runtime) as (linux, tun):
+            await linux.apply(WANTED)
+            before = seen(host)
+            for arguments in (f"link del {TUN}", f"tuntap add {TUN} mode tun", f"link set {TUN} up"):
+                host.ip(arguments)
+            text = f"cannot create the TUN device {TUN}: a device of that name exists"
+            await until(lambda: text in caplog.text, "the warning")
+            assert not tun.works(), "the other program's device is not ours"
+            await linux.apply(WANTED)
+            assert "10.86" not in host.ip(f"address show dev {TUN}")
+            host.ip(f"link del {TUN}")
+            await until(lambda: tun.works() and seen(host) == before, "the repair")
+
+    host.play(story)
+
+
+@pytest.mark.parametrize(
+    "theft", [f"link del {TUN}", f"link set {TUN} name mine", f"link set {TUN} netns ELSEWHERE"]
+)
+def test_a_kept_device_that_is_gone_is_made_anew_at_the_start(
+    net: Topology, host: Host, runtime: Path, theft: str
+) -> None:
+    elsewhere = net.host("elsewhere").namespace
+    kept = FakeFdStore()
+
+    async def story() -> None:
+        async with opened(runtime) as linux:
+            SessionStore(kept, TUN).open_device(linux)[0].close()  # the process ends, the store has a copy
+        host.ip(theft.replace("ELSEWHERE", elsewhere))
+        kept.start_successor()
+        async with opened(runtime) as linux:
+            tun, known = SessionStore(kept, TUN).open_device(linux)
+            assert not known
+            await linux.apply(WANTED)
+            assert tun.works()
+            tun.close()
+            kept.start_successor()
+            tun, known = SessionStore(kept, TUN).open_device(linux)
+            tun.close()
+            assert known, "that one is kept now"
+        kept.close()
+        assert host.ip("-o link show type tun") == ""
 
     host.play(story)
 

@@ -95,6 +95,11 @@ def endpoint(server: Daemon) -> str | None:
     return value
 
 
+def without_indexes(host: Host) -> set[str]:
+    """The host's network, in which a device may have been made anew."""
+    return {re.sub(r"^\d+: ", "", line) for line in network_of(host)}
+
+
 def test_tcp_survives_a_killed_and_restarted_server(tunnel: Tunnel) -> None:
     world, server, client = tunnel
     tcp_address = "10.86.0.1/32"
@@ -135,6 +140,45 @@ def test_a_stopped_client_says_goodbye_and_the_device_stays(tunnel: Tunnel) -> N
 
     assert "dtun-demo" in world.left.ip("link")
     assert "dtun0" not in world.right.ip("link")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("theft", ["link del DEVICE", "link set DEVICE down", "address flush dev DEVICE"])
+def test_a_device_that_another_program_takes_is_back_in_a_second(
+    tunnel: Tunnel, side: str, theft: str
+) -> None:
+    world, server, client = tunnel
+    host, daemon = (world.left, server) if side == "server" else (world.right, client)
+    served, before = endpoint(server), without_indexes(host)
+    began = time.monotonic()
+
+    host.ip(theft.replace("DEVICE", daemon.tunnel()["device"]))
+    wait_for(lambda: can_ping(world.right, "10.86.0.1"), "the tunnel to work again")
+
+    assert time.monotonic() - began < 5, "a second, on an idle machine"
+    assert endpoint(server) == served, "in the same session"
+    assert daemon.tunnel()["state"] == "connected"
+    assert without_indexes(host) == before
+    assert "restored after removal by another program" in daemon.log
+
+
+def test_a_device_that_cannot_be_made_is_never_called_connected(tunnel: Tunnel) -> None:
+    world, server, client = tunnel
+
+    server.process.send_signal(signal.SIGSTOP)  # or it would be first
+    world.left.ip("link del dtun-demo")
+    world.left.ip("link add dtun-demo type veth peer name other")
+    server.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: server.tunnel()["state"] == "device down", "the server to notice")
+
+    assert any("dtun-demo is down or gone" in line for line in server.tunnel()["warnings"])
+    client.stop()
+    client.start()
+    client.wait_connected()
+    assert server.tunnel()["state"] == "device down", "with another session, too"
+    world.left.ip("link del dtun-demo")
+    wait_for(lambda: can_ping(world.right, "10.86.0.1"), "the tunnel to work again")
+    assert server.tunnel()["state"] == "connected"
 
 
 def test_a_silent_client_is_dead_after_the_timeout(tunnel: Tunnel) -> None:

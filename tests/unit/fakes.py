@@ -24,12 +24,19 @@ class FakeTun:
         self._device, self.host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._device.setblocking(False)
         self.host.setblocking(False)
+        self.up = True
 
     def fileno(self) -> int:
         return self._device.fileno()
 
     def enable_offloads(self, offloads: frozenset[str]) -> None:
         assert offloads <= self.offloads
+
+    def works(self) -> bool:
+        return self.up
+
+    def watch(self, lost: Callable[[], None], renewed: Callable[[], None]) -> None:
+        self.lost, self.renewed = lost, renewed
 
     @property
     def closed(self) -> bool:

@@ -61,6 +61,13 @@ class DarwinTun:
     def enable_offloads(self, offloads: frozenset[str]) -> None:
         """See `Tun.enable_offloads`: there are none."""
 
+    def works(self) -> bool:
+        """See `Tun.works`."""
+        return self.fileno() >= 0
+
+    def watch(self, lost: Callable[[], None], renewed: Callable[[], None]) -> None:
+        """See `Tun.watch`: other programs can neither remove nor rename a utun device."""
+
     def close(self) -> None:
         """Remove the device, with its addresses and routes. May be called twice."""
         if self._control.fileno() >= 0:

@@ -56,11 +56,15 @@ class Applied:
     def discard(self, thing: Thing) -> None:
         self._set_of(thing).discard(thing)
 
-    def discard_device(self, name: str) -> None:
-        """Discard a device that is gone, with everything that belongs to it."""
+    def discard_device(self, name: str) -> set[Thing]:
+        """Discard a device that is gone, with everything that belongs to it, and return all that."""
+        discarded: set[Thing] = set()
         for kind in ("devices", "addresses", "routes", "dns"):
             things: set[Any] = getattr(self, kind)
-            things -= {thing for thing in things if device_of(thing) == name}
+            gone = {thing for thing in things if device_of(thing) == name}
+            things -= gone
+            discarded |= gone
+        return discarded
 
     def _set_of(self, thing: Thing) -> set[Any]:  # noqa: PLR0911 - one for each kind
         match thing:
@@ -81,19 +85,31 @@ class Applied:
 
 
 class Devices:
-    """This process's TUN devices: `own` with their indexes, and the `closed` ones that desired states still name."""
+    """This process's TUN devices: `own` with their indexes, and those that desired states still name, but are gone.
+
+    `closed` are gone because we closed them; `lost` were removed, renamed or moved by another program, each with what
+    was applied to it.
+    """
 
     def __init__(self) -> None:
         self.own: dict[str, int] = {}
         self.closed: set[str] = set()
+        self.lost: dict[str, set[Thing]] = {}
+
+    @property
+    def gone(self) -> set[str]:
+        """The devices to which nothing can be applied."""
+        return self.closed.union(self.lost)
 
     def created(self, name: str, index: int) -> None:
         self.own[name] = index
         self.closed.discard(name)
+        self.lost.pop(name, None)
 
     def removed(self, name: str) -> int | None:
-        """Returns the index that the device had."""
+        """We have closed it. Returns the index that it had, if it was not lost before."""
         self.closed.add(name)
+        self.lost.pop(name, None)
         return self.own.pop(name, None)
 
 

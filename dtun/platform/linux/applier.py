@@ -136,8 +136,8 @@ class Applier:
             else:
                 results = zip(batch, [await self._apply_one(batch[0])], strict=True)
             for change, reason in results:
-                # A device that was closed meanwhile is gone, whether the change was made or refused.
-                if device_of(change.what) not in self._devices.closed:
+                # What belongs to a device that is gone meanwhile is gone, whether the change was made or refused.
+                if device_of(change.what) not in self._devices.gone:
                     self._record(change, reason, done, refused)
             await asyncio.sleep(0)
         if late or kept:

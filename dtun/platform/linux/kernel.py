@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from dtun.errors import DtunError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, NetworkState, Route
+from dtun.network.state import Address, NetDevice, NetworkState, Route
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
@@ -17,6 +18,7 @@ from dtun.platform.linux.applied import Applied, Devices, devices_of, read_devic
 from dtun.platform.linux.applier import Applier, Outcome
 from dtun.platform.linux.netlink.monitor import HostView, Monitor
 from dtun.platform.linux.netlink.removals import RemovalWatch
+from dtun.platform.linux.netlink.sockets import device_index
 from dtun.platform.linux.sysctl import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
 from dtun.platform.repair import Repairer, RepairResult
@@ -59,6 +61,7 @@ class LinuxKernel:
         self._removals = RemovalWatch()
         self._watchers: list[Callable[[], None]] = []
         self._devices = Devices()
+        self._tuns: dict[str, LinuxTun] = {}
         self._inherited: set[str] = set()
         self._desired: NetworkState | None = None
         # The host's network changed since the kernel was read.
@@ -84,7 +87,7 @@ class LinuxKernel:
                     self._view,
                     self._removals,
                     changed=self._host_changed,
-                    removed=opened.repairer.removed,
+                    removed=self._removed,
                     ports=opened.applier.ports,
                 )
                 await lookup.fill(self._view)
@@ -116,15 +119,14 @@ class LinuxKernel:
         if descriptor is None:
             tun = open_tun(name, self._device_closed)
         else:
+            if device_index(name) is None:
+                raise UnavailableError(
+                    "the device was deleted, renamed or moved to another network namespace"
+                )
             tun = adopt_tun(name, descriptor, self._device_closed)
             self._inherited.add(name)
-        # Otherwise an address that replaces another with the same peer is removed together with it.
-        with contextlib.suppress(SysctlError):
-            sysctl.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
-        index = socket.if_nametoindex(name)
-        self._view.add_own(index)
-        self._removals.device_created(index)
-        self._devices.created(name, index)
+        self._tuns[name] = tun
+        self._device_created(name)
         return tun
 
     async def apply(self, desired: NetworkState) -> list[Change]:
@@ -178,7 +180,7 @@ class LinuxKernel:
             for thing in await read_devices(self._inherited & self._devices.own.keys()):
                 applier.applied.add(thing)
             self._inherited.clear()
-        desired = self._without_closed_devices(desired)
+        desired = self._without_gone_devices(desired)
         changes = await self._difference(desired)
         doubtful: set[Thing] = {change.previous for change in changes if isinstance(change.previous, Route)}
         if self._stale or doubtful:
@@ -201,14 +203,16 @@ class LinuxKernel:
             if self._open is None:
                 return RepairResult()
             applier = self._applier
+            self._find_lost_devices()
+            without_device = self._renew_devices()
             missing = self._unrepaired | await applier.forget_missing(applier.applied.things())
             if not missing:
-                return RepairResult()
+                return RepairResult(refused=without_device)
             self._stale = False
             self._unrepaired.clear()
             if self._desired is None:
                 applier.prune_journal()
-                return RepairResult()
+                return RepairResult(refused=without_device)
             applied, refused = await self._change_to(self._desired)
             applier.prune_journal()
             result = RepairResult(
@@ -216,7 +220,46 @@ class LinuxKernel:
                 [(change, reason) for change, reason in refused if change.what in missing],
             )
             self._unrepaired.update(change.what for change, _ in result.refused)
+            result.refused.extend(without_device)
             return result
+
+    def _renew_devices(self) -> list[tuple[Change, str]]:
+        """Make lost devices anew. Returns those that cannot be made now, each with the reason."""
+        refused: list[tuple[Change, str]] = []
+        for name, things in list(self._devices.lost.items()):
+            try:
+                self._tuns[name].renew()
+            except DtunError as error:
+                device = next((thing for thing in things if isinstance(thing, NetDevice)), NetDevice(name, 0))
+                refused.append((Change("add", device), str(error)))
+                continue
+            self._device_created(name)
+            self._unrepaired |= things
+        return refused
+
+    def _removed(self) -> None:
+        """Another program may have removed something of ours."""
+        if self._removals.take_lost():
+            self._find_lost_devices()
+        if self._open is not None and self._open.repairer is not None:
+            self._open.repairer.removed()
+
+    def _find_lost_devices(self) -> None:
+        """Note which devices were removed, renamed or moved: their names may belong to others now."""
+        for name, index in list(self._devices.own.items()):
+            if device_index(name) != index:
+                del self._devices.own[name]
+                self._removals.device_closed(index)
+                self._devices.lost[name] = self._applier.applied.discard_device(name)
+
+    def _device_created(self, name: str) -> None:
+        # Otherwise an address that replaces another with the same peer is removed together with it.
+        with contextlib.suppress(SysctlError):
+            sysctl.write(f"net.ipv4.conf.{name}.promote_secondaries", "1")
+        index = socket.if_nametoindex(name)
+        self._view.add_own(index)
+        self._removals.device_created(index, name)
+        self._devices.created(name, index)
 
     def _host_changed(self) -> None:
         self._stale = True
@@ -227,18 +270,19 @@ class LinuxKernel:
 
     def _device_closed(self, tun: LinuxTun) -> None:
         """Addresses and routes went with the device."""
+        self._tuns.pop(tun.name, None)
         index = self._devices.removed(tun.name)
         if index is not None:
             self._removals.device_closed(index)
         if self._open is not None:
             self._open.applier.applied.discard_device(tun.name)
 
-    def _without_closed_devices(self, desired: NetworkState) -> NetworkState:
-        if not self._devices.closed:
+    def _without_gone_devices(self, desired: NetworkState) -> NetworkState:
+        if not self._devices.gone:
             return desired
         # A closed device is remembered only while the caller's desired states still name it.
         self._devices.closed &= devices_of(desired)
-        return without_devices(desired, self._devices.closed)
+        return without_devices(desired, self._devices.gone)
 
     async def _release(self, opened: _Open, *, keep_journal: bool) -> None:
         self._open = None

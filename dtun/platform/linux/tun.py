@@ -1,14 +1,17 @@
 """TUN devices (Documentation/networking/tuntap.rst in the kernel's source)."""
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
+import socket
 import struct
 from collections.abc import Callable
 from functools import cache
 
-from dtun.errors import PermissionDeniedError, UnavailableError
+from dtun.errors import DtunError, PermissionDeniedError, UnavailableError
+from dtun.platform.linux.netlink.wire import IFF_UP
 
 log = logging.getLogger("dtun.platform")
 
@@ -40,6 +43,7 @@ _NAMES = {"segments": "TCP", "udp-segments": "UDP (needs Linux 6.2)"}
 #   | name, NUL-terminated: 16 bytes | flags: 2 bytes | unused: 22 bytes |
 IFREQ = struct.Struct("16sH22x")
 NAME_MAX_BYTES = 15
+SIOCGIFFLAGS = 0x8913  # linux/sockios.h
 
 
 class LinuxTun:
@@ -54,6 +58,8 @@ class LinuxTun:
         self.enabled_offloads: frozenset[str] = frozenset()
         self._descriptor = descriptor
         self._closed = closed
+        self._lost: Callable[[], None] = _nothing
+        self._renewed: Callable[[], None] = _nothing
 
     def fileno(self) -> int:
         """The non-blocking descriptor; -1 once closed."""
@@ -67,7 +73,42 @@ class LinuxTun:
         flags = 0
         for offload in self.enabled_offloads:
             flags |= OFFLOADS[offload]
-        fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
+        with contextlib.suppress(OSError):  # the device is gone, and `renew` will enable them
+            fcntl.ioctl(self._descriptor, TUNSETOFFLOAD, flags)
+
+    def works(self) -> bool:
+        """See `Tun.works`."""
+        try:
+            name, _ = IFREQ.unpack(fcntl.ioctl(self._descriptor, TUNGETIFF, bytes(IFREQ.size)))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+                _, flags = IFREQ.unpack(fcntl.ioctl(asker, SIOCGIFFLAGS, IFREQ.pack(self.name.encode(), 0)))
+        except OSError:
+            return False
+        return name.rstrip(b"\0") == self.name.encode() and bool(flags & IFF_UP)
+
+    def watch(self, lost: Callable[[], None], renewed: Callable[[], None]) -> None:
+        """See `Tun.watch`."""
+        self._lost, self._renewed = lost, renewed
+
+    def renew(self) -> None:
+        """Make the device anew behind the same descriptor, after another program has removed, renamed or moved it.
+
+        It is not up yet. May be called again after an error.
+
+        Raises:
+            UnavailableError: see `open_tun`.
+            PermissionDeniedError: see `open_tun`.
+        """
+        self._lost()
+        driver = _open_driver()
+        try:
+            # What has been renamed or moved goes with its last descriptor.
+            os.dup2(driver, self._descriptor, inheritable=False)
+        finally:
+            os.close(driver)
+        _create(self._descriptor, self.name)
+        self.enable_offloads(self.enabled_offloads)
+        self._renewed()
 
     def find_offloads(self) -> None:
         """Ask the kernel which offloads it supports. None is enabled afterwards."""
@@ -102,8 +143,20 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             f"{name!r} cannot be the name of a device: "
             f"use 1 to {NAME_MAX_BYTES} letters, digits, '-', '_' and '.'"
         )
+    descriptor = _open_driver()
     try:
-        descriptor = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        _create(descriptor, name)
+    except DtunError:
+        os.close(descriptor)
+        raise
+    tun = LinuxTun(name, descriptor, closed)
+    tun.find_offloads()
+    return tun
+
+
+def _open_driver() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         raise PermissionDeniedError(
             f"cannot open {DEVICE}: permission denied; "
@@ -114,11 +167,14 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
             f"cannot open {DEVICE}: {_reason(error)}; load the driver with 'modprobe tun', "
             "or pass the device into the container"
         ) from None
+
+
+def _create(descriptor: int, name: str) -> None:
+    """Create the device, which then belongs to this descriptor of the driver."""
     flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | IFF_VNET_HDR
     try:
         fcntl.ioctl(descriptor, TUNSETIFF, IFREQ.pack(name.encode(), flags))
     except OSError as error:
-        os.close(descriptor)
         if error.errno in (errno.EPERM, errno.EACCES):
             raise PermissionDeniedError(
                 f"cannot create the TUN device {name}: CAP_NET_ADMIN is missing; "
@@ -130,16 +186,14 @@ def open_tun(name: str, closed: Callable[[LinuxTun], None]) -> LinuxTun:
                 "stop the program that created it, or choose another name"
             ) from None
         raise UnavailableError(f"cannot create the TUN device {name}: {_reason(error)}") from None
-    tun = LinuxTun(name, descriptor, closed)
-    tun.find_offloads()
-    return tun
 
 
 def adopt_tun(name: str, descriptor: int, closed: Callable[[LinuxTun], None]) -> LinuxTun:
     """Open the TUN device `name`, which a predecessor created, by its descriptor.
 
     Raises:
-        UnavailableError: the descriptor is not that device, or the device has other flags than this process needs.
+        UnavailableError: the descriptor is not that device, because another program has removed or renamed it, or the
+            device has other flags than this process needs.
     """
     try:
         found, flags = IFREQ.unpack(fcntl.ioctl(descriptor, TUNGETIFF, bytes(IFREQ.size)))
@@ -173,6 +227,10 @@ def _is_device_name(name: str) -> bool:
         and name not in (".", "..")
         and all(character.isalnum() or character in "-_." for character in name)
     )
+
+
+def _nothing() -> None:
+    """Nobody watches the device."""
 
 
 def _reason(error: OSError) -> str:

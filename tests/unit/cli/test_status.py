@@ -373,6 +373,8 @@ def test_check_tells_by_the_exit_code_whether_a_client_is_connected(
         ("client", [], 1),
         ("server", ["away"], 0),
         ("server", [], 0),
+        ("server", ["connected", "device down"], 1),
+        ("client", ["device down"], 1),
     ]:
         answer |= {"role": role, "tunnels": [{"state": state} for state in states]}
         assert main(command) == 0

@@ -744,3 +744,24 @@ def test_the_sessions_own_super_packets_are_known_by_their_first_frame(
     assert session.port.is_own((b"\3\0\5\0" + own, b"\3\x81\5\0" + own))
     assert not session.port.is_own(())
     assert not session.port.is_own((packet(1),))
+
+
+async def test_a_device_that_is_made_anew_is_read_although_a_copy_of_the_old_one_is_open() -> None:
+    """As systemd has one, which epoll would report for ever."""
+    tunnel, session = Tunnel(asyncio.get_running_loop()), Session()
+    copy, (device, host) = tunnel.device.dup(), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with copy, device, host, tunnel.device, tunnel.host, session.socket, session.peer:
+        tunnel.pump.attach(session.port)
+        tunnel.host.close()  # the old one is readable for ever, as a TUN device that was removed
+        tunnel.pump.device_lost()
+        tunnel.pump.detach(session.port)
+        tunnel.pump.attach(session.port)  # another session meanwhile
+        device.setblocking(False)
+        os.dup2(device.fileno(), tunnel.device.fileno(), inheritable=False)
+        tunnel.pump.device_renewed()
+        host.send(packet(1))
+        assert await received(session.peer, 1) == [seal(packet(1))]
+        turns = time.process_time()
+        await asyncio.sleep(0.1)
+        assert time.process_time() - turns < 0.05, "nothing is reported for ever"
+        tunnel.pump.close()

@@ -36,8 +36,9 @@ def address(kind: int, index: int) -> bytes:
     return message(kind, struct.pack("=BBBBI", 2, 32, 0, 0, index))
 
 
-def link(kind: int, index: int, flags: int) -> bytes:
-    return message(kind, struct.pack("=BBHiII", 0, 0, 1, index, flags, 0))
+def link(kind: int, index: int, flags: int, name: str = "") -> bytes:
+    named = struct.pack("=HH16s", 20, 3, name.encode()) if name else b""
+    return message(kind, struct.pack("=BBHiII", 0, 0, 1, index, flags, 0) + named)
 
 
 def netconf(index: int, *attributes: bytes, family: int = 2) -> bytes:
@@ -48,7 +49,7 @@ def netconf(index: int, *attributes: bytes, family: int = 2) -> bytes:
 def view() -> RemovalWatch:
     """With one device of ours, which is up."""
     view = RemovalWatch()
-    view.device_created(TUN)
+    view.device_created(TUN, "dtun0")
     assert not view.update(link(NEWLINK, TUN, 0))
     assert not view.update(link(NEWLINK, TUN, UP))
     return view
@@ -86,8 +87,17 @@ def test_what_goes_with_a_closed_device_is_not_suspicious(view: RemovalWatch) ->
     gone = address(DELADDR, TUN) + route(index=TUN) + link(NEWLINK, TUN, 0) + link(DELLINK, TUN, 0)
     assert not view.update(gone)
     # The kernel may give the number to another device.
-    view.device_created(TUN)
+    view.device_created(TUN, "dtun0")
     assert view.update(address(DELADDR, TUN))
+
+
+def test_a_device_that_goes_or_gets_another_name_is_lost(view: RemovalWatch) -> None:
+    for lost in (link(DELLINK, TUN, 0), link(NEWLINK, TUN, UP, "mine")):
+        assert view.update(lost)
+        assert view.take_lost()
+        assert not view.take_lost(), "once"
+    assert not view.update(link(NEWLINK, TUN, UP, "dtun0") + link(DELLINK, ETH0, 0))
+    assert not view.take_lost()
 
 
 @given(st.binary(max_size=200))

@@ -6,6 +6,7 @@ from dtun.platform.linux.netlink.wire import (
     IFADDRMSG,
     IFF_UP,
     IFINFOMSG,
+    IFLA_IFNAME,
     NETCONFA_FORWARDING,
     NETCONFA_IFINDEX,
     NETCONFA_IFINDEX_ALL,
@@ -22,6 +23,7 @@ from dtun.platform.linux.netlink.wire import (
     attributes,
     messages,
     number,
+    text,
 )
 
 
@@ -32,19 +34,25 @@ class RemovalWatch:
     """
 
     def __init__(self) -> None:
-        self._own: set[int] = set()
+        self._own: dict[int, str] = {}
+        self._lost = False
         self._up: set[int] = set()
         self._closed: set[int] = set()
 
-    def device_created(self, index: int) -> None:
-        self._own.add(index)
+    def device_created(self, index: int, name: str) -> None:
+        self._own[index] = name
         self._closed.discard(index)
 
     def device_closed(self, index: int) -> None:
-        """We closed a device of ours; its addresses and routes go with it."""
-        self._own.discard(index)
+        """We closed a device of ours, or it is known to be lost; its addresses and routes go with it."""
+        self._own.pop(index, None)
         self._up.discard(index)
         self._closed.add(index)
+
+    def take_lost(self) -> bool:
+        """Whether a device of ours was removed, renamed or moved since the last call."""
+        lost, self._lost = self._lost, False
+        return lost
 
     def update(self, data: bytes) -> bool:
         """Read a datagram of notifications; returns whether something of ours may have been removed."""
@@ -74,6 +82,10 @@ class RemovalWatch:
             self._closed.discard(index)
         if index not in self._own:
             return False
+        name = attributes(body, IFINFOMSG.size).get(IFLA_IFNAME)
+        if not present or (name is not None and text(name) != self._own[index]):
+            self._lost = True
+            return True
         if present and flags & IFF_UP:
             self._up.add(index)
             return False
