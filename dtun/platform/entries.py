@@ -13,6 +13,7 @@ included, is ignored: the process was killed before it applied what the line nam
 """
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -40,6 +41,19 @@ class FilterTable:
 
 
 Entry = Route | Rule | SavedSysctl | FilterTable
+
+
+_SETTINGS = re.compile(r"net\.ipv4\.ip_forward|net\.ipv6\.conf\.(all\.forwarding|[^/\s]{1,15}\.accept_ra)")
+_VALUE = re.compile(r"-?[0-9]{1,9}")
+
+
+def is_allowed(setting: Sysctl) -> bool:
+    """Whether this is one of the settings that dtun changes, and its value a number.
+
+    A list of what is allowed, since the journal may have been written by anybody who took the service over, and root
+    restores what is in it.
+    """
+    return bool(_SETTINGS.fullmatch(setting.name) and _VALUE.fullmatch(setting.value))
 
 
 class UnknownVersionError(Exception):
@@ -117,9 +131,17 @@ def _entry(what: str, *fields: Any) -> Entry:
                 int(table),
                 kind,
             )
-        case "rule", (4 | 6 as version, int(priority), int(table), mark, suppressed):
+        case "rule", (
+            4 | 6 as version,
+            int(priority),
+            int(table),
+            int() | None as mark,
+            int() | None as suppressed,
+        ):
             return Rule(version, priority, table, mark, suppressed)
-        case "sysctl", (str(name), str(value), previous):
+        case "sysctl", (str(name), str(value), str() | None as previous):
+            if not all(is_allowed(Sysctl(name, text)) for text in (value, previous) if text is not None):
+                raise ValueError(name)
             return SavedSysctl(Sysctl(name, value), previous)
         case "table", (str(name),):
             return FilterTable(name)

@@ -5,20 +5,28 @@ The files are in the runtime directory, a tmpfs that is empty after a boot:
     INSTANCE.lock    locked (flock) by the running process; the kernel releases the lock when the process ends
     INSTANCE.json    the entries (format: dtun.platform.entries); append-only, rewritten when most lines are obsolete
 
+`sudo dtun down` works with these files as root, so they are as hostile as whatever the service may have become: see
+`dtun.owned_files`, and what `decode` accepts.
+
 Devices, and the routes through them, are not in the journal: the kernel removes them with the process.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from dtun.errors import PermissionDeniedError, UnavailableError
+from dtun.owned_files import OwnedDirectory, UntrustedFileError
 from dtun.platform.entries import HEADER, Entry, SavedSysctl, UnknownVersionError, decode, encode
 
 DEFAULT_DIRECTORY = Path("/run/dtun")
+
+LOCK_TIMEOUT = 5.0
+"""Seconds to wait for another instance that changes a setting, which takes milliseconds."""
 
 # Obsolete lines that are allowed before the file is rewritten.
 _OBSOLETE_LINES = 1000
@@ -37,8 +45,9 @@ class Journal:
         self.instance = instance
         self.directory = directory
         name = quote(instance, safe="")
-        self._lock_path = directory / f"{name}.lock"
-        self._path = directory / f"{name}.json"
+        self._lock_name, self._name = f"{name}.lock", f"{name}.json"
+        self._lock_path, self._path = directory / self._lock_name, directory / self._name
+        self._files = OwnedDirectory(directory)
         self._lock: int | None = None
         self._file: int | None = None
         # Each with its text, so that a rewrite needs no encoding.
@@ -66,6 +75,11 @@ class Journal:
             raise PermissionDeniedError(
                 f"cannot write to {self.directory}: permission denied; run dtun as root, "
                 "or give it a directory of its own (systemd: RuntimeDirectory=dtun)"
+            ) from None
+        except UntrustedFileError as error:
+            raise UnavailableError(
+                f"{self.directory / error.filename} {error.strerror}; dtun has not made it, so it is not used: "
+                "look at it, and remove it"
             ) from None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -105,12 +119,12 @@ class Journal:
     def saved_by_others(self, name: str) -> list[SavedSysctl]:
         """The entries of other instances for the setting `name`, including killed ones, whose successors need them."""
         found = []
-        for path in self.directory.glob("*.json"):
-            if path == self._path:
+        for other in self._files.names():
+            if other == self._name or not other.endswith(".json"):
                 continue
             try:
-                entries = decode(path.read_bytes())
-            except (OSError, ValueError, TypeError, KeyError, UnknownVersionError):
+                entries = decode(self._files.read(other))
+            except (OSError, ValueError, TypeError, KeyError, RecursionError, UnknownVersionError):
                 continue  # Removed meanwhile; or damaged, which its own instance reports.
             found += [
                 entry for entry in entries if isinstance(entry, SavedSysctl) and entry.sysctl.name == name
@@ -119,13 +133,32 @@ class Journal:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lock out other instances for a few system calls, from reading a setting to changing it."""
+        """Lock out other instances for a few system calls, from reading a setting to changing it.
+
+        Raises:
+            UnavailableError: somebody holds the lock for longer than any dtun does.
+        """
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            self._wait_for_lock(directory)
             yield
         finally:
             os.close(directory)
+
+    def _wait_for_lock(self, directory: int) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        f"{self.directory} has been locked by another process for {LOCK_TIMEOUT:g} s; "
+                        f"find it with: fuser -v {self.directory}"
+                    ) from None
+                time.sleep(0.001)
+            else:
+                return
 
     def close(self, *, keep: bool = False) -> None:
         """Release the lock, and delete the journal unless `keep`: its entries are still in the kernel."""
@@ -135,17 +168,17 @@ class Journal:
             os.close(self._file)
             self._file = None
         if not keep:
-            self._path.unlink(missing_ok=True)
+            self._files.remove(self._name)
             self._entries = {}
-        self._lock_path.unlink(missing_ok=True)
+        self._files.remove(self._lock_name)
         os.close(self._lock)
         self._lock = None
 
     def _append(self, data: bytes) -> None:
         try:
             if self._file is None:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._file = os.open(self._path, flags, 0o644)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                self._file = self._files.open(self._name, flags, 0o644)
                 data = HEADER + data if os.fstat(self._file).st_size == 0 else data
             while data:
                 data = data[os.write(self._file, data) :]
@@ -160,11 +193,10 @@ class Journal:
         self._lines = len(self._entries)
         try:
             if self._entries:
-                draft = self._path.with_suffix(".new")
-                draft.write_bytes(HEADER + b"".join([b'["+", ' + text for text in self._entries.values()]))
-                draft.replace(self._path)
+                lines = [b'["+", ' + text for text in self._entries.values()]
+                self._files.replace(self._name, HEADER + b"".join(lines), 0o644)
             else:
-                self._path.unlink(missing_ok=True)
+                self._files.remove(self._name)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -174,9 +206,7 @@ class Journal:
 
     def _take_lock(self) -> int:
         while True:
-            descriptor = os.open(
-                self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-            )
+            descriptor = self._files.open(self._lock_name, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current(descriptor):
@@ -195,13 +225,13 @@ class Journal:
 
     def _is_current(self, descriptor: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(descriptor), self._lock_path.stat())
+            return os.path.samestat(os.fstat(descriptor), self._lock_path.lstat())
         except FileNotFoundError:
             return False
 
     def _read(self) -> set[Entry]:
         try:
-            return decode(self._path.read_bytes())
+            return decode(self._files.read(self._name))
         except FileNotFoundError:
             return set()
         except UnknownVersionError:
@@ -209,7 +239,7 @@ class Journal:
                 f"{self._path} was written by a later version of dtun; start that one to clean up, or remove what "
                 "'ip route show table all proto 217' and 'ip rule' show of dtun, and then this file"
             ) from None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UnavailableError(
                 f"{self._path} is damaged; find leftover routes with 'ip route show table all proto 217', "
                 "remove them and then this file"

@@ -4,15 +4,15 @@ Leases are stored, so that a client keeps its address when the server restarts. 
 gets the lease that has been unused for longest.
 """
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import chain
 from pathlib import Path
+
+from dtun.owned_files import OwnedDirectory
 
 log = logging.getLogger("dtun.leases")
 
@@ -149,7 +149,7 @@ class Leases:
         if self._path is None:
             return
         try:
-            stored = json.loads(self._path.read_bytes())
+            stored = json.loads(OwnedDirectory(self._path.parent).read(self._path.name))
             leases = {
                 str(identity): IPv4Address(str(address)) for identity, address in stored["leases"].items()
             }
@@ -170,23 +170,15 @@ class Leases:
         """Write the leases so that a crash leaves the old file or the new one."""
         if self._path is None or self._read_only:
             return
-        temporary = self._path.with_suffix(".new")
         text = json.dumps(
             {"leases": {identity: str(address) for identity, address in self._leased.items()}}, indent=1
         )
         try:
             # Which clients connect, and which was last, is private: mode 0700 and 0600.
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            OwnedDirectory(self._path.parent).replace(self._path.name, f"{text}\n".encode(), sync=True)
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 text = "%s: cannot write the leases, they are lost at the next start: %s"
                 log.warning(text, self._path, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()

@@ -122,11 +122,14 @@ class ControlServer:
     def _bind(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # No process can connect before `listen`, so the mode is never wider.
-            listener.bind(str(self._path))
+            # The umask, because chmod follows links: the directory belongs to the service, and this may be root.
+            mask = os.umask(0o117)
+            try:
+                listener.bind(str(self._path))
+            finally:
+                os.umask(mask)
             give_to_group(self._path)
-            self._path.chmod(0o660)
-            self._inode = self._path.stat().st_ino
+            self._inode = self._path.lstat().st_ino
             listener.setblocking(False)
         except OSError:
             listener.close()
@@ -145,7 +148,7 @@ class ControlServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         # Unless another process has replaced it.
         with suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
+            if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -229,7 +232,7 @@ def _user(writer: asyncio.StreamWriter) -> int:
 def give_to_group(path: Path) -> None:
     """Give this file to the group `dtun-admin`, if that exists and this process is a member or root."""
     with suppress(KeyError, OSError):
-        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
+        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid, follow_symlinks=False)
 
 
 def _request(line: bytes) -> Request:

@@ -19,7 +19,7 @@ LAYERS = (
     {"session"},
     {"dataplane", "dtls", "config", "platform"},
     {"network", "protocol"},
-    {"errors", "pacing", "text"},
+    {"errors", "owned_files", "pacing", "text"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from dtun.errors import UnavailableError
 from dtun.network.state import Sysctl
-from dtun.platform.entries import SavedSysctl
+from dtun.platform.entries import SavedSysctl, is_allowed
 from dtun.platform.journal import Journal
 
 _ROOT: Final = Path("/proc/sys")
@@ -78,6 +78,8 @@ class Settings:
             SysctlError: the setting does not exist, or the kernel refuses the value.
             UnavailableError: the journal cannot be written.
         """
+        if not is_allowed(wanted):
+            raise SysctlError(f"{wanted.name} = {wanted.value}: not one of the settings that dtun changes")
         with self._journal.exclusive():
             now = read(wanted.name)
             changes = now.split() != wanted.value.split()

@@ -29,13 +29,17 @@ ROUTES = st.builds(
 )
 
 KINDS = st.sampled_from(["unicast", "unreachable", "throw"])
+SETTINGS = st.sampled_from(
+    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.eth0.100.accept_ra"]
+)
+VALUES = st.sampled_from(["0", "1", "2", "-1"])
 TABLES = st.integers(1, 2**32 - 1)
 ENTRIES = (
     st.builds(lambda route, table, kind: replace(route, table=table, kind=kind), ROUTES, TABLES, KINDS)
     | st.builds(
         Rule, st.sampled_from([4, 6]), TABLES, TABLES, st.none() | TABLES, st.none() | st.integers(0, 128)
     )
-    | st.builds(SavedSysctl, st.builds(Sysctl, st.text(), st.text()), st.none() | st.text())
+    | st.builds(SavedSysctl, st.builds(Sysctl, SETTINGS, VALUES), st.none() | VALUES)
     | st.builds(FilterTable, st.text())
 )
 
@@ -129,7 +133,7 @@ def test_entries_of_other_instances_for_a_setting(tmp_path: Path) -> None:
     one, two = Journal("one", tmp_path), Journal("two", tmp_path)
     one.open()
     two.open()
-    one.add([SavedSysctl(setting, "0"), SavedSysctl(Sysctl("net.other", "1"), None)])
+    one.add([SavedSysctl(setting, "0"), SavedSysctl(Sysctl("net.ipv6.conf.all.forwarding", "1"), None)])
     (tmp_path / "broken.json").write_text("{")
     assert one.saved_by_others(setting.name) == []
     assert two.saved_by_others(setting.name) == [SavedSysctl(setting, "0")]
