@@ -12,9 +12,9 @@ from dtun.service import log
 if TYPE_CHECKING:
     from dtun.config import Config
 
-_SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool", "runtime_directory")
+_SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool", "masquerade", "runtime_directory")
 _CLIENT_QUICK_START = (
-    "host", "id", "key_file", "key", "compat", "peernet", "route", "up", "down", "tun",
+    "host", "id", "key_file", "key", "compat", "peernet", "route", "up", "down", "tun", "forwarding",
 )  # fmt: skip
 
 
@@ -41,6 +41,12 @@ def add_server(commands: Commands) -> None:
         "--pool", metavar="NET", help="the network to give addresses from (default: 10.86.0.0/16)"
     )
     quick.add_argument(
+        "--masquerade",
+        action="store_true",
+        default=None,
+        help="forward what clients send to other networks, with this host's address",
+    )
+    quick.add_argument(
         "--runtime-directory",
         metavar="DIR",
         help="where lock and control socket are; another one for a second server (default: /run/dtun)",
@@ -60,6 +66,7 @@ def _server(arguments: argparse.Namespace) -> int:
             pool=arguments.pool,
             compat=arguments.compat,
             runtime_directory=arguments.runtime_directory,
+            masquerade=arguments.masquerade,
         )
     else:
         config = _load_section(arguments, "server")
@@ -76,7 +83,7 @@ def add_client(commands: Commands) -> None:
         "client",
         "connect to a server",
         "Connect to a server and stay connected, as the configuration says. Or, for a quick start without a\n"
-        "file: dtun client --host HOST --id ID --key-file FILE --peernet 10.0.0.0/16",
+        "file: dtun client --host HOST --id ID --key-file FILE --peernet 10.0.0.0/16 --forwarding",
     )
     add_config(command)
     _add_log(command)
@@ -97,6 +104,12 @@ def add_client(commands: Commands) -> None:
         action="append",
         metavar="NET",
         help="a network to reach through the tunnel; may be repeated",
+    )
+    quick.add_argument(
+        "--forwarding",
+        action="store_true",
+        default=None,
+        help="forward between the tunnel and the networks behind this client",
     )
     quick.add_argument("--up", metavar="PROGRAM", help="run when the tunnel is up")
     quick.add_argument("--down", metavar="PROGRAM", help="run when the tunnel goes down")
@@ -120,6 +133,7 @@ def _client(arguments: argparse.Namespace) -> int:
             compat=arguments.compat,
             up=arguments.up,
             down=arguments.down,
+            forwarding=arguments.forwarding,
         )
     else:
         config = _load_section(arguments, "client")

@@ -13,7 +13,7 @@ from dtun.cli.output import complain, say
 from dtun.errors import DtunError, UnavailableError
 from dtun.service.control import ask
 from dtun.session.status import DEVICE_DOWN
-from dtun.text import printable
+from dtun.text import duration, printable
 
 Status = Mapping[str, Any]
 
@@ -40,7 +40,8 @@ WATCH_INTERVAL = 1.0
 # ECMA-48: cursor to the top left corner; erase to the end of the line, of the screen.
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
-_TUNNEL_LABELS = {"rtt_ms": "rtt"}
+_TUNNEL_LABELS = {"rtt_ms": "rtt", "since": "for"}
+_SHOWN_ELSEWHERE = {"refused_subnets", "last_error"}
 _PROCESS_LABELS = {
     "half_open": "handshakes under way",
     "handshake_budget": "budget for handshakes",
@@ -190,9 +191,22 @@ def _server(tunnels: Sequence[Status], now: datetime) -> list[str]:
     ]
     for tunnel in tunnels:
         warnings = tunnel.get("warnings")
-        remarks = [tunnel.get("last_error"), *(warnings if isinstance(warnings, list) else [warnings])]
+        remarks = [_why_away(tunnel, now), *(warnings if isinstance(warnings, list) else [warnings])]
         lines += [f"{tunnel.get('id')}: {remark}" for remark in remarks if remark]
     return lines
+
+
+def _why_away(tunnel: Status, now: datetime) -> str:
+    """The latest failure of a client that is not connected."""
+    if tunnel.get("state") == "connected":
+        return ""
+    return _failure(tunnel.get("last_failure"), now)
+
+
+def _failure(value: Any, now: datetime) -> str:
+    if not isinstance(value, dict) or not value.get("reason"):
+        return ""
+    return f"{value['reason']} ({_since(value.get('time'), now)} ago)"
 
 
 def _cell(column: str, value: Any, now: datetime) -> str:
@@ -223,11 +237,20 @@ def _pairs(values: Status, now: datetime) -> list[str]:
     # Before the first session there is no MTU yet.
     present = {
         _label(key, _TUNNEL_LABELS): _value(key, value, now)
-        for key, value in values.items()
-        if value not in _NOTHING and not (key == "mtu" and not value)
+        for key, value in _marked(values).items()
+        if value not in _NOTHING and key not in _SHOWN_ELSEWHERE and not (key == "mtu" and not value)
     }
     width = max(map(len, present), default=0)
     return [f"  {label.ljust(width)}  {value}" for label, value in present.items()]
+
+
+def _marked(values: Status) -> Status:
+    """The values, with the refused ones among the subnets marked. The reasons are among the warnings."""
+    refused, subnets = values.get("refused_subnets"), values.get("subnets")
+    if not isinstance(refused, dict) or not isinstance(subnets, list):
+        return values
+    marks = [f"{subnet} (refused)" for subnet in refused]
+    return {**values, "subnets": [*(one for one in subnets if str(one) not in refused), *marks]}
 
 
 def _label(key: str, labels: Mapping[str, str]) -> str:
@@ -237,8 +260,8 @@ def _label(key: str, labels: Mapping[str, str]) -> str:
 def _value(key: str, value: Any, now: datetime) -> str:
     if value in _NOTHING:
         return "-"
-    if key in ("since", "next_rekey"):
-        return _since(value, now) if key == "since" else f"in {_until(value, now)}"
+    if key in _OF_TIME:
+        return _OF_TIME[key](value, now) or "-"
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items() if count) or "none"
     if isinstance(value, list):
@@ -273,12 +296,19 @@ _UNITS: dict[str, Callable[[Any], str]] = {"rx_bytes": _bytes, "tx_bytes": _byte
 def _since(value: Any, now: datetime) -> str:
     """How long ago an ISO 8601 time was, in its two largest units."""
     at = _time(value)
-    return _duration((now - at).total_seconds()) if at is not None else "-"
+    return duration((now - at).total_seconds()) if at is not None else "-"
 
 
 def _until(value: Any, now: datetime) -> str:
     at = _time(value)
-    return _duration((at - now).total_seconds()) if at is not None else "-"
+    return duration((at - now).total_seconds()) if at is not None else "-"
+
+
+_OF_TIME: dict[str, Callable[[Any, datetime], str]] = {
+    "since": _since,
+    "next_rekey": lambda value, now: f"in {_until(value, now)}",
+    "last_failure": _failure,
+}
 
 
 def _time(value: Any) -> datetime | None:
@@ -287,13 +317,3 @@ def _time(value: Any) -> datetime | None:
         return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
     except (ValueError, OverflowError):  # the latter: at the ends of the calendar
         return None
-
-
-def _duration(length: float) -> str:
-    seconds = max(0, int(length))
-    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"

@@ -15,7 +15,7 @@ import errno
 import socket
 
 from dtun.client.dialer import Dialer
-from dtun.client.log import FAILURE_INTERVAL, ClientLog
+from dtun.client.log import REMINDER, ClientLog
 from dtun.client.reload import ClientReload, compare
 from dtun.client.resume import ResumableSession, notes, take_session
 from dtun.client.states import ClientEvent, ClientState, StateMachine
@@ -34,15 +34,24 @@ from dtun.session.hooks import RunHook
 from dtun.session.link import Link
 from dtun.session.session import Closed, Event, PathMtuChanged, Received, Session, WornOut
 from dtun.session.stall import StallDetector
-from dtun.session.status import link_status, timestamp
+from dtun.session.status import Failure, failure_status, link_status, timestamp
 from dtun.session.tasks import Tasks
-from dtun.text import printable
+from dtun.text import duration, printable
 
 GRACE = 1.0
 """Seconds for which a replaced session still receives packets that are on their way."""
 
 SETTLE_TIME = 0.2
 """Seconds without a change of the host's network after which a burst of changes is over."""
+
+SERVER_FORWARDS_NOT = (
+    "the server does not forward packets: only its own addresses answer through the tunnel, not what is behind it;"
+    " set `masquerade: true` or `forwarding: true` there"
+)
+FORWARDS_NOT = (
+    "this host does not forward packets: through the tunnel only it is reached, not what is behind it (subnets);"
+    " set `forwarding: true`"
+)
 
 GO_LIVENESS_CHECK = 5.0
 """Seconds between two checks whether a Go dtun is dead."""
@@ -79,7 +88,7 @@ class Client:
         self._kernel = kernel
         self._loop = loop
         self._log = ClientLog(config)
-        self._loop_log = ClientLog(config, RateLimiter(burst=1, per_seconds=FAILURE_INTERVAL))
+        self._loop_log = ClientLog(config, RateLimiter(burst=1, per_seconds=REMINDER))
         self._tunnel = Tunnel(config, kernel, run_hook, loop, self._fdstore)
         self._dialer = Dialer(
             config,
@@ -94,7 +103,9 @@ class Client:
         self._link: Link | None = None
         self._retiring: set[Link] = set()
         self._since = timestamp()
+        self._without_since = loop.time()
         self._last_error: str | None = None
+        self._last_failure: Failure | None = None
         self._state_timer: asyncio.TimerHandle | None = None
         self._go_timer: asyncio.TimerHandle | None = None
         self._host_timer: asyncio.TimerHandle | None = None
@@ -132,8 +143,9 @@ class Client:
             if failure is None:
                 self._handle(ClientEvent.ATTEMPT_SUCCEEDED)
             else:
-                self._last_error = failure
-                self._log.failed(failure, in_service=self._link is not None)
+                self._failed(failure)
+                waited = self._loop.time() - self._without_since if self._link is None else None
+                self._log.failed(failure, waited, self._loop.time())
                 self._handle(ClientEvent.ATTEMPT_FAILED)
 
     async def stop(self) -> None:
@@ -165,6 +177,7 @@ class Client:
             f"the server refuses {item.subnet}: {printable(item.reason)}" for item in refused
         ]
         warnings += self._link.warnings if self._link is not None else []
+        warnings += self._dead_ends(welcome) if welcome is not None else []
         values = {
             "id": self._config.id,
             "state": tunnel.broken or ("connected" if self._link else "connecting"),
@@ -173,15 +186,24 @@ class Client:
             "address": str(welcome.address) if welcome else None,
             "peer_address": str(welcome.peer) if welcome else None,
             "subnets": [str(subnet) for subnet in self._config.subnets],
+            "refused_subnets": {str(item.subnet): printable(item.reason) for item in refused},
             "pushed_routes": [str(network) for network in welcome.routes] if welcome else [],
             "mtu": tunnel.mtu,
             "offloads": tunnel.offloads_in_use,
             "next_rekey": timestamp(rekey_at - self._loop.time()) if rekey_at is not None else None,
             "last_error": self._last_error,
+            "last_failure": failure_status(self._last_failure),
             "warnings": warnings,
             **link_status(self._link, tunnel.counters),
         }
         return {"tunnels": [values], "warnings": []}
+
+    def _dead_ends(self, welcome: Welcome) -> list[str]:
+        """What the tunnel leads to without an answer, as one end does not forward packets."""
+        there = (
+            [SERVER_FORWARDS_NOT] if welcome.forwards is False and self._tunnel.routes_beyond_server else []
+        )
+        return there + ([FORWARDS_NOT] if self._tunnel.cut_off_subnets else [])
 
     def stalled(self) -> bool:
         """Whether packets have been waiting for too long although they could be sent."""
@@ -191,7 +213,11 @@ class Client:
     def summary(self) -> str:
         """One line for the service manager."""
         if self._link is None or self._tunnel.welcome is None:
-            return f"connecting to {', '.join(map(str, self._config.servers))}"
+            servers = ", ".join(map(str, self._config.servers))
+            # In whole minutes, since the service manager is told of each change.
+            minutes = int(self._loop.time() - self._without_since) // 60
+            waited = f" for {duration(minutes * 60).removesuffix(' 0 s')}" if minutes else ""
+            return f"connecting to {servers}{waited}" + (f": {self._last_error}" if self._last_error else "")
         return f"connected to {self._link.endpoint}, {self._tunnel.welcome.address} on {self._tunnel.device}"
 
     async def reload(self, config: Config, *, dry_run: bool) -> list[str]:
@@ -310,6 +336,8 @@ class Client:
             self._log.renewed(link)
         else:
             self._log.connected(link, welcome, self._tunnel.device, self._tunnel.mtu)
+            for dead_end in self._dead_ends(welcome):
+                self._log.warning("%s", dead_end, reason="connected", peer=link.endpoint)
         self._last_error = None
         self._handle(ClientEvent.SESSION_UP)
         self._watch_go(link)
@@ -341,14 +369,18 @@ class Client:
     def _lost(self, link: Link, closed: Closed) -> None:
         self._link = None
         self._tunnel.session_store.forget_session()
-        self._since = timestamp()
-        self._last_error = printable(closed.text)
+        self._since, self._without_since = timestamp(), self._loop.time()
+        self._failed(printable(closed.text))
         _cancel(self._go_timer)
         self._handle(ClientEvent.SESSION_LOST)
         if self._states.state is not ClientState.STOPPED:
             self._log.disconnected(link, closed)
             self._tasks.spawn(self._disconnect(closed.reason))
             self._dialer.session_lost()
+
+    def _failed(self, reason: str) -> None:
+        self._last_error = reason
+        self._last_failure = Failure(reason)
 
     async def _disconnect(self, reason: str) -> None:
         """Change the host's network to what is wanted without a session, and run `down`."""

@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from dtun.client.race import Race
 from dtun.client.tunnel import Tunnel
 from dtun.config import ClientConfig, ServerName
+from dtun.dtls.association import KEY_REFUSED
 from dtun.dtls.engine import ClientEngine
 from dtun.dtls.suites import LEGACY_SUITE, by_name
 from dtun.errors import DtunError, UnavailableError
@@ -108,7 +109,7 @@ class Dialer:
         self._lost.clear()
         self._admitting = True
         stays, self._stays = self._stays, True
-        race = Race(self._attempt, self._look_up, self._loop)
+        race = Race(self._try, self._look_up, self._loop)
         try:
             if current is not None and stays:
                 # There is no hurry while the present session works.
@@ -183,6 +184,15 @@ class Dialer:
     async def _ask(self, server: ServerName) -> list[SockAddr]:
         found = await self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)
         return list(dict.fromkeys(sockaddr for _, _, _, _, sockaddr in found))
+
+    async def _try(self, address: SockAddr, on_heard: Callable[[], None]) -> str | None:
+        """Try this address; once more if the key was refused.
+
+        While a client's key is being changed, the server has two of them and cannot know which one the client means.
+        The second time it tries the other.
+        """
+        failure = await self._attempt(address, on_heard)
+        return await self._attempt(address, on_heard) if failure == KEY_REFUSED else failure
 
     async def _attempt(self, address: SockAddr, on_heard: Callable[[], None]) -> str | None:
         """Make a session with the server at this address. Returns None once it is in service, or why it is not."""

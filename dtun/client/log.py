@@ -8,10 +8,10 @@ from dtun.protocol.messages import Welcome
 from dtun.session.link import Link
 from dtun.session.log import SessionLog
 from dtun.session.session import Closed
-from dtun.text import printable
+from dtun.text import duration, printable
 
-FAILURE_INTERVAL = 300.0
-"""Seconds between two lines with the same reason why there is no session."""
+FIRST_REMINDER, REMINDER = 60.0, 300.0
+"""Seconds after the first line with one reason until the second one, and between two of the further ones."""
 
 
 class ClientLog(SessionLog):
@@ -21,10 +21,11 @@ class ClientLog(SessionLog):
         super().__init__(logging.getLogger("dtun.client"), client=config.id, limiter=limiter)
         self._config = config
         self._failure = ""
-        self._failures: SessionLog = self
+        self._remind_at = 0.0
 
     def connected(self, link: Link, welcome: Welcome, device: str, mtu: int) -> None:
         """A session is in service, and a user should know. `mtu` in bytes."""
+        self._recovered()
         suite = link.session.association.suite
         self.info(
             "connected to %s as %s: %s to %s on %s, MTU %d, %s",
@@ -52,6 +53,7 @@ class ClientLog(SessionLog):
 
     def renewed(self, link: Link) -> None:
         """A new session has replaced the one in service, and nothing else has changed."""
+        self._recovered()
         self.debug("renewed the session with %s", link.endpoint, reason="renewed", peer=link.endpoint)
 
     def moved(self, before: Link, link: Link) -> None:
@@ -78,10 +80,21 @@ class ClientLog(SessionLog):
         else:
             self.warning("disconnected: %s", text, reason=closed.reason, peer=link.endpoint)
 
-    def failed(self, reason: str, *, in_service: bool) -> None:
-        """An attempt has failed: a new reason is logged at once, the same one now and then."""
+    def failed(self, reason: str, waited: float | None, now: float) -> None:
+        """An attempt has failed: a new reason is logged at once, the same one now and then.
+
+        `waited`: seconds without a session; None if there is one, which the attempt was to renew.
+        """
         if reason != self._failure:
-            limiter = RateLimiter(burst=1, per_seconds=FAILURE_INTERVAL)
-            self._failure, self._failures = reason, ClientLog(self._config, limiter)
-        kind = "new session" if in_service else "session"
-        self._failures.warning("no %s: %s", kind, reason, reason="no session")
+            self._failure, self._remind_at = reason, now + FIRST_REMINDER
+            kind = "no session" if waited is not None else "no new session"
+        elif now >= self._remind_at:
+            self._remind_at = now + REMINDER
+            kind = f"no session for {duration(waited)}" if waited is not None else "still no new session"
+        else:
+            return
+        self.warning("%s: %s", kind, reason, reason="no session")
+
+    def _recovered(self) -> None:
+        """The next failure is news again."""
+        self._failure = ""

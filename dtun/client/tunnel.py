@@ -20,8 +20,8 @@ from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.conflicts import ExistingNetwork, address_conflicts
 from dtun.network.difference import describe
-from dtun.network.plan import TunnelSettings, device_only, plan_client
-from dtun.network.state import Dns
+from dtun.network.plan import FORWARDING, TunnelSettings, device_only, plan_client
+from dtun.network.state import Dns, Sysctl
 from dtun.platform.desired import DesiredState, Rejection
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
@@ -146,6 +146,17 @@ class Tunnel:
             f"this host routes packets to {server} into {self.device}, so the tunnel cannot reach its server:"
             f" a route or a rule of another program does it, see `ip route get {server}` and `ip rule`"
         )
+
+    @property
+    def routes_beyond_server(self) -> bool:
+        """Whether the tunnel leads to more than single addresses, which may be the server's own."""
+        return any(network.num_addresses > 1 for network in self._routing.included)
+
+    @property
+    def cut_off_subnets(self) -> bool:
+        """Whether there are networks behind this host, but it forwards nothing to them."""
+        behind = any(network.num_addresses > 1 for network in self._config.subnets)
+        return behind and not self._config.forwarding and not self._kernel.has(Sysctl(FORWARDING[4], "1"))
 
     def data_plane(self, link: Link | None) -> DataPlane | None:
         """The data plane of this session; None while it is not attached."""

@@ -21,6 +21,8 @@ _OPTIONS = {
     "tun": "--tun",
     "compat": "--compat",
     "listen": "--listen",
+    "masquerade": "--masquerade",
+    "forwarding": "--forwarding",
     "pool": "--pool",
     "runtime_directory": "--runtime-directory",
 }
@@ -32,6 +34,7 @@ _KEY_ON_THE_COMMAND_LINE = (
 def server(
     *, key_file: str | None = None, key: str | None = None, listen: list[str] | None = None,
     pool: str | None = None, compat: str | None = None, runtime_directory: str | None = None,
+    masquerade: bool | None = None,
 ) -> Config:  # fmt: skip
     """A server for any id that has the key, and for any private network behind such a client.
 
@@ -39,22 +42,32 @@ def server(
         ConfigErrors: one line for each problem, with the option that it is about.
     """
     entry = {"key_file": key_file, "key": key, "compat": compat, "subnets": "private"}
-    settings = {"listen": listen, "pool": pool, "runtime_directory": runtime_directory}
+    settings: dict[str, object] = {"listen": listen, "pool": pool, "runtime_directory": runtime_directory}
+    if masquerade:
+        settings["masquerade"] = True
     return _config({"server": {**settings, "clients": {ANY_ID: entry}}})
 
 
 def client(
     *, hosts: list[str], id: str, key_file: str | None = None, key: str | None = None,  # noqa: A002
     subnets: list[str] | None = None, routes: list[str] | None = None, tun: str | None = None,
-    compat: str | None = None, up: str | None = None, down: str | None = None,
+    compat: str | None = None, up: str | None = None, down: str | None = None, forwarding: bool | None = None,
 ) -> Config:  # fmt: skip
     """A client of the servers at `hosts`.
 
     Raises:
         ConfigErrors: one line for each problem, with the option that it is about.
     """
-    settings = {"servers": hosts, "id": id, "key_file": key_file, "key": key, "subnets": subnets}
+    settings: dict[str, object] = {
+        "servers": hosts,
+        "id": id,
+        "key_file": key_file,
+        "key": key,
+        "subnets": subnets,
+    }
     settings |= {"routes": routes, "tun": tun, "compat": compat, "up": up, "down": down}
+    if forwarding:
+        settings["forwarding"] = True
     return _config({"client": settings})
 
 

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 # Mbed TLS resends by its own clock and does not say when it is due.
 POLL_INTERVAL: Final = 0.05
 
+KEY_REFUSED = "the server does not accept the id or the key"
+
 _ALERTS: Final = {
-    20: "the server does not accept the id or the key",  # bad_record_mac
+    20: KEY_REFUSED,  # bad_record_mac
     40: "no cipher suite in common",  # handshake_failure
-    51: "the server does not accept the id or the key",  # decrypt_error
+    51: KEY_REFUSED,  # decrypt_error
     70: "the peer does not speak DTLS 1.2",  # protocol_version
     71: "the peer requires stronger cipher suites",  # insufficient_security
-    115: "the server does not accept the id or the key",  # unknown_psk_identity
+    115: KEY_REFUSED,  # unknown_psk_identity
     120: "the peer does not speak dtun's protocol",  # no_application_protocol
 }
 

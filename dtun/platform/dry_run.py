@@ -12,7 +12,7 @@ from typing import Literal
 
 from dtun.network.difference import Change, Thing
 from dtun.network.explain import ActualRoute
-from dtun.network.state import Address, NetworkState
+from dtun.network.state import Address, NetworkState, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 
@@ -95,6 +95,11 @@ class ReadOnlyKernel(ABC):
 
     @abstractmethod
     async def host_routes(self, *, connected: bool) -> list[HostRoute]: ...
+
+    def has(self, setting: Sysctl) -> bool:
+        """A start that is only tried changes no setting and asks for none."""
+        del setting
+        return False
 
     def name_servers(self) -> list[Address]:
         return resolv_conf.name_servers()

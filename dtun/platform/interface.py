@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import Address, Network, NetworkState
+from dtun.network.state import Address, Network, NetworkState, Sysctl
 
 
 class ChangesRefusedError(UnavailableError):
@@ -192,6 +192,10 @@ class Kernel(Protocol):
         Raises:
             UnavailableError: the kernel cannot be read.
         """
+        ...
+
+    def has(self, setting: Sysctl) -> bool:
+        """Whether the kernel has this setting with this value now; False if it cannot be read."""
         ...
 
     def name_servers(self) -> list[Address]:

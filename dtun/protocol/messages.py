@@ -110,7 +110,8 @@ class Refusal(BaseModel):
 class Welcome(_Message):
     """The server's answer. `address` is the client's, `peer` the server's end of the pair.
 
-    `routes`, `dns` and `domains` are suggestions of the server for routing and DNS; the client decides.
+    `routes`, `dns` and `domains` are suggestions of the server for routing and DNS; the client decides. `forwards`:
+    whether the server's host is a router; None if an older server does not tell.
     """
 
     type: Literal["welcome"] = "welcome"
@@ -125,6 +126,7 @@ class Welcome(_Message):
     routes: Annotated[tuple[AnyNetwork, ...], Field(max_length=MAX_ROUTES, fail_fast=True)] = ()
     dns: Annotated[tuple[IPv4Address | AnyIPv6Address, ...], Field(max_length=MAX_DNS_SERVERS)] = ()
     domains: Annotated[tuple[Domain, ...], Field(max_length=MAX_DNS_DOMAINS)] = ()
+    forwards: bool | None = None
 
 
 class Renew(_Message):

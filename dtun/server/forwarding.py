@@ -41,6 +41,11 @@ class Forwarding:
         """What does not work, as lines for a person."""
         return ([NO_UPLINK] if self._stranded else []) + self._rejections.lines
 
+    @property
+    def by_host(self) -> bool:
+        """Whether the host forwards IPv4 packets now, whoever has told it to."""
+        return self._kernel.has(IPV4_FORWARDING)
+
     async def refresh(self, config: ServerConfig, devices: Iterable[str]) -> None:
         """The host's network has changed: find the way out again. An error is logged."""
         try:

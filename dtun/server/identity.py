@@ -6,7 +6,7 @@ time; the one before still receives for a moment.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
@@ -22,7 +22,7 @@ from dtun.network.state import ClampMss, NetDevice, Network, NetworkState, Point
 from dtun.pacing import RateLimiter
 from dtun.platform.desired import Rejection, Rejections
 from dtun.platform.interface import Tun
-from dtun.protocol.messages import Hello
+from dtun.protocol.messages import Hello, Refusal
 from dtun.server.duplicate_ids import DuplicateIds
 from dtun.server.leases import Pair
 from dtun.session.hooks import TunnelHooks
@@ -30,7 +30,7 @@ from dtun.session.link import Link
 from dtun.session.log import SessionLog
 from dtun.session.session import Closed
 from dtun.session.stall import DataPlane, plane
-from dtun.session.status import DEVICE_DOWN, link_status, offloads_in_use, timestamp
+from dtun.session.status import DEVICE_DOWN, Failure, failure_status, link_status, offloads_in_use, timestamp
 from dtun.text import printable
 
 AWAY_MTU = 1400
@@ -39,6 +39,11 @@ AWAY_MTU = 1400
 LOG_LINES = 30
 LOG_SECONDS = 300.0
 """A client that comes and goes causes no more than so many log lines in this time."""
+
+SHOWN_REFUSALS = 8
+"""Refused subnets of a client that the status names, at most."""
+
+MAX_FAILURE_TEXT = 300
 
 GRACE = 3.0
 """Seconds for which a session that its own client has replaced still receives what is under way."""
@@ -105,6 +110,8 @@ class Identity:
         self._retiring: Link | None = None
         self._since = timestamp()
         self._last_error: str | None = None
+        self._last_failure: Failure | None = None
+        self._refusals: tuple[Refusal, ...] = ()
         self._rejections = Rejections(name)
         self._sources = SourceFilter(self.counters)
         self._pump = Pump(
@@ -216,12 +223,22 @@ class Identity:
         self._latest = link
         self.ended(closed)
 
+    def failed(self, reason: str) -> None:
+        """A handshake or a login with its id has failed; the session in service, if there is one, is not concerned."""
+        self._last_failure = Failure(printable(reason, MAX_FAILURE_TEXT))
+
+    def note_refusals(self, refusals: Iterable[Refusal]) -> None:
+        """The latest login asked for subnets that it did not get; some of them are kept for the status."""
+        self._refusals = tuple(refusals)[:SHOWN_REFUSALS]
+
     def ended(self, closed: Closed) -> None:
         """Its session is over."""
         self.active = None
         self._session_store.forget_session()
         self._since = timestamp()
         self._last_error = None if closed.reason == "stopped" else printable(closed.text)
+        if self._last_error is not None:
+            self.failed(self._last_error)
 
     async def run_up_hook(self) -> None:
         await self._hooks.up(self._hook_variables("connected"))
@@ -242,6 +259,7 @@ class Identity:
         warnings += [self._duplicate_ids.describe()] if self._duplicate_ids.evident(now) else []
         warnings += [self._hooks.error] if self._hooks.error else []
         warnings += self.rejections
+        warnings += [f"subnet {one.subnet} is refused: {one.reason}" for one in self._refusals]
         warnings += link.warnings if link is not None else []
         return {
             "id": self.name,
@@ -251,10 +269,12 @@ class Identity:
             "address": str(pair.local),
             "peer_address": str(pair.peer),
             "subnets": [str(subnet) for subnet in self.granted],
+            "refused_subnets": {str(one.subnet): one.reason for one in self._refusals},
             "mtu": self.mtu,
             "offloads": offloads_in_use(self.tun, self.active.hello.features if self.active else None),
             "key": self.key_in_use,
             "last_error": self._last_error,
+            "last_failure": failure_status(self._last_failure),
             "warnings": warnings,
             **link_status(link, self.counters),
         }

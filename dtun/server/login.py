@@ -62,6 +62,7 @@ class Logins:
         """A session is over, whether it had logged in or not."""
         if self._waiting.pop(link, None) is not None and closed.reason in ("other", "timeout"):
             text = f"the session from {link.endpoint} ended before its login: {printable(closed.text)}"
+            self._note_failure(link, text)
             self._log_refusal(logging.WARNING, link, text, closed.reason)
         identity = self._identities.served_by(link)
         if identity is not None:
@@ -100,9 +101,11 @@ class Logins:
                     await self._let_in(identity, link, hello, key)
         except PoolFullError:
             pool = self._identities.config.pool
+            self._note_failure(link, f"refused, the address pool {pool} is full")
             self._log_refusal(logging.WARNING, link, f"refused, the address pool {pool} is full")
             link.close("refused", f"the server's address pool {pool} is full")
         except DtunError as error:
+            self._note_failure(link, f"refused: {error}")
             self._log_refusal(logging.ERROR, link, f"refused: {error}")
             link.close("refused", "the server cannot set up its side of the tunnel")
         except Exception:
@@ -173,6 +176,7 @@ class Logins:
     async def _let_in(self, identity: Identity, link: Link, hello: Hello, key: Key) -> None:
         config = self._identities.config
         refusals = await self.grant(identity, link, hello, self._agreed_mtu(identity, link, hello))
+        identity.note_refusals(refusals)
         if refusals:
             shown = "; ".join(f"{refusal.subnet}: {refusal.reason}" for refusal in refusals[:SHOWN_REFUSALS])
             more = f"; and {len(refusals) - SHOWN_REFUSALS} more" if len(refusals) > SHOWN_REFUSALS else ""
@@ -199,6 +203,7 @@ class Logins:
                 routes=pushed.routes,
                 dns=pushed.dns,
                 domains=pushed.domains,
+                forwards=config.forwards or self._identities.forwarding.by_host,
             )
         )
 
@@ -237,6 +242,11 @@ class Logins:
         """What has to be the same after a restart, if the client is not to make a new session."""
         told = f"{identity.pair} {pushed} {self._identities.config.mtu}"
         return {"key": _fingerprint(key), "told": hashlib.sha256(told.encode()).hexdigest()}
+
+    def _note_failure(self, link: Link, reason: str) -> None:
+        identity = self._identities.by_name.get(link.session.association.identity or "")
+        if identity is not None:
+            identity.failed(reason)
 
     def _log_refusal(self, level: int, link: Link, text: str, reason: str = "refused") -> None:
         name = link.session.association.identity

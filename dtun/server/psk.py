@@ -72,8 +72,12 @@ class Authenticator:
             if count < INCONCLUSIVE:
                 log.debug("%s: the client uses its other key, which is tried next", printable(name))
                 return
-        reason, peer, name = failed.reason, udp.show(failed.path.peer), printable(name)
+        reason, peer = failed.reason, udp.show(failed.path.peer)
         cause = self._mismatch(name) if reason == "unknown id" else ""
+        identity = self._identities.by_name.get(name)
+        if identity is not None:
+            identity.failed(f"a handshake from {peer} failed: {cause or reason}")
+        name = printable(name)
         text = "%s: a handshake with id '%s' failed: %s"
         self._failures.warning(text, peer, name, cause or reason, client=name, reason=reason, peer=peer)
 

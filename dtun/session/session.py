@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dtun.dtls.association import Association, AssociationState
+from dtun.dtls.association import KEY_REFUSED, Association, AssociationState
 from dtun.dtls.resumed import ResumedAssociation
 from dtun.protocol.frames import Kind, Piece, Probe, decode, is_packet
 from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
@@ -328,7 +328,7 @@ class Session:
         if self.dialect is not None:
             self._end(Closed("timeout", f"the peer sent no Hello or Welcome within {OPENING_TIME:g} s"))
         elif self.association.answered:
-            self._end(Closed("refused", "the server does not accept the id or the key"))
+            self._end(Closed("refused", KEY_REFUSED))
         else:
             self._end(Closed("no answer", "no answer"))
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,6 +17,19 @@ DEVICE_DOWN: Final = "device down"
 def timestamp(offset: float = 0) -> str:
     """The time `offset` seconds from now (ISO 8601, UTC, in whole seconds)."""
     return (datetime.now(UTC) + timedelta(seconds=offset)).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a tunnel did not carry, in words, and when (ISO 8601)."""
+
+    reason: str
+    time: str = field(default_factory=timestamp)
+
+
+def failure_status(failure: Failure | None) -> Mapping[str, str] | None:
+    """The status's `last_failure`. It stays when the tunnel is up again."""
+    return {"time": failure.time, "reason": failure.reason} if failure is not None else None
 
 
 def offloads_in_use(tun: Tun | None, features: Iterable[str] | None) -> list[str]:

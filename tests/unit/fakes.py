@@ -8,7 +8,7 @@ from dataclasses import fields
 from dtun.errors import UnavailableError
 from dtun.handover.fdstore import UDP_PREFIXES
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, NetworkState
+from dtun.network.state import Address, NetworkState, Sysctl
 from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 
 
@@ -58,6 +58,7 @@ class FakeKernel:
         self.connected: list[HostRoute] = []
         self.routed: list[HostRoute] = []
         self.resolvers: list[Address] = []
+        self.settings = {Sysctl("net.ipv4.ip_forward", "1")}
         self.gateways: dict[int, NextHop] = {}
         self.hop: NextHop | None = NextHop("eth0", None, None, 1500)
         self.tuns: dict[str, FakeTun] = {}
@@ -108,6 +109,9 @@ class FakeKernel:
 
     async def host_routes(self, *, connected: bool) -> list[HostRoute]:
         return self.connected if connected else self.routed
+
+    def has(self, setting: Sysctl) -> bool:
+        return setting in self.settings or setting in self.state.sysctls
 
     def name_servers(self) -> list[Address]:
         return self.resolvers

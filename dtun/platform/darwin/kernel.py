@@ -9,9 +9,9 @@ from typing import Literal
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import Address, NetworkState
+from dtun.network.state import Address, NetworkState, Sysctl
 from dtun.platform import resolv_conf
-from dtun.platform.darwin import errors, lookup
+from dtun.platform.darwin import errors, lookup, sysctl
 from dtun.platform.darwin.applied import Applied
 from dtun.platform.darwin.applier import Applier
 from dtun.platform.darwin.monitor import Monitor
@@ -145,6 +145,13 @@ class DarwinKernel:
         """See `Kernel.host_routes`."""
         with errors.unavailable_if_refused():
             return lookup.routed_networks(self._applied.devices, connected=connected)
+
+    def has(self, setting: Sysctl) -> bool:
+        """See `Kernel.has`."""
+        try:
+            return sysctl.is_known(setting) and sysctl.is_set(setting)
+        except OSError:
+            return False
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dtun.errors import DtunError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, NetDevice, NetworkState, Route
+from dtun.network.state import Address, NetDevice, NetworkState, Route, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
@@ -153,6 +153,10 @@ class LinuxKernel:
     async def host_routes(self, *, connected: bool) -> list[HostRoute]:
         """See `Kernel.host_routes`."""
         return await lookup.host_routes(self._devices.own, connected=connected)
+
+    def has(self, setting: Sysctl) -> bool:
+        """See `Kernel.has`."""
+        return sysctl.is_set(setting)
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

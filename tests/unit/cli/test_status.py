@@ -54,7 +54,12 @@ SERVER = {
     "role": "server",
     "tunnels": [
         TUNNEL,
-        {"id": "a", "state": "away", "last_error": "no answer", "warnings": ["used by two hosts"]},
+        {
+            "id": "a",
+            "state": "away",
+            "last_failure": {"time": "2026-01-02T03:01:05+00:00", "reason": "no answer"},
+            "warnings": ["used by two hosts"],
+        },
     ],
     "drops": {"unknown id": 7},
     "half_open": 0,
@@ -78,7 +83,7 @@ def test_a_server_shows_a_row_a_client() -> None:
             "a     away       -          -          -                       -                -     -        -        "
             "  -         -        -"
         ),
-        "a: no answer",
+        "a: no answer (3 min 0 s ago)",
         "a: used by two hosts",
         "dropped outside of sessions: unknown id 7",
     ]
@@ -179,6 +184,18 @@ def test_a_client_shows_a_line_a_value() -> None:
     assert not any("last error" in line for line in lines)
     connecting = {**status, "tunnels": [{**TUNNEL, "mtu": 0}]}
     assert "mtu" not in render(connecting, NOW)
+
+
+def test_a_client_shows_what_failed_last_and_what_was_refused() -> None:
+    tunnel = {
+        **TUNNEL,
+        "last_failure": {"time": "2026-01-02T01:04:05+00:00", "reason": "no answer in time"},
+        "refused_subnets": {"10.0.0.0/16": "it overlaps 10.0.0.0/8, which belongs to client x"},
+    }
+    lines = render({**PROCESS, "role": "client", "tunnels": [tunnel]}, NOW).splitlines()
+    assert "  last failure  no answer in time (2 h 0 min ago)" in lines
+    assert "  subnets       fd00::/48, 10.0.0.0/16 (refused)" in lines
+    assert "  for           2 h 1 min" in lines
 
 
 def test_what_came_from_the_network_cannot_steer_the_terminal() -> None:
