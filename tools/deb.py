@@ -1,4 +1,4 @@
-"""Build dist/dtun_VERSION_ARCH.deb, which needs no network to be installed. Run by `make deb`.
+"""Build dist/dtun_VERSION_ARCH.deb (see tools/version.py), which needs no network to be installed. Run by `make deb`.
 
     /usr/bin/dtun                 imports from the directories for its Python
     /usr/lib/dtun/common/         dtun, and packages without compiled code
@@ -19,8 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import dtun
 from tools import bootstrap, layout, machine, wheels
+from tools.version import package_version
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "packaging" / "deb"
@@ -47,9 +47,10 @@ def build(
             _write(root / path[1:], text)
         _write(root / "usr/bin/dtun", LAUNCHER, 0o755)
         _write(root / "usr/share/doc/dtun/copyright", (ROOT / "LICENSE").read_text())
-        _control(root, architecture, versions)
+        version = package_version()
+        _control(root, version, architecture, versions)
         output.mkdir(parents=True, exist_ok=True)
-        package = output / f"dtun_{dtun.__version__}_{architecture}.deb"
+        package = output / f"dtun_{version}_{architecture}.deb"
         command = ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "--build", str(root), str(package)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return package
@@ -67,12 +68,12 @@ def _library(library: Path, wheel_directory: Path, versions: Sequence[str]) -> N
         wheels.unpack(compiled, library / f"python{version}")
 
 
-def _control(root: Path, architecture: str, versions: Sequence[str]) -> None:
+def _control(root: Path, version: str, architecture: str, versions: Sequence[str]) -> None:
     control = root / "DEBIAN"
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) // 1024
     major, _, minor = versions[-1].partition(".")
     values = {
-        "VERSION": dtun.__version__,
+        "VERSION": version,
         "ARCHITECTURE": architecture,
         "SIZE": str(size),
         "LIBC": LIBC if set(versions) <= set(PYTHONS) else platform.libc_ver()[1],
