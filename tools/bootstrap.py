@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 REQUIREMENTS = {"test": ["dev.txt"], "demo": ["build.txt", "runtime.txt"]}
+
+_UNREACHABLE = (
+    "Temporary failure in name resolution", "Name or service not known", "nodename nor servname provided",
+    "Temporary failure resolving", "Could not resolve", "Network is unreachable", "No route to host",
+    "Connection refused", "timed out", "Could not connect", "Cannot connect to proxy", "Tunnel connection failed",
+    "CERTIFICATE_VERIFY_FAILED",
+)  # fmt: skip
+_HOST = r"host='([^']+)'|resolving '([^']+)'|resolve '([^']+)'|connect to (\S+?):|https?://([^/\s:]+)"
+_NO_COMPILER = (
+    r"(unable to execute '\S+'|command '\S*(?:gcc|cc|clang)\S*' failed: No such file|gcc: not found)"
+)
 
 # Set to compile python-mbedtls from source; see `mbedtls_advice`.
 COMPILE_VARIABLE = "DTUN_COMPILE_MBEDTLS"
@@ -166,7 +178,44 @@ def run(command: Sequence[str]) -> None:
     """Run without input. Exit with its output if it fails."""
     result = attempt(command)
     if result.returncode != 0:
-        stop(f"this failed: {shlex.join(command)}\n{result.stdout}")
+        rest = "" if _known_reason(result.stdout) else f"\nAll that it said:\n{result.stdout}"
+        stop(explain(command, result.stdout) + rest)
+
+
+def explain(command: Sequence[str], output: str) -> str:
+    """One sentence about a failed command, by its output: what, where, what to do."""
+    known = _known_reason(output)
+    if known is not None:
+        return known
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(ERROR|E|error|fatal error):", line)]
+    said = (errors or lines or ["it said nothing"])[-1]
+    return f"{shlex.join(command[:4])} ... has failed: {said}"
+
+
+def _known_reason(output: str) -> str | None:
+    reason = next((text for text in _UNREACHABLE if text in output), None)
+    if reason is not None:
+        found = re.search(_HOST, output)
+        host = next((part for part in found.groups() if part), "") if found else ""
+        return (
+            f"cannot fetch packages: {host or 'the package index'} cannot be reached ({reason});"
+            " check this machine's network, DNS and proxy ($https_proxy), and run it again"
+        )
+    if "DO NOT MATCH THE HASHES" in output:
+        return (
+            "a package is not the one that requirements/ names, so nothing was installed;"
+            " does a proxy or a mirror change packages?"
+        )
+    missing = re.search(r"No matching distribution found for (\S+)", output)
+    if missing:
+        return f"the package index has no {missing[1]} for this Python and machine; does a mirror lack it?"
+    version = "{}.{}".format(*sys.version_info)
+    if "Python.h: No such file" in output:
+        return f"the headers of Python {version} are missing; run: apt-get install python{version}-dev"
+    if re.search(_NO_COMPILER, output):
+        return f"there is no C compiler; run: apt-get install gcc libc6-dev python{version}-dev"
+    return None
 
 
 def attempt(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

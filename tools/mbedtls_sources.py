@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools import step
+
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 TOOLS = REQUIREMENTS / "compile.txt"
 _RUNTIME = REQUIREMENTS / "runtime.txt"
@@ -51,8 +53,7 @@ def fetch(directory: Path, pip: Sequence[str], target: Sequence[str]) -> None:
     Python that compiles.
 
     Raises:
-        OSError: this distribution does not have Mbed TLS 2.28, or apt has no archive of it.
-        subprocess.CalledProcessError: something cannot be fetched; the command has printed why.
+        OSError: this distribution does not have Mbed TLS 2.28, apt has no archive of it, or a download has failed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     download = [*pip, "download", "--no-deps", "--require-hashes", "--dest", str(directory)]
@@ -112,7 +113,7 @@ def _lines(wanted: Release) -> Iterable[str]:
 
 
 def _run(*command: str, directory: Path | None = None) -> None:
-    subprocess.run(command, check=True, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    step.run(command, directory=directory)
 
 
 def _output(*command: str) -> str:

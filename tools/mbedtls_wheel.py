@@ -7,14 +7,13 @@ As in the wheels on PyPI, the shared libraries are beside the modules, which fin
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import mbedtls_sources
+from tools import mbedtls_sources, step
 
 LIBRARIES = "python_mbedtls.libs"
 # Modules are in mbedtls/ and in mbedtls/cipher/.
@@ -26,7 +25,7 @@ def build(sources: Path, output: Path) -> Path:
 
     Raises:
         FileNotFoundError: a file is missing from `sources`.
-        subprocess.CalledProcessError: a step of the build failed; the command has printed why.
+        OSError: a step of the build failed, for the reason in the message.
     """
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -73,7 +72,7 @@ def _mbed_tls(sources: Path, place: Path) -> tuple[Path, Path]:
 
 
 def _run(*command: str | Path, environment: dict[str, str] | None = None) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
+    step.run(command, environment=environment)
 
 
 def main(arguments: Sequence[str]) -> None:

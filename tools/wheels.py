@@ -9,7 +9,6 @@ DIRECTORY/3.13/sources/        sources of python-mbedtls for a Python without a 
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import venv
@@ -17,7 +16,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tools import bootstrap, mbedtls_sources, mbedtls_wheel
+from tools import bootstrap, mbedtls_sources, mbedtls_wheel, step
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_VERSION = "{}.{}".format(*sys.version_info)
@@ -49,7 +48,7 @@ def download(directory: Path, versions: Iterable[str]) -> None:
     """Fetch the locked packages for each of these Pythons on this machine, and verify their hashes.
 
     Raises:
-        OSError, subprocess.CalledProcessError: something cannot be fetched; the command has printed why.
+        OSError: something cannot be fetched, for the reason in the message.
     """
     with tempfile.TemporaryDirectory() as environment:
         # Debian's own Python comes without pip.
@@ -64,7 +63,7 @@ def download(directory: Path, versions: Iterable[str]) -> None:
                 entries = re.sub(r"^python-mbedtls==.*?(?=^\S)", "", entries, flags=re.MULTILINE | re.DOTALL)
             lock.write_text(entries)
             command = [*pip, "download", "--require-hashes", "--only-binary", ":all:", "--no-deps", *target]
-            subprocess.run([*command, "--dest", str(directory / version), "-r", str(lock)], check=True)
+            step.run([*command, "--dest", str(directory / version), "-r", str(lock)])
 
 
 def compiled(directory: Path) -> list[Path]:
@@ -72,7 +71,7 @@ def compiled(directory: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there are no wheels for this Python.
-        subprocess.CalledProcessError: python-mbedtls cannot be compiled; the command has printed why.
+        OSError: python-mbedtls cannot be compiled, for the reason in the message.
     """
     place = directory / OWN_VERSION
     if (place / SOURCES).is_dir() and not list(place.glob("python_mbedtls-*.whl")):
