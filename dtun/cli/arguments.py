@@ -72,6 +72,6 @@ def load_config(arguments: argparse.Namespace) -> "Config":
     from dtun.cli.output import warn
     from dtun.config import load
 
-    config = load(arguments.config or DEFAULT_CONFIG)
+    config = load(arguments.config or DEFAULT_CONFIG, credentials=False)
     warn(config.warnings)
     return config

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtun.cli.arguments import DEFAULT_CONFIG, Commands, add_command, add_config, one_file
-from dtun.cli.output import say, warn
 from dtun.errors import ConfigError
 from dtun.service import log
 
 if TYPE_CHECKING:
     from dtun.config import Config
+    from dtun.service.starting import Start
 
 _SERVER_QUICK_START = ("key_file", "key", "compat", "listen", "pool", "masquerade", "runtime_directory")
 _CLIENT_QUICK_START = (
@@ -55,6 +55,9 @@ def add_server(commands: Commands) -> None:
 
 def _server(arguments: argparse.Namespace) -> int:
     from dtun.config import quickstart
+    from dtun.service.run import run_server
+    from dtun.service.starting import Start
+    from dtun.service.systemd import SystemdFdStore
 
     _set_up_log(arguments)
     if _is_quick_start(arguments, _SERVER_QUICK_START):
@@ -69,11 +72,9 @@ def _server(arguments: argparse.Namespace) -> int:
             masquerade=arguments.masquerade,
         )
     else:
-        config = _load_section(arguments, "server")
+        return run_server(_choose(arguments, "server"))
     _log_warnings(config)
-    from dtun.service.run import run_server
-
-    return run_server(config)
+    return run_server(Start(config, SystemdFdStore()))
 
 
 def add_client(commands: Commands) -> None:
@@ -118,6 +119,9 @@ def add_client(commands: Commands) -> None:
 
 def _client(arguments: argparse.Namespace) -> int:
     from dtun.config import quickstart
+    from dtun.service.run import run_client
+    from dtun.service.starting import Start
+    from dtun.service.systemd import SystemdFdStore
 
     _set_up_log(arguments)
     if _is_quick_start(arguments, _CLIENT_QUICK_START):
@@ -136,11 +140,9 @@ def _client(arguments: argparse.Namespace) -> int:
             forwarding=arguments.forwarding,
         )
     else:
-        config = _load_section(arguments, "client")
+        return run_client(_choose(arguments, "client"))
     _log_warnings(config)
-    from dtun.service.run import run_client
-
-    return run_client(config)
+    return run_client(Start(config, SystemdFdStore()))
 
 
 def add_check(commands: Commands) -> None:
@@ -149,33 +151,21 @@ def add_check(commands: Commands) -> None:
         _check,
         "check",
         "check the configuration",
-        "Check the configuration and the keys that it names.",
+        "Check the configuration and the files that it names: whether a start or a reload would succeed. The\n"
+        "service's own files (/etc/dtun.yaml, /etc/dtun/*.yaml) are read with the rights of its user, dtun.",
     )
     add_config(command)
+    command.add_argument(
+        "--user", metavar="USER", help="read the files with the rights of this user, such as root"
+    )
     command.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as -c FILE")
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from dtun.config import ConfigErrors, ServerConfig, load
+    from dtun.cli.check import check
 
     path = one_file(arguments, "-c", arguments.config) or DEFAULT_CONFIG
-    try:
-        config = load(path)
-    except ConfigErrors as errors:
-        warn(errors.warnings)
-        raise
-    warn(config.warnings)
-    section = config.section
-    if isinstance(section, ServerConfig):
-        listen = ", ".join(map(str, section.listen))
-        count = len(section.clients)
-        entries = "1 client entry" if count == 1 else f"{count} client entries"
-        say(f"OK: {config.path}: server on {listen}, pool {section.pool}, {entries}")
-    else:
-        servers = ", ".join(map(str, section.servers))
-        subnets = ", ".join(map(str, section.subnets)) or "none"
-        say(f"OK: {config.path}: client {section.id!r} of {servers}, networks behind it: {subnets}")
-    return 0
+    return check(path, arguments.user)
 
 
 def _add_log(command: argparse.ArgumentParser) -> None:
@@ -245,10 +235,18 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _load_section(arguments: argparse.Namespace, section: str) -> "Config":
-    from dtun.config import load
+def _choose(arguments: argparse.Namespace, section: str) -> "Start":
+    from dtun.service.starting import choose
 
     path = arguments.config or DEFAULT_CONFIG
+    start = choose(path, lambda: _load_section(path, section))
+    _log_warnings(start.config)
+    return start
+
+
+def _load_section(path: Path, section: str) -> "Config":
+    from dtun.config import load
+
     config = load(path)
     if getattr(config, section) is None:
         other = "client" if section == "server" else "server"

@@ -169,7 +169,9 @@ def render(status: Status, now: datetime) -> str:
     else:
         for tunnel in tunnels:
             lines += _pairs(tunnel, now)
-    rest = {k: v for k, v in status.items() if k not in {"role", "version", "pid", "since", "tunnels"}}
+    rest = {
+        k: v for k, v in status.items() if k not in {"role", "version", "pid", "since", "config", "tunnels"}
+    }
     lines += [
         f"{_label(key, _PROCESS_LABELS)}: {_counted(key, value, now)}"
         for key, value in rest.items()

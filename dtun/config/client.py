@@ -129,6 +129,10 @@ class Routed(Section):
         self._lists = tuple(found)
         self._bypassed = tuple(aggregate(network for network, _ in self.around(())))
 
+    def use_bypassed(self, networks: tuple[Network, ...]) -> None:
+        """Use what `bypassed` was in another process, in place of `read_lists`."""
+        self._bypassed = networks
+
     def around(self, location: Location) -> Iterator[tuple[Network, Place]]:
         """Each bypassed network as it was written, and where. `location` is that of this section."""
         for name, networks in (("exclude", self.exclude), ("bypass", self.bypass)):

@@ -1,6 +1,7 @@
 """The settings that name pre-shared keys, and reading these keys."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,6 +79,15 @@ class Keyed(Section):
         return self._psk
 
     @property
+    def known_keys(self) -> tuple[Key, ...]:
+        """The keys that could be read."""
+        return () if self._psk is None else (self._psk,)
+
+    def use_keys(self, secrets: Sequence[bytes]) -> None:
+        """Use the keys that `known_keys` had in another process, in place of `read_key`."""
+        self._psk = Key(secrets[0]) if secrets else None
+
+    @property
     def go(self) -> bool:
         """The peer is an original Go dtun: one cipher suite, no forward secrecy, IPv4 only."""
         return self.compat == "go"
@@ -91,9 +101,19 @@ class Keyed(Section):
             return [Problem((*location, given[1]), f"there is a {given[0]} already; keep one of them")]
         return []
 
-    def read_key(self, base: Path, location: Location) -> list[Problem]:
-        """Read and decode the key. A relative `key_file` starts at `base`."""
-        if self.key_source_problems(location):
+    def unseen_credentials(self, location: Location) -> list[Problem]:
+        """What cannot be checked outside the service: systemd passes credentials to nobody else."""
+        if keys.passes_credentials(os.environ):
+            return []
+        return [
+            Problem((*location, name), "was not looked at: systemd passes credentials to the service only")
+            for name in ("credential", "next_credential")
+            if getattr(self, name, None) is not None
+        ]
+
+    def read_key(self, base: Path, location: Location, *, credentials: bool = True) -> list[Problem]:
+        """Read and decode the key. A relative `key_file` starts at `base`. Without `credentials`, not those."""
+        if self.key_source_problems(location) or (self.credential is not None and not credentials):
             return []
         source = next(name for name in _KEY_SOURCES if getattr(self, name) is not None)
         try:
@@ -141,8 +161,13 @@ class NextKeyed(Keyed):
 
     @property
     def known_keys(self) -> tuple[Key, ...]:
-        """The keys that could be read."""
+        """See `Keyed.known_keys`; the present one first."""
         return tuple(key for key in (self._psk, self._next_psk) if key is not None)
+
+    def use_keys(self, secrets: Sequence[bytes]) -> None:
+        """See `Keyed.use_keys`."""
+        super().use_keys(secrets)
+        self._next_psk = Key(secrets[1]) if len(secrets) > 1 else None
 
     @property
     def _next_source(self) -> str | None:
@@ -163,10 +188,13 @@ class NextKeyed(Keyed):
             found.append(Problem((*location, source), message))
         return found
 
-    def read_key(self, base: Path, location: Location) -> list[Problem]:
-        found = super().read_key(base, location)
+    def read_key(self, base: Path, location: Location, *, credentials: bool = True) -> list[Problem]:
+        """See `Keyed.read_key`."""
+        found = super().read_key(base, location, credentials=credentials)
         source = self._next_source
         if source is None or self.key_source_problems(location):
+            return found
+        if source == "next_credential" and not credentials:
             return found
         try:
             self._next_psk = self._read_next(base)

@@ -125,6 +125,19 @@ def write_file(path: Path, text: str) -> None:
         file.write(text + "\n")
 
 
+def make_private(path: Path) -> str:
+    """The command that leaves a file to its owner, and to the service if one is installed."""
+    try:
+        grp.getgrnam(GROUP)
+    except KeyError:
+        return f"`chmod 600 {path}`"
+    return f"`chown root:{GROUP} {path} && chmod 640 {path}`"
+
+
+def _give_to_root(path: Path) -> str:
+    return f"`chown root {path}`" if "640" not in make_private(path) else make_private(path)
+
+
 def unreadable(path: Path) -> str:
     """What to do about a file that this process may not read."""
     if _group_name(os.getegid()) == GROUP:
@@ -152,9 +165,9 @@ def _read_checked(descriptor: int, path: Path, *, private: bool) -> bytes:
         raise ValueError(f"{path} is not a file; give the path of a key file")
     if private and shared_with(status):
         mode = stat.S_IMODE(status.st_mode)
-        raise ValueError(f"{path} can be used by others (mode {mode:04o}); run `chmod 600 {path}`")
+        raise ValueError(f"{path} can be used by others (mode {mode:04o}); run {make_private(path)}")
     if private and status.st_uid not in {0, os.geteuid()}:
-        raise ValueError(f"{path} belongs to another user (uid {status.st_uid}); run `chown root {path}`")
+        raise ValueError(f"{path} belongs to another user (uid {status.st_uid}); run {_give_to_root(path)}")
     content = os.read(descriptor, _MAX_FILE_BYTES + 1)
     if not content.strip():
         raise ValueError(
@@ -178,6 +191,11 @@ def _group_name(number: int) -> str:
         return grp.getgrgid(number).gr_name
     except KeyError:
         return ""
+
+
+def passes_credentials(environment: Mapping[str, str]) -> bool:
+    """Whether the service manager has passed credentials to this process."""
+    return bool(environment.get("CREDENTIALS_DIRECTORY"))
 
 
 def read_credential(name: str, environment: Mapping[str, str]) -> bytes:

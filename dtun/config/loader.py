@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtun.config import document, validation
+from dtun.config import document, keys, validation
 from dtun.config.client import ClientConfig
 from dtun.config.client_rules import bypass_problems, bypass_warnings, client_warnings
 from dtun.config.common import Hooked
@@ -23,13 +23,14 @@ MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the final NUL
 class Config:
     """A whole configuration. Exactly one of `server` and `client` is set. `path` is None after a quick start.
 
-    `warnings` are lines about things that work but should be changed.
+    `warnings` are lines about things that work but should be changed, `content` is the file as it was.
     """
 
     server: ServerConfig | None
     client: ClientConfig | None
     path: Path | None
     warnings: list[str] = field(default_factory=list)
+    content: bytes = field(default=b"", repr=False)
 
     @property
     def section(self) -> ServerConfig | ClientConfig:
@@ -42,10 +43,11 @@ class Config:
         return self.section.control_socket
 
 
-def load(path: Path, *, read_keys: bool = True) -> Config:
+def load(path: Path, *, read_keys: bool = True, credentials: bool = True) -> Config:
     """Read and check the configuration at `path`, with the files that it names.
 
-    `read_keys=False` does not read keys and lists of networks, for users who may not read these files.
+    `read_keys=False` does not read keys and lists of networks, for users who may not read these files. Without
+    `credentials`, credentials that only the service gets are not missed: a warning says that they were not looked at.
 
     Raises:
         ConfigErrors: one line for each problem, `FILE:LINE:COLUMN: where: what is wrong; what to do`.
@@ -56,14 +58,20 @@ def load(path: Path, *, read_keys: bool = True) -> Config:
         raise ConfigErrors(_lines(path, parsed, []))
     outcome = validation.validate(parsed.data)
     sections = outcome.sections
-    problems = outcome.problems + outcome.believable(complete(sections, path.parent, read_keys=read_keys))
-    found = list(_inline_key_warnings(sections)) if others_can_read else []
+    # In the service itself they are there, or missing.
+    credentials = credentials or keys.passes_credentials(os.environ)
+    problems = outcome.problems + outcome.believable(
+        complete(sections, path.parent, read_keys=read_keys, credentials=credentials)
+    )
+    found = list(_inline_key_warnings(sections, path)) if others_can_read else []
+    if read_keys and not credentials:
+        found += [one for where, keyed in _keyed(sections) for one in keyed.unseen_credentials(where)]
     if read_keys:
         found += warnings(sections)
     noticed = [_line(path, parsed, warning) for warning in found]
     if problems or parsed.problems:
         raise ConfigErrors(_lines(path, parsed, problems), noticed)
-    return Config(*sections, path=path, warnings=noticed)
+    return Config(*sections, path=path, warnings=noticed, content=content)
 
 
 def _read(path: Path) -> tuple[bytes, bool]:
@@ -81,7 +89,9 @@ def _read(path: Path) -> tuple[bytes, bool]:
     raise ConfigErrors([message])
 
 
-def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Iterator[Problem]:
+def complete(
+    sections: Sections, base: Path, *, read_keys: bool = True, credentials: bool = True
+) -> Iterator[Problem]:
     """Read the keys and the lists of networks; check what depends on them and on this host."""
     server, client = sections
     section = server or client
@@ -92,7 +102,7 @@ def complete(sections: Sections, base: Path, *, read_keys: bool = True) -> Itera
         yield Problem(("server" if server else "client", "runtime_directory"), message)
     if read_keys:
         for location, keyed in _keyed(sections):
-            yield from keyed.read_key(base, location)
+            yield from keyed.read_key(base, location, credentials=credentials)
         if client is not None:
             yield from client.read_lists(base, ("client",))
             yield from bypass_problems(client)
@@ -135,12 +145,11 @@ def _same_keys(server: ServerConfig) -> Iterator[Problem]:
                 yield Problem(("server", "clients", identity), message)
 
 
-def _inline_key_warnings(sections: Sections) -> Iterator[Problem]:
+def _inline_key_warnings(sections: Sections, path: Path) -> Iterator[Problem]:
     for location, keyed in _keyed(sections):
         if keyed.key is not None:
-            yield Problem(
-                (*location, "key"), "others can read the key in this file; `chmod 600` it or use key_file"
-            )
+            message = f"others can read the key in this file; run {keys.make_private(path)}, or use key_file"
+            yield Problem((*location, "key"), message)
 
 
 def _lines(path: Path, parsed: Document, problems: list[Problem]) -> list[str]:

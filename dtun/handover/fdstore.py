@@ -9,11 +9,11 @@ _TUN: Final = "tun."
 _SESSION: Final = "session."
 _SOCKET: Final = "socket."
 
-PREFIXES: Final = (_LISTENER, _TUN, _SESSION, _SOCKET)
-"""How the names of kept descriptors begin."""
+CONFIG: Final = "config"
+"""The name of the memfd with the configuration in use."""
 
-UDP_PREFIXES: Final = (_LISTENER, _SOCKET)
-"""How the names of kept UDP sockets begin."""
+PREFIXES: Final = (_LISTENER, _TUN, _SESSION, _SOCKET, CONFIG)
+"""How the names of kept descriptors begin."""
 
 
 class FdStore(Protocol):
@@ -23,7 +23,7 @@ class FdStore(Protocol):
 
     @property
     def ports(self) -> frozenset[int]:
-        """The UDP ports of the sockets that the last process kept. No other program can have them meanwhile."""
+        """The UDP ports of kept sockets and of a socket unit's. No other program can have them meanwhile."""
         ...
 
     def keep(self, name: str, descriptor: int) -> None:

@@ -68,6 +68,17 @@ class ServerReload:
                 link.send(Renew())
         return [f"error: {problem}" for problem in problems]
 
+    def check(self, config: ServerConfig) -> None:
+        """Whether `apply` could listen there.
+
+        Raises:
+            UnavailableError: a port is taken, or this host does not have an address.
+            PermissionDeniedError: this process may not use ports below 1024.
+        """
+        for endpoint in config.listen:
+            if not self._demux.has_port(endpoint.port):
+                udp.listen(str(endpoint.address), endpoint.port).close()
+
     def _dismiss(self) -> list[Identity]:
         """End the sessions of former clients, and of those that get another device. Returns them, to be removed."""
         config, identities = self._identities.config, self._identities

@@ -184,6 +184,8 @@ class Server:
             old = self.identities.config
             steps = changed_settings(old, config.server)
             lines = [str(step) for step in steps]
+            if dry_run:
+                self._server_reload.check(config.server)
             if dry_run or not steps:
                 return lines
             lines += await self._server_reload.apply(usable(old, config.server))

@@ -12,10 +12,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import dtun
-from dtun.config import Config
 from dtun.config.common import Hook
 from dtun.errors import ConfigError, DtunError, PermissionDeniedError
-from dtun.handover.fdstore import FdStore
 from dtun.platform import event_loop, kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import systemd
@@ -23,6 +21,7 @@ from dtun.service.control import Answer, Command, ControlServer, Request
 from dtun.service.hooks import run_hook
 from dtun.service.reload import ConfigReloader
 from dtun.service.role import FAILED, Kicks, Role
+from dtun.service.starting import Start
 from dtun.session.status import timestamp
 
 log = logging.getLogger("dtun")
@@ -33,10 +32,10 @@ STATUS_INTERVAL = 2.0
 RESTART_PAUSE = 2.0
 """Seconds before a failed service ends. Its unit restarts it without delay, for that matters after a kill."""
 
-MakeRole = Callable[[Kernel, asyncio.AbstractEventLoop, FdStore], Role]
+MakeRole = Callable[[Kernel, asyncio.AbstractEventLoop], Role]
 
 
-def run_server(config: Config) -> int:
+def run_server(start: Start) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
@@ -44,19 +43,19 @@ def run_server(config: Config) -> int:
     """
     from dtun.server.server import Server  # noqa: PLC0415 - a client does not need it
 
-    section = config.server
+    section = start.config.server
     assert section is not None  # noqa: S101 - checked by the command line
     return run_loop(
         _run(
             "server",
             "server",
-            config,
-            lambda kernel, loop, fdstore: Server(section, kernel, _run_hook, loop, fdstore),
+            start,
+            lambda kernel, loop: Server(section, kernel, _run_hook, loop, start.fdstore),
         )
     )
 
 
-def run_client(config: Config) -> int:
+def run_client(start: Start) -> int:
     """Keep the tunnel up until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
@@ -64,14 +63,14 @@ def run_client(config: Config) -> int:
     """
     from dtun.client.client import Client  # noqa: PLC0415 - a server does not need it
 
-    section = config.client
+    section = start.config.client
     assert section is not None  # noqa: S101 - checked by the command line
     return run_loop(
         _run(
             "client",
             section.tun,
-            config,
-            lambda kernel, loop, fdstore: Client(section, kernel, _run_hook, loop, fdstore),
+            start,
+            lambda kernel, loop: Client(section, kernel, _run_hook, loop, start.fdstore),
         )
     )
 
@@ -95,8 +94,9 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(name: str, instance: str, config: Config, make: MakeRole) -> int:
+async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
     _raise_descriptor_limit()
+    config = start.config
     loop = asyncio.get_running_loop()
     stop_requested, reload_requested = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,16 +108,18 @@ async def _run(name: str, instance: str, config: Config, make: MakeRole) -> int:
     await kernel.open()
     restarting = False
     try:
-        role = make(kernel, loop, systemd.SystemdFdStore())
-        reloader = ConfigReloader(config, role, reload_requested)
+        role = make(kernel, loop)
+        reloader = ConfigReloader(start, role, reload_requested)
         control = ControlServer(
-            config.control_socket, commands(role, reloader, _status(name, role), stop_requested.set)
+            config.control_socket,
+            commands(role, reloader, _status(name, role, reloader), stop_requested.set),
         )
         try:
             await role.start()
             await control.start()
             log.info("dtun %s: the %s has started", dtun.__version__, name)
-            systemd.notify_ready(role.summary())
+            reloader.started()
+            systemd.notify_ready(reloader.summary())
             await _work(role, reloader, stop_requested)
             restarting = await systemd.is_restart()
         finally:
@@ -136,7 +138,7 @@ async def _work(role: Role, reloader: ConfigReloader, stop_requested: asyncio.Ev
         asyncio.create_task(stop_requested.wait()),
         asyncio.create_task(role.run()),
         asyncio.create_task(reloader.run()),
-        asyncio.create_task(report(role)),
+        asyncio.create_task(report(role, reloader.summary)),
     ]
     try:
         done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
@@ -148,13 +150,13 @@ async def _work(role: Role, reloader: ConfigReloader, stop_requested: asyncio.Ev
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def report(role: Role) -> None:
+async def report(role: Role, summarise: Callable[[], str]) -> None:
     """Send systemd the status line, and the watchdog's notification while the data plane is not stalled."""
     watchdog = systemd.watchdog_interval()
     last_summary = ""
     stalled = False
     while True:
-        summary = role.summary()
+        summary = summarise()
         if summary != last_summary:
             systemd.notify_status(summary)
             last_summary = summary
@@ -196,9 +198,21 @@ def commands(
     return {"status": answer_status, "reload": reload, "kick": kick, "stop": answer_stop}
 
 
-def _status(name: str, role: Role) -> Callable[[], dict[str, object]]:
-    process = {"role": name, "version": dtun.__version__, "since": timestamp(), "pid": os.getpid()}
-    return lambda: process | role.status()
+def _status(name: str, role: Role, reloader: ConfigReloader) -> Callable[[], dict[str, object]]:
+    process: dict[str, object] = {
+        "role": name,
+        "version": dtun.__version__,
+        "since": timestamp(),
+        "pid": os.getpid(),
+        "config": str(reloader.path.absolute()) if reloader.path is not None else None,
+    }
+
+    def status() -> dict[str, object]:
+        answer = process | role.status()
+        warnings = answer.get("warnings")
+        return answer | {"warnings": [*reloader.warnings, *(warnings if isinstance(warnings, list) else ())]}
+
+    return status
 
 
 async def _run_hook(hook: Hook, variables: Mapping[str, str], what: str) -> bool:

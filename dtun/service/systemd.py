@@ -8,12 +8,13 @@ import logging
 import os
 import select
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from dtun.handover.fdstore import PREFIXES, UDP_PREFIXES
+from dtun.handover.fdstore import PREFIXES
 
 log = logging.getLogger("dtun.service")
 
@@ -155,12 +156,13 @@ class SystemdFdStore:
         self._inherited.clear()
 
     def _kept_ports(self) -> Iterator[int]:
-        for name, descriptors in self._inherited.items():
-            if not name.startswith(UDP_PREFIXES):
-                continue
+        for descriptors in self._inherited.values():
             for descriptor in descriptors:
-                with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as kept:
-                    yield kept.getsockname()[1]
+                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    continue
+                with socket.socket(fileno=os.dup(descriptor)) as kept:
+                    if kept.family in (socket.AF_INET, socket.AF_INET6):
+                        yield kept.getsockname()[1]
 
     def _wait_until_closed(self) -> None:
         """Wait until systemd has closed what was forgotten: it has no hold on a device's name or a port any more.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from dtun.errors import UnavailableError
-from dtun.handover.fdstore import UDP_PREFIXES
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Sysctl
 from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
@@ -132,8 +131,8 @@ class FakeFdStore:
 
     @property
     def ports(self) -> frozenset[int]:
-        kept = [descriptor for name, descriptor in self._kept.items() if name.startswith(UDP_PREFIXES)]
-        return frozenset(_port(descriptor) for descriptor in kept)
+        kept = [found for name, found in self._kept.items() if name.startswith(("listen.", "socket."))]
+        return frozenset(map(_port, kept))
 
     def keep(self, name: str, descriptor: int) -> None:
         self.forget(name)

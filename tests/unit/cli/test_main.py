@@ -18,6 +18,7 @@ from dtun.cli import EXIT_INTERRUPTED, main
 from dtun.config import Config, keys
 from dtun.errors import DtunError, UnavailableError
 from dtun.service import run
+from dtun.service.starting import Start
 
 
 @pytest.fixture
@@ -58,12 +59,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Config]
     """The roles and configurations that would have been started. Restores the log afterwards."""
     started: list[tuple[str, Config]] = []
 
-    def starter(role: str) -> Callable[[Config], int]:
-        def start(config: Config) -> int:
-            started.append((role, config))
+    def starter(role: str) -> Callable[[Start], int]:
+        def run_it(start: Start) -> int:
+            started.append((role, start.config))
             return 0
 
-        return start
+        return run_it
 
     for role in ("server", "client"):
         monkeypatch.setattr(run, f"run_{role}", starter(role))
@@ -185,14 +186,14 @@ def test_the_file_of_the_other_side(
 def test_what_stops_a_service_is_one_line_and_a_code(
     monkeypatch: pytest.MonkeyPatch, started: Started, server_file: Path, capsys: Capture
 ) -> None:
-    def taken(_: Config) -> int:
+    def taken(_: Start) -> int:
         raise UnavailableError("127.0.0.1:4444 is taken")
 
     monkeypatch.setattr(run, "run_server", taken)
     assert main(["server", "-c", str(server_file)]) == 69
     assert capsys.readouterr().err == "dtun: 127.0.0.1:4444 is taken\n"
 
-    def interrupted(_: Config) -> int:
+    def interrupted(_: Start) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "run_server", interrupted)

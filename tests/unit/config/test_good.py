@@ -221,12 +221,13 @@ def test_what_should_not_stay_so_is_a_warning(write: Callable[[str], Path], tmp_
             go: {{key: short, compat: go}}
         """)
     path.chmod(0o644)
+    readable = "others can read the key in this file; run `chmod 600 dtun.yaml`, or use key_file"
     assert [line.replace(f"{tmp_path}/", "") for line in load(path).warnings] == [
-        "dtun.yaml:5:14: server.clients.a.key: others can read the key in this file; `chmod 600` it or use key_file",
-        "dtun.yaml:6:14: server.clients.b.key: others can read the key in this file; `chmod 600` it or use key_file",
+        f"dtun.yaml:5:14: server.clients.a.key: {readable}",
+        f"dtun.yaml:6:14: server.clients.b.key: {readable}",
         (
             "dtun.yaml:7:15: server.clients.go.key: others can read the key in this file;"
-            " `chmod 600` it or use key_file"
+            " run `chmod 600 dtun.yaml`, or use key_file"
         ),
         "dtun.yaml:7:9: server.clients.go: a key of 5 bytes can be guessed; use 32 (`dtun genkey --compat go`)",
         (

@@ -343,9 +343,11 @@ async def test_an_old_session_at_a_former_address_ends(
     assert await closed_text(client) == "the server does not listen on this address any more"
 
 
-async def _listen(reloading: Reloading, addresses: list[str], **changes: Any) -> list[str]:
+async def _listen(
+    reloading: Reloading, addresses: list[str], *, dry_run: bool = False, **changes: Any
+) -> list[str]:
     made = Site(reloading.directory, **(reloading.settings | {"listen": addresses} | changes)).config
-    return await reloading.site.server.reload(Config(made, None, None), dry_run=False)
+    return await reloading.site.server.reload(Config(made, None, None), dry_run=dry_run)
 
 
 async def test_a_listen_address_that_is_taken_changes_nothing(reloading: Reloading, make: Make) -> None:
@@ -353,9 +355,9 @@ async def test_a_listen_address_that_is_taken_changes_nothing(reloading: Reloadi
         taken.bind(("127.0.0.3", 0))
         address = f"127.0.0.3:{taken.getsockname()[1]}"
         other = f"127.0.0.4:{taken.getsockname()[1]}"
-        for _ in range(2):
+        for dry_run in (True, False, False):
             with pytest.raises(UnavailableError, match=f"^listen: UDP port {address} is taken by another"):
-                await _listen(reloading, [other, address], clients={"demo": DEMO})
+                await _listen(reloading, [other, address], dry_run=dry_run, clients={"demo": DEMO})
         assert reloading.site.row("other")["state"] == "away", "it is still a client"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind(("127.0.0.4", taken.getsockname()[1]))

@@ -10,9 +10,12 @@ import pytest
 
 from dtun.config import Config, load
 from dtun.errors import ConfigError, UnavailableError
+from dtun.handover.fdstore import NoFdStore
 from dtun.service import systemd
 from dtun.service.reload import NO_CHANGE, ConfigReloader
 from dtun.service.run import commands
+from dtun.service.starting import Start
+from tests.unit.fakes import FakeFdStore
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
@@ -65,7 +68,8 @@ class World:
         self.write("keepalive: 10")
         self.server = FakeServer()
         self.requested = asyncio.Event()
-        self.reloader = ConfigReloader(load(self.path), self.server, self.requested)
+        self.fdstore = FakeFdStore()
+        self.reloader = ConfigReloader(Start(load(self.path), self.fdstore), self.server, self.requested)
 
     def write(self, setting: str) -> None:
         text = f"server:\n  {setting}\n  clients:\n    demo:\n      key: {KEY}\n"
@@ -124,7 +128,7 @@ async def test_a_file_with_a_mistake_changes_nothing(world: World, told: list[st
     assert f"{world.path}:2:14: server.keepalive: " in str(error.value)
     assert str(error.value).endswith("\nreload: nothing was changed")
     assert world.server.reloads == []
-    assert told[-2:] == ["READY=1", "STATUS=2 clients"], "it is as ready as before"
+    assert told[-2:] == ["READY=1", f"STATUS=2 clients; {world.path} is not in use, see `dtun check`"]
 
 
 async def test_what_should_not_stay_so_is_said(world: World) -> None:
@@ -134,7 +138,9 @@ async def test_what_should_not_stay_so_is_said(world: World) -> None:
 
 async def test_without_a_file_there_is_nothing_to_read(world: World) -> None:
     config = load(world.path)
-    quick = ConfigReloader(Config(config.server, None, None), world.server, world.requested)
+    quick = ConfigReloader(
+        Start(Config(config.server, None, None), NoFdStore()), world.server, world.requested
+    )
     with pytest.raises(ConfigError, match="started without a configuration file"):
         await quick.reload(dry_run=False)
 

@@ -96,7 +96,7 @@ async def test_the_watchdog_is_fed_while_the_data_plane_moves(
     role = Working()
     monkeypatch.setattr(systemd, "notify", hear)
     monkeypatch.setattr(systemd, "watchdog_interval", lambda: 0.001)
-    task = asyncio.create_task(run.report(role))
+    task = asyncio.create_task(run.report(role, role.summary))
     while "WATCHDOG=1" not in told:
         looked.clear()
         await asyncio.wait_for(looked.wait(), 10)

@@ -1,0 +1,49 @@
+"""Keeps the configuration in use for the next process, in sealed memory in the descriptor store.
+
+If the file has a mistake by then, that process goes on with this one, and no session ends.
+"""
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from dtun.config import Config
+from dtun.config.saved import restore, save
+from dtun.handover.fdstore import CONFIG, FdStore
+
+log = logging.getLogger("dtun")
+
+# linux/fcntl.h: F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
+_SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8
+_F_ADD_SEALS: Final = 1033
+
+
+def keep(fdstore: FdStore, config: Config) -> None:
+    """Keep this one from now on. Nothing without a store, or after a quick start without a file."""
+    if not fdstore.keeps or config.path is None:
+        return
+    try:
+        descriptor = os.memfd_create("dtun-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)  # type: ignore[attr-defined,unused-ignore]
+    except OSError as error:
+        log.warning("the configuration cannot be kept for a restart: %s", error)
+        return
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        file.write(save(config))
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
+        fdstore.keep(CONFIG, descriptor)
+
+
+def take(fdstore: FdStore, path: Path) -> Config | None:
+    """The configuration that the process before this one has used; None if it has kept none, or this cannot use it."""
+    descriptor = fdstore.take(CONFIG)
+    if descriptor is None:
+        return None
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(0)
+            return restore(file.read(), path)
+    except (OSError, ValueError) as error:
+        log.info("the configuration of the process before this one cannot be used: %s", error)
+        return None

@@ -1,0 +1,51 @@
+"""With which configuration a service starts.
+
+With that of the file; but if a start with it would fail, and the process before this one has left one that worked (at a
+restart, or after a crash), then with that. So a mistake in the file costs no session. Why it is not checked before the
+restart: docs/decisions/0010-restart-with-a-mistake.md.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtun.config import Config
+from dtun.errors import DtunError
+from dtun.handover.fdstore import FdStore, devices
+from dtun.service import kept_config, preflight
+from dtun.service.systemd import SystemdFdStore
+
+log = logging.getLogger("dtun")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The configuration to start with. `problem`: why it is not the one of the file; None if it is."""
+
+    config: Config
+    fdstore: FdStore
+    problem: str | None = None
+
+
+def choose(path: Path, load: Callable[[], Config], fdstore: FdStore | None = None) -> Start:
+    """The file at `path`, as `load` reads it, or what the process before this one has used.
+
+    Raises:
+        DtunError: a start with the file would fail, and there is no other configuration.
+    """
+    fdstore = fdstore or SystemdFdStore()
+    kept = kept_config.take(fdstore, path)
+    try:
+        config = load()
+        if kept is not None and kept.section != config.section:
+            for problem in preflight.problems(config.section, ports=fdstore.ports, devices=devices(fdstore)):
+                raise problem
+    except DtunError as error:
+        if kept is None:
+            raise
+        for line in str(error).splitlines():
+            log.error("%s", line)  # noqa: TRY400 - a line for a person
+        log.error("%s is not used; going on with the configuration from before", path)  # noqa: TRY400
+        return Start(kept, fdstore, str(error))
+    return Start(config, fdstore)
