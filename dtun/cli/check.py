@@ -7,7 +7,6 @@ credentials and its own ports.
 
 import os
 import pwd
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -51,9 +50,8 @@ def check(path: Path, user: str | None) -> int:
     if who == SERVICE_USER:
         _check_hidden(config)
     if not _checked_by_running(config) and who is not None:
-        found = [str(problem) for problem in preflight.problems(config.section)]
-        if found:
-            raise UnavailableError("\n".join(found))
+        for problem in preflight.problems(config.section):
+            raise problem
     say(f"OK: {config.path}: {_summary(config.section)}")
     return 0
 
@@ -61,7 +59,7 @@ def check(path: Path, user: str | None) -> int:
 def _service_user(path: Path) -> str | None:
     """The user that the service has, if this is one of its files and this process may become that user."""
     is_its_file = path.absolute() == SERVICE_FILE or path.absolute().parent == SERVICE_DIRECTORY
-    if sys.platform != "linux" or os.geteuid() != 0 or not is_its_file:
+    if os.geteuid() != 0 or not is_its_file:
         return None
     try:
         pwd.getpwnam(SERVICE_USER)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dtun.config import Config
 from dtun.errors import DtunError
-from dtun.handover.fdstore import FdStore, devices
+from dtun.handover.fdstore import FdStore
 from dtun.service import kept_config, preflight
 from dtun.service.systemd import SystemdFdStore
 
@@ -39,7 +39,7 @@ def choose(path: Path, load: Callable[[], Config], fdstore: FdStore | None = Non
     try:
         config = load()
         if kept is not None and kept.section != config.section:
-            for problem in preflight.problems(config.section, ports=fdstore.ports, devices=devices(fdstore)):
+            for problem in preflight.problems(config.section, fdstore):
                 raise problem
     except DtunError as error:
         if kept is None:

@@ -1,6 +1,8 @@
 """`dtun check` looks at files as those will who read them."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,14 @@ NOBODY = "nobody"
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file() -> Iterator[Path]:
     """A client's configuration that all may read, with a key that only its owner may."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    keys.write_file(tmp_path / "home.key", keys.generate())
-    path = tmp_path / "dtun.yaml"
-    path.write_text("client: {servers: vpn.example, id: a, key_file: home.key}\n")
-    return path
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        keys.write_file(Path(directory, "home.key"), keys.generate())
+        path = Path(directory, "dtun.yaml")
+        path.write_text("client: {servers: vpn.example, id: a, key_file: home.key}\n")
+        yield path
 
 
 def as_root() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from dtun.config import Config, load
 from dtun.errors import ConfigError, UnavailableError
 from dtun.handover.fdstore import CONFIG
-from dtun.service import kept_config
+from dtun.platform.interface import LocalNetwork
+from dtun.service import kept_config, preflight
 from dtun.service.reload import ConfigReloader
 from dtun.service.starting import Start, choose
-from tests.unit.fakes import FakeFdStore
+from tests.unit.fakes import FakeFdStore, FakeKernel
 from tests.unit.service.test_reload import FakeServer
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -98,6 +100,18 @@ def test_so_does_a_device_whose_name_is_taken(site: Site) -> None:
     start = site.start()
     assert start.problem == (
         "tun: a device of the name lo exists; stop the program that made it, or choose another name"
+    )
+
+
+def test_so_does_a_pool_that_overlaps_the_hosts_networks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = FakeKernel()
+    kernel.networks = [LocalNetwork("eth0", IPv4Network("10.99.0.0/24"))]
+    monkeypatch.setattr(preflight, "read_only_kernel", lambda _: kernel)
+    site.ran()
+    site.write("listen: 127.0.0.1:44301, pool: 10.99.0.0/16")
+    problem = site.start().problem
+    assert problem == (
+        "pool: 10.99.0.0/16 overlaps 10.99.0.0/24, a network of this host's own on eth0; choose another pool"
     )
 
 
