@@ -91,7 +91,7 @@ async def of_client(
         after = host.desired
         refusals = Rejections("client")
         refusals.replace(tunnel.rejections)
-        notes += refusals.lines
+        notes += [*tunnel.bypass_warnings, *refusals.lines]
     finally:
         await tunnel.close()
     routing = routing_of(config, tunnel.device, assumed.routes)

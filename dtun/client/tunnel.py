@@ -20,7 +20,7 @@ from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.conflicts import ExistingNetwork, address_conflicts
 from dtun.network.difference import describe
-from dtun.network.plan import FORWARDING, TunnelSettings, device_only, plan_client
+from dtun.network.plan import FORWARDING, TunnelSettings, bypass_without_way, device_only, plan_client
 from dtun.network.state import Dns, Sysctl
 from dtun.platform.desired import DesiredState, Rejection
 from dtun.platform.interface import Kernel, NextHop, Tun
@@ -73,6 +73,8 @@ class Tunnel:
         self._latest: Link | None = None
         self._hop: NextHop | None = None
         self._loops_before = 0
+        self.bypass_warnings: list[str] = []
+        self._logged_bypass: list[str] = []
 
     async def open(self, resumed: Welcome | None = None, peer: SockAddr | None = None) -> None:
         """Create the device and the kill switch.
@@ -134,9 +136,8 @@ class Tunnel:
         rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
         device = [f"{self.device} is down or gone; see the log"] if self.broken else []
         looped = [self.loop_warning] if self.counters.drops[LOOP] > self._loops_before else []
-        return (
-            device + ([self._hooks.error] if self._hooks.error else []) + looped + rejected + self._conflicts
-        )
+        hook = [self._hooks.error] if self._hooks.error else []
+        return [*device, *hook, *looped, *self.bypass_warnings, *rejected, *self._conflicts]
 
     @property
     def loop_warning(self) -> str:
@@ -320,6 +321,7 @@ class Tunnel:
         state = plan_client(self._routing, settings, self._underlay.routes)
         if releases:
             state = device_only(state)
+        self._check_bypass(releases=releases)
         known, self.rejections = self.rejections, await self._desired_state.set(OWNER, state)
         if not self.rejections:
             self._basis = basis
@@ -346,8 +348,22 @@ class Tunnel:
             return False
         return dns.for_all_names or any(dns.asked_for(server.host) for server in self._config.servers)
 
+    def _check_bypass(self, *, releases: bool) -> None:
+        """Name the bypassed networks that cannot be routed around the tunnel."""
+        found = {} if releases else bypass_without_way(self._routing, self._settings, self._underlay.routes)
+        self.bypass_warnings = [
+            f"{len(networks)} bypassed {'network has' if len(networks) == 1 else 'networks have'} no way around the"
+            f" tunnel ({networks[0]}{' ...' if len(networks) > 1 else ''}): this host has no IPv{version} default route"
+            " except through other tunnels"
+            for version, networks in found.items()
+        ]
+        if self.bypass_warnings and self.bypass_warnings != self._logged_bypass:
+            self._logged_bypass = self.bypass_warnings
+            for line in self.bypass_warnings:
+                log.warning("%s", line)
+
     async def _next_hop(self, link: Link) -> NextHop | None:
-        return await self._kernel.next_hop(host_of(link.peer))
+        return await self._underlay.next_hop(host_of(link.peer), self._routing)
 
     def _variables(self, reason: str) -> Mapping[str, str]:
         """The hooks' environment. `down` gets the values of the session that has ended."""

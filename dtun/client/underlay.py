@@ -32,10 +32,20 @@ class Underlay:
         local = [network.network for network in self.local]
         servers = dict(self.routes.servers)
         for server in servers:
-            hop = await self._kernel.next_hop(server)
+            hop = await self.next_hop(server, routing)
             if hop is not None:
                 servers[server] = _hop(hop)
         self.routes = replace(self.routes, servers=servers, gateways=gateways, local=tuple(local))
+
+    async def next_hop(self, server: Address, routing: Routing) -> NextHop | None:
+        """The way of the tunnel's own packets; None if there is none.
+
+        Raises:
+            UnavailableError: the kernel does not answer.
+        """
+        return await self._kernel.next_hop(
+            server, routing.policy.mark if routing.policy is not None else None
+        )
 
     async def add_server(self, server: SockAddr, routing: Routing) -> bool:
         """Read the route to a server before the first packet to it. False if there is none.
@@ -44,7 +54,7 @@ class Underlay:
             UnavailableError: the kernel does not answer.
         """
         address = host_of(server)
-        hop = await self._kernel.next_hop(address)
+        hop = await self.next_hop(address, routing)
         # Without a hop, too: later routes into the tunnel must not take the server with them.
         known = _hop(hop) if hop is not None else self.routes.servers.get(address)
         self.routes = replace(
@@ -84,4 +94,4 @@ class Underlay:
 
 
 def _hop(hop: NextHop) -> Hop:
-    return Hop(hop.device, hop.gateway)
+    return Hop(hop.device, hop.gateway, hop.route_source)

@@ -102,10 +102,14 @@ class TunnelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A next hop in the underlay. `gateway` is None for a destination on the link."""
+    """A next hop in the underlay. `gateway` is None for a destination on the link.
+
+    `source` is the address that the host's own route prescribes, if any.
+    """
 
     device: str
     gateway: Address | None = None
+    source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,22 @@ def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: Under
         frozenset(_filters(routing, tunnel, blocked, underlay)),
         frozenset({tunnel.dns} if tunnel is not None and tunnel.dns is not None else ()),
     )
+
+
+def bypass_without_way(
+    routing: Routing, tunnel: TunnelSettings | None, underlay: UnderlayRoutes
+) -> dict[Version, list[Network]]:
+    """Bypassed networks, by IP version, that go nowhere but into the tunnel: the host has no default route."""
+    found: dict[Version, list[Network]] = {}
+    for version in _VERSIONS:
+        if routing.policy is not None or version in underlay.gateways:
+            continue
+        blocked = _is_blocked(routing, tunnel, version)
+        inside = _inside(routing, tunnel, version)
+        around, _ = _around_and_inside(routing, inside, version, underlay, blocked=blocked)
+        if around:
+            found[version] = around
+    return found
 
 
 def device_only(state: NetworkState) -> NetworkState:
@@ -196,7 +216,7 @@ def _main_routes(
         gateway = underlay.gateways.get(version)
         if gateway is not None:
             for network in around:
-                yield Route(network, gateway.device, gateway.gateway)
+                yield Route(network, gateway.device, gateway.gateway, gateway.source)
         if version in blocked:
             for network in split_default([EVERYTHING[version]]):
                 yield Route(network, metric=BLOCK_METRIC, kind="unreachable")
@@ -204,7 +224,7 @@ def _main_routes(
         if not needs_host_route(routing, server):
             continue
         if hop is not None:
-            yield Route(ip_network(server), hop.device, hop.gateway)
+            yield Route(ip_network(server), hop.device, hop.gateway, hop.source)
         yield Route(ip_network(server), metric=BLOCK_METRIC, kind="unreachable")
 
 

@@ -25,12 +25,17 @@ class ChangesRefusedError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """How the host reaches an address. `gateway` is None for an address on the link; `mtu` in bytes."""
+    """How the host reaches an address. `gateway` is None for an address on the link; `mtu` in bytes.
+
+    `source` is the address to send from, as far as the kernel tells it. `route_source` is the one that the route
+    itself prescribes ("src" in ip-route(8)), if any.
+    """
 
     device: str
     gateway: Address | None
     source: Address | None
     mtu: int
+    route_source: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +155,12 @@ class Kernel(Protocol):
         """
         ...
 
-    async def next_hop(self, address: Address) -> NextHop | None:
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
         """The next hop to `address` outside all tunnels of dtun; None if there is no route.
 
-        The routes of this and other dtun processes are ignored, so that the host route to a server does not hide a
-        better route that the host has got since.
+        It is the kernel's own answer for packets with this firewall mark. Where that would be a route of this or
+        another dtun process, it is what the kernel would take of the main table without them: so the host route to a
+        server does not hide a better route that the host has got since.
 
         Raises:
             UnavailableError: the kernel cannot be read.
@@ -162,10 +168,10 @@ class Kernel(Protocol):
         ...
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
-        """The host's own default route of this IP version, with the smallest metric; None if there is none.
+        """The host's own default route of this IP version that the kernel would take; None if there is none.
 
-        Routes through TUN devices are ignored, and so are the halves (0.0.0.0/1 and 128.0.0.0/1) with which a VPN
-        overrides the default route.
+        Routes through TUN devices are ignored (not TAP, which are Ethernet), and so are the halves (0.0.0.0/1 and
+        128.0.0.0/1) with which a VPN overrides the default route.
 
         Raises:
             UnavailableError: the kernel cannot be read.

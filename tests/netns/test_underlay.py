@@ -11,12 +11,7 @@ THERE, BYPASSED, *_ = WORLD
 FEW = 100
 """Packets. A loop makes tens of thousands a second."""
 
-IGNORE_LINKDOWN = (
-    "net.ipv4.conf.all.ignore_routes_with_linkdown=1",
-    "net.ipv4.conf.default.ignore_routes_with_linkdown=1",
-    "net.ipv4.conf.eth0.ignore_routes_with_linkdown=1",
-    "net.ipv4.conf.eth1.ignore_routes_with_linkdown=1",
-)
+IGNORE_LINKDOWN = [f"net.{ip}.conf.eth0.ignore_routes_with_linkdown=1" for ip in ("ipv4", "ipv6")]
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def test_without_an_uplink_the_client_waits_quietly(
     if loss == "down":
         world.home.ip("link set eth0 down")
     else:
-        world.home.run("sysctl", "-qw", *IGNORE_LINKDOWN[:3], IGNORE_LINKDOWN[2].replace("ipv4", "ipv6"))
+        world.home.run("sysctl", "-qw", *IGNORE_LINKDOWN)
         world.gate.run("sysctl", "-qw", "net.ipv6.conf.lan.keep_addr_on_down=1")
         world.gate.ip("link set lan down")
     client.wait_log("no session: ")
@@ -95,3 +90,42 @@ def test_the_tunnels_own_packets_do_not_go_into_it_by_anybodys_rule(world: World
     world.home.ip("rule del priority 100")
     client.wait_connected()
     wait_reached(world.home, THERE)
+
+
+@pytest.mark.parametrize("routing", ["main", "policy"])
+def test_packets_leave_from_the_source_that_the_hosts_route_prescribes(world: World, routing: str) -> None:
+    """`default via ... src ...`: the provider drops what comes from any other address."""
+    world.home.ip("address add 198.18.1.77/24 dev eth0")
+    world.home.ip("route replace default via 198.18.1.1 dev eth0 metric 100 src 198.18.1.77")
+    hook = "type filter hook forward priority 0"
+    drop = f"table ip t {{ chain c {{ {hook}; ip saddr 198.18.1.2 drop; }}; }}"
+    world.gate.run("nft", "-f", "-", text=drop)
+    server = world.server()
+    client = world.client(routes="everything", routing=routing, bypass=["192.0.2.0/24"])
+    client.wait_connected()
+    assert (server.tunnel()["endpoint"] or "").startswith("198.18.1.77:")
+    wait_reached(world.home, THERE)
+    wire = world.sniffer()
+    assert world.ways(wire, [THERE, BYPASSED]) == {THERE: "tunnel", BYPASSED: "direct"}
+
+
+def test_a_bypass_without_a_way_is_named(world: World) -> None:
+    """The host's only default route leads through another VPN."""
+    world.home.ip("tuntap add dev vpn0 mode tun")
+    world.home.ip("link set vpn0 up")
+    world.home.ip("route del default")
+    world.home.ip("route add default dev vpn0")
+    world.home.ip("route add 198.18.3.0/24 via 198.18.1.1")
+    world.server()
+    client = world.client(routes="everything", bypass=["192.0.2.0/24"])
+    client.wait_connected()
+    said = (
+        "1 bypassed network has no way around the tunnel (192.0.2.0/24): this host has no IPv4 default route"
+    )
+    assert [line for line in client.tunnel()["warnings"] if line.startswith(said)]
+    assert client.log.count(said) == 1
+
+    world.home.ip("route add default via 198.18.1.1 dev eth0 metric 50")
+    wait_for(lambda: not client.tunnel()["warnings"], "the way around")
+    wait_reached(world.home, THERE)
+    assert world.ways(world.sniffer(), [THERE, BYPASSED]) == {THERE: "tunnel", BYPASSED: "direct"}

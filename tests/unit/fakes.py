@@ -96,8 +96,8 @@ class FakeKernel:
             raise ChangesRefusedError(refused, applied)
         return applied
 
-    async def next_hop(self, address: Address) -> NextHop | None:
-        del address
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
+        del address, mark
         return self.hop
 
     async def default_hop(self, version: int) -> NextHop | None:

@@ -18,7 +18,8 @@ from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
 class DarwinReadOnlyKernel(ReadOnlyKernel):
     """`desired` has routes as a start would install them: see dtun.platform.darwin.metrics and .loopback."""
 
-    async def next_hop(self, address: Address) -> NextHop | None:
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
+        del mark  # there are none
         with errors.unavailable_if_refused():
             return lookup.next_hop(address, self._devices)
 

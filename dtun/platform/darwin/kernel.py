@@ -126,8 +126,9 @@ class DarwinKernel:
             raise ChangesRefusedError(refused, made)
         return made
 
-    async def next_hop(self, address: Address) -> NextHop | None:
-        """See `Kernel.next_hop`."""
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
+        """See `Kernel.next_hop`; there are no marks."""
+        del mark
         with errors.unavailable_if_refused():
             return lookup.next_hop(address, self._applied.devices)
 

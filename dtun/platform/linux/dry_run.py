@@ -12,8 +12,8 @@ from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
 
 
 class LinuxReadOnlyKernel(ReadOnlyKernel):
-    async def next_hop(self, address: Address) -> NextHop | None:
-        return await lookup.next_hop(address, self._devices)
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
+        return await lookup.next_hop(address, self._devices, mark)
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
         return await lookup.default_hop(version, self._devices)

@@ -138,9 +138,9 @@ class LinuxKernel:
                 raise ChangesRefusedError(refused, applied)
             return applied
 
-    async def next_hop(self, address: Address) -> NextHop | None:
+    async def next_hop(self, address: Address, mark: int | None = None) -> NextHop | None:
         """See `Kernel.next_hop`."""
-        return await lookup.next_hop(address, self._devices.own)
+        return await lookup.next_hop(address, self._devices.own, mark)
 
     async def default_hop(self, version: Literal[4, 6]) -> NextHop | None:
         """See `Kernel.default_hop`."""

@@ -12,17 +12,17 @@ from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL, RTPRO
 from dtun.platform.linux.observed import FoundRoute
 
 
-async def next_hop(address: Address, own: Collection[str]) -> NextHop | None:
+async def next_hop(address: Address, own: Collection[str], mark: int | None = None) -> NextHop | None:
     """See `Kernel.next_hop`; `own` are the names of this process's devices."""
     with unavailable_if_refused():
-        found = observed.matching(address)
+        found = observed.matching(address, mark)
         if found is None or found.protocol == ROUTE_PROTOCOL or found.route.device in own:
             # A look-up cannot exclude our routes, and does not tell whose route refuses a packet. The main table alone
             # is searched: policy rules are not considered.
             found = best_route(await observed.routes(address.version, _is_foreign_in_main), address, own)
-        else:
-            found = observed.route_to(address)
-        return await _hop(found)
+            return await _hop(found, found)
+        # Of several hops the second look-up tells the one for this address, and the source address.
+        return await _hop(observed.route_to(address, mark), found)
 
 
 async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop | None:
@@ -37,30 +37,34 @@ async def default_hop(version: Literal[4, 6], own: Collection[str]) -> NextHop |
             found
             for found in await observed.routes(version, wanted)
             if found.unicast
-            and found.alive
             and found.route.device
             and found.route.device not in own
             and found.route.device not in tunnels
         ]
-        return await _hop(min(candidates, key=lambda found: found.route.metric or 0, default=None))
+        best = _choose(candidates)
+        return await _hop(best, best)
 
 
 def best_route(table: Iterable[FoundRoute], address: Address, own: Collection[str]) -> FoundRoute | None:
-    """Choose as the kernel does, without dtun's routes: the longest prefix, then the smallest metric."""
-    candidates = [
+    """Choose as the kernel does, without dtun's routes."""
+    best = _choose(
         found
         for found in table
         if found.protocol != ROUTE_PROTOCOL
         and found.route.device not in own
         and found.route.destination.version == address.version
         and address in found.route.destination
-    ]
-    best = min(
-        candidates,
-        key=lambda found: (-found.route.destination.prefixlen, found.route.metric or 0),
-        default=None,
     )
     return best if best is not None and best.unicast else None
+
+
+def _choose(candidates: Iterable[FoundRoute]) -> FoundRoute | None:
+    """The kernel's choice of those alive: the longest prefix, the smallest metric, the preferred router."""
+    return min(
+        (found for found in candidates if found.alive),
+        key=lambda found: (-found.route.destination.prefixlen, found.route.metric or 0, -found.preference),
+        default=None,
+    )
 
 
 async def local_networks(own: Collection[str]) -> list[LocalNetwork]:
@@ -114,13 +118,16 @@ async def fill(view: HostView) -> None:
             view.update_address(address.index, address.local.packed, address.flags)
 
 
-async def _hop(found: FoundRoute | None) -> NextHop | None:
-    if found is None or not found.route.device:
+async def _hop(found: FoundRoute | None, entry: FoundRoute | None) -> NextHop | None:
+    """`entry` is the route as it is in its table."""
+    if found is None or entry is None or not found.route.device:
         return None
     route = found.route
     mtu = found.mtu or next((link.mtu for link in await observed.links() if link.name == route.device), None)
     # None if the device was removed between the two requests.
-    return None if mtu is None else NextHop(route.device, route.gateway, route.source, mtu)
+    return (
+        None if mtu is None else NextHop(route.device, route.gateway, route.source, mtu, entry.route.source)
+    )
 
 
 def _is_foreign_in_main(_length: int, protocol: int, table: int) -> bool:

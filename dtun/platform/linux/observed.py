@@ -7,7 +7,7 @@ import errno
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeVar
 
@@ -27,12 +27,20 @@ from dtun.platform.linux.netlink.wire import (
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MTU,
+    NEXTHOP_GRP,
+    NHA_GATEWAY,
+    NHA_GROUP,
+    NHA_ID,
+    NHA_OIF,
+    NHMSG,
     RTA_DST,
     RTA_GATEWAY,
     RTA_MARK,
     RTA_METRICS,
     RTA_MULTIPATH,
+    RTA_NH_ID,
     RTA_OIF,
+    RTA_PREF,
     RTA_PREFSRC,
     RTA_PRIORITY,
     RTA_TABLE,
@@ -43,17 +51,19 @@ from dtun.platform.linux.netlink.wire import (
     RTM_F_LOOKUP_TABLE,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETNEXTHOP,
     RTM_GETROUTE,
     RTMSG,
     RTN_THROW,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     RTNH_F_DEAD,
-    RTNH_F_LINKDOWN,
     U32,
     VERSIONS,
+    aligned,
     attribute,
     attributes,
+    driver_of,
     number,
     text,
 )
@@ -61,6 +71,8 @@ from dtun.platform.linux.netlink.wire import (
 T = TypeVar("T")
 
 _LOCAL_TABLE = 255
+_HOP_SIZE = 8
+_PREFERENCES = {b"\1": 1, b"\3": -1}  # ICMPV6_ROUTER_PREF_HIGH, ICMPV6_ROUTER_PREF_LOW: linux/icmpv6.h
 _KINDS: dict[int, RouteKind] = {RTN_UNICAST: "unicast", RTN_UNREACHABLE: "unreachable", RTN_THROW: "throw"}
 
 
@@ -69,7 +81,9 @@ class FoundRoute:
     """A route of the kernel; `mtu` in bytes, if the route sets one. The route's `metric` is never None.
 
     `unicast` is False for the types that send nothing (unreachable, blackhole, prohibit, throw). `alive` is False while
-    the link is down.
+    the kernel passes the route over: its device is down, or has no link and ignore_routes_with_linkdown is set. Of
+    several hops, the first that is alive is in `route`. `preference` is the router's (RFC 4191): -1, 0 or 1. `nexthop`
+    is the id of a nexthop object (ip-nexthop(8)), which has device and gateway.
     """
 
     route: Route
@@ -77,11 +91,23 @@ class FoundRoute:
     unicast: bool = True
     mtu: int | None = None
     alive: bool = True
+    preference: int = 0
+    nexthop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NexthopObject:
+    """A nexthop object: a hop, or a group of others by their ids. `alive`: as for a route."""
+
+    device: str = ""
+    gateway: Address | None = None
+    alive: bool = True
+    group: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FoundLink:
-    """A device: `flags` are IFF_..., `kind` is the driver's name, empty for hardware; `mtu` in bytes."""
+    """A device: `flags` are IFF_..., `kind` is the driver's name (`driver_of`), empty for hardware; `mtu` in bytes."""
 
     index: int
     name: str
@@ -108,7 +134,11 @@ async def links() -> list[FoundLink]:
         found = attributes(part, IFINFOMSG.size)
         kind = attributes(found.get(IFLA_LINKINFO, memoryview(b""))).get(IFLA_INFO_KIND)
         return FoundLink(
-            index, text(found.get(IFLA_IFNAME)), flags, text(kind), number(found.get(IFLA_MTU)) or 0
+            index,
+            text(found.get(IFLA_IFNAME)),
+            flags,
+            driver_of(text(kind), flags),
+            number(found.get(IFLA_MTU)) or 0,
         )
 
     return await collect(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0, 0), decode)
@@ -149,7 +179,13 @@ async def routes(version: int, wanted: Callable[[int, int, int], bool] | None = 
         return found_route(part, names)
 
     body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    return await collect(RTM_GETROUTE, body, decode)
+    found = await collect(RTM_GETROUTE, body, decode)
+    if not any(_needs_nexthop(one) for one in found):
+        return found
+    objects = dict(
+        await collect(RTM_GETNEXTHOP, NHMSG.pack(0, 0, 0, 0), lambda part: _nexthop_object(part, names))
+    )
+    return [with_nexthop(one, objects.get) for one in found]
 
 
 def matching(address: Address, mark: int | None = None) -> FoundRoute | None:
@@ -176,7 +212,23 @@ def get(address: Address, flags: int = 0, mark: int | None = None) -> FoundRoute
     body += attribute(RTA_DST, address.packed)
     if mark is not None:
         body += attribute(RTA_MARK, U32.pack(mark))
-    return found_route(memoryview(query(RTM_GETROUTE, body)), {})
+    return with_nexthop(found_route(memoryview(query(RTM_GETROUTE, body)), {}), _query_nexthop)
+
+
+def with_nexthop(found: FoundRoute, objects: Callable[[int], NexthopObject | None]) -> FoundRoute:
+    """Return the route with the device and gateway of its nexthop object, of a group's first one that is alive."""
+    if not _needs_nexthop(found) or found.nexthop is None:
+        return found
+    named = objects(found.nexthop)
+    if named is None:
+        return replace(found, alive=False)
+    hops = [hop for hop in map(objects, named.group) if hop is not None] if named.group else [named]
+    hop = next((hop for hop in hops if hop.alive), hops[0] if hops else NexthopObject(alive=False))
+    return replace(
+        found,
+        route=replace(found.route, device=hop.device, gateway=hop.gateway),
+        alive=hop.alive and bool(hop.device),
+    )
 
 
 def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
@@ -186,9 +238,7 @@ def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
     found = attributes(part, RTMSG.size)
     hop, index = found, number(found.get(RTA_OIF))
     if hops := found.get(RTA_MULTIPATH):
-        # struct rtnexthop | length u16 | flags u8 | hops u8 | index i32 | attributes |: only the first is used.
-        index = number(hops[4:8])
-        hop = attributes(hops[: int.from_bytes(hops[:2], sys.byteorder)], 8)
+        flags, index, hop = _first_alive(hops)
     gateway = hop.get(RTA_GATEWAY)
     if gateway is None and (via := hop.get(RTA_VIA)):
         gateway = via[2:]
@@ -207,8 +257,60 @@ def found_route(part: memoryview, names: dict[int, str]) -> FoundRoute:
         _KINDS.get(kind, "unreachable"),
     )
     mtu = number(attributes(metrics).get(RTAX_MTU)) if metrics else None
-    alive = not flags & (RTNH_F_DEAD | RTNH_F_LINKDOWN)
-    return FoundRoute(route, protocol, kind == RTN_UNICAST, mtu, alive)
+    # For a link that is down, the kernel adds RTNH_F_DEAD if it ignores such routes.
+    alive = not flags & RTNH_F_DEAD
+    preference = _PREFERENCES.get(bytes(found.get(RTA_PREF, b"")), 0)
+    return FoundRoute(
+        route, protocol, kind == RTN_UNICAST, mtu, alive, preference, number(found.get(RTA_NH_ID))
+    )
+
+
+def _first_alive(hops: memoryview) -> tuple[int, int | None, dict[int, memoryview]]:
+    """The flags, the device's index and the attributes of the first hop that is alive, else of the first.
+
+    struct rtnexthop | length u16 | flags u8 | hops u8 | index i32 | attributes |
+    """
+    found: list[tuple[int, int | None, dict[int, memoryview]]] = []
+    while len(hops) >= _HOP_SIZE:
+        length = int.from_bytes(hops[:2], sys.byteorder)
+        if not _HOP_SIZE <= length <= len(hops):
+            break
+        found.append((hops[2], number(hops[4:8]), attributes(hops[:length], _HOP_SIZE)))
+        hops = hops[aligned(length) :]
+    dead: tuple[int, int | None, dict[int, memoryview]] = (RTNH_F_DEAD, None, {})
+    return next((one for one in found if not one[0] & RTNH_F_DEAD), found[0] if found else dead)
+
+
+def _needs_nexthop(found: FoundRoute) -> bool:
+    """Whether the kernel has told only the id (net.ipv4.nexthop_compat_mode = 0)."""
+    return found.nexthop is not None and found.unicast and not found.route.device
+
+
+def _nexthop_object(part: memoryview, names: dict[int, str]) -> tuple[int, NexthopObject] | None:
+    """Decode a struct nhmsg with its attributes: the id, and what it stands for."""
+    _, _, _, flags = NHMSG.unpack_from(part)
+    found = attributes(part, NHMSG.size)
+    identifier = number(found.get(NHA_ID))
+    if identifier is None:
+        return None
+    if group := found.get(NHA_GROUP):
+        whole = group[: len(group) // NEXTHOP_GRP.size * NEXTHOP_GRP.size]
+        return identifier, NexthopObject(group=tuple(entry[0] for entry in NEXTHOP_GRP.iter_unpack(whole)))
+    device, gateway = _name(number(found.get(NHA_OIF)), names), found.get(NHA_GATEWAY)
+    # When the link goes, the kernel removes the object and its routes.
+    dead = bool(flags & RTNH_F_DEAD)
+    return identifier, NexthopObject(device, ip_address(bytes(gateway)) if gateway else None, not dead)
+
+
+def _query_nexthop(identifier: int) -> NexthopObject | None:
+    body = NHMSG.pack(0, 0, 0, 0) + attribute(NHA_ID, U32.pack(identifier))
+    try:
+        found = _nexthop_object(memoryview(query(RTM_GETNEXTHOP, body)), {})
+    except NetlinkError as error:
+        if error.code == errno.ENOENT:  # removed meanwhile
+            return None
+        raise
+    return None if found is None else found[1]
 
 
 def _look_up(address: Address, flags: int, mark: int | None) -> FoundRoute | None:

@@ -6,7 +6,16 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given, strategies as st
 
-from dtun.network.plan import Hop, Policy, Routing, TunnelSettings, UnderlayRoutes, device_only, plan_client
+from dtun.network.plan import (
+    Hop,
+    Policy,
+    Routing,
+    TunnelSettings,
+    UnderlayRoutes,
+    bypass_without_way,
+    device_only,
+    plan_client,
+)
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
@@ -225,8 +234,22 @@ class TestFewestRoutes:
 
     def test_without_a_gateway_there_is_no_route_around(self) -> None:
         routing = Routing(TUN, (ALL4,), nets("203.0.113.1/32"))
-        state = plan_client(routing, WITHOUT6, replace(OUTSIDE, gateways={}))
+        alone = replace(OUTSIDE, gateways={})
+        state = plan_client(routing, WITHOUT6, alone)
         assert goes(state, "203.0.113.1") == TUN
+        assert bypass_without_way(routing, WITHOUT6, alone) == {4: [ip_network("203.0.113.1/32")]}
+        assert bypass_without_way(routing, WITHOUT6, OUTSIDE) == {}
+        assert bypass_without_way(replace(routing, policy=POLICY), WITHOUT6, alone) == {}
+        left_out = Routing(TUN, nets("10.0.0.0/8"), nets("10.128.0.0/9"))
+        assert bypass_without_way(left_out, WITHOUT6, alone) == {}
+
+    def test_routes_around_have_the_source_that_the_hosts_route_prescribes(self) -> None:
+        source = IPv4Address("192.168.1.77")
+        hop = Hop(UPLINK, GATEWAY, source)
+        outside = replace(OUTSIDE, servers={SERVER: hop}, gateways={4: hop})
+        routes = plan_client(Routing(TUN, (ALL4,), nets("203.0.113.1/32")), WITHOUT6, outside).routes
+        assert Route(ip_network("203.0.113.1/32"), UPLINK, GATEWAY, source) in routes
+        assert Route(ip_network(SERVER), UPLINK, GATEWAY, source) in routes
 
 
 class TestTheRest:

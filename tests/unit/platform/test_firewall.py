@@ -51,23 +51,22 @@ FILTERS: frozenset[Filter] = frozenset(
 
 SENT_BY_NFT = zlib.decompress(
     base64.b64decode(
-        "eNrtWr1v20YUvztRH6YlW3bVVE3cREnU1EnkQAUMoyg8de7QFhkDOIxJR0wlUZEpuN00GGiHDhk8ZMzoPyFDB48d/Ad07NAh"
-        "YyZvjfru+I6SaYHiKbQt2yJAfZDv/e7e7/fug08qEELyhJKBQ6+IV+pf5e9z8Gq6neZKzWlY8D1DmLhXhpOBLQuxlXiJCHhP"
-        "4EzoVNNCbAuA1DTcjZaz7badjms3n4N/ml+D96RwKxCtm/Ei0BDbfIrYyRDsRcDerBuN1saW094x2iZcmwXsLbvuWm0yDJ9x"
-        "/F6v90Lip0LwFwD/eQdwN6DjrY5LRuMnEP9I4qdH9N/DV+7/UQ2+zAB+JgQ/D7YNY/tlx2obpmUCnqdqhnDFdBvxSxmiYzs5"
-        "Im7xMLScQH0Nr1loZ0apHQFCn5BEt0JodxnOcsCHH5Zbqw4mc4Uw33bL3nItq7lSt1zgYlvYPvq66tvvY/x6SL9y0C+RH5a5"
-        "6sUt4s9g/+5j/PkMSWHupZFjgcq+E3xwZKrxrEzMEcEDTRGRN9p1Ivini959pnk5zD+ncFDUkL9ZpX4KZ1YB/jgfRTgLQ/jL"
-        "Al8puJ78oc9HNlo7a2PwkYiTj5xSP72kjMzHujc3cT7mQtrRoR2nZTXX+lxo2Famz4WIHfIsh5EQ8g/GMB8ZW2Bq+9B/yO0u"
-        "tkVlHMFjCeKQ90o093bQpAwYQX+0oX1/zff/L4BdJskT/h8CNodcL51m86HzOjsxr+9Buzy+GbBtWK5BPLsuzukpnMNoiE1a"
-        "znOrYDMLn+uO83Onxfvt21C+Bg6bbwoSF+4JwsHnT4xlIXQeZifWkd3wWPIylorQk5LNRouUxH3vuuxrFvRKwjU+Pqpgy9u2"
-        "Gw3LtA3XQq3Rh8+j3ewARo16fV9U7HuVxtJ3Mth3rkcWPreMX+uOYaIex+wZ5lVO6vE9+jyz3R172yLrQ/jBuUaOP+BL89vM"
-        "Qq4mkZuoPLMxeF5Gnj9R5Pl9eI7Mq/LMxPgcPX7WA2OjMjA2JI853t6QNUX6Wr+4NbMtfcU8T5OAwfpaMOmDGvk8Fc6ZJ/10"
-        "eDq21sTB06eTnU/pScmna5OdT+nzzqdD5Omz0GcVduJZZY/Gn08R1gHJRV7ue6Lg82sHhNE4160FtXWL9ffdo/H5PnPhR/W1"
-        "5m/Usqio5Rsaf84raFlEbvLfDOBXhuAXAd/fk/aPK6Pr51NdJ1fXn8bX9fpU17F1/VZNV/95Lir+b2R8XW9MdZ1YXX8fQ9cl"
-        "1HVJUdd/ycXbKylyQ+R++wtFbk5jv32WOa/K0x/I001Fnh5PyNxgBuouj0fXXfJF0Jhz1zs4XgsskuTQGmVULT50j/upjmep"
-        "xa2rqMV8vFr02Mdp8RfWUkuKWrwKnz/85+uocdSdeOK4HW8cN1TjgOZiiePOOcexY7ct0caYcdRxjN9VjGOVnmkd6FLseyXX"
-        "5SnXp74XLSHXXypy/W5C9lvVQL2zNFDv1OF68PdNVX7kb3P3FPnZPQV+VPeIsib71YjadfD/HdOa7OTW7pYVtZzWAi6Grven"
-        "ul6qmqys8TxQ1PUq1XgeKnJz1Wo8BbG3oN7/XfG/tP8DcDGsRA=="
+        "eNrtWjtz00oU3l3Ljyh24gQDvhDAgIEAhvGdyTDMnVTUFMBQMhMEUrDAtowjT6BzwQwUFBQUlJT8BIpbUFLwA25JcQvKW9HdmLOrs7Kj"
+        "GFlrHCKINSM/pHO+3fN9Zx86doEQkieUDBx6RbxS/yp/n4NX0+00L9WchgXfM4SJe2U4GdiyEFuJl4iAdwfOhE41LcS2AEhNw11rORtu"
+        "2+m4dvMB+Kf5NXhPCrcC0boZLwINsc27iJ0MwV4E7Pt1o9FaW3fam0bbhGuzgL1u112rTYbhM47f6/UeSvxUCP4C4D/oAO4adLzVcclo"
+        "/ATif5X46RH99/CV+/+1Bl9mAD8Tgp8H24ax8bhjtQ3TMgHPUzVDuGK6jfilDNGxnRwRt3gYWk6gvoHXLLQzo9SOAKF3SKJbIbS7DGc5"
+        "4MMPy61VB5O5Qphvu26vu5bVvFS3XOBiQ9he/rPq27/D+PWQfuWgXyI/LHPFi1vEn8H+ncf48xmSwtxLI8cClV0TfHBkqvGsTMwRwQNN"
+        "EZE32hEi+KeL3n2meTnMP6dwUNSQv1mlfgpnVgH+OB9FOAtD+MsCXym4nrzR5yMbrZ0rY/CRmCQfOaV+ekkZmY9Vb27ifMyFtKNDO07L"
+        "al7pc6FhW5k+FyJ2yLMcRkLIZ4xhPjK2wNTeQf8ht7vYFpVxBI8liEPeK9Hc+0GTMmAE/dGG9v013///AHaZJHf4bwVsPnG9dJrNh87r"
+        "bMe8/hra5fHNgG3Dcg3i2XVxTk/hHEZDbNJynlsBm1n4XHecR50W77dvQ/kaOGy+KUhcuCcIB5+/MZaF0HmY7VhHnoXHkpexVISelNxv"
+        "tEhJ3Peuy75mQa8kXOPjowq2vG270bBM23At1Bp9+DzazQ5g1KjX90XFvlfpRPpOBvvO9cjC55bxtO4YJuqxzZ5hXuWkHtfR557tbtob"
+        "Flkdwg/ONXL8AV+a32YWcjWJ3ETlmY3B8zLyfECR5//Cc2RelWcmxufo8bMaGBuVgbEheczx9oasKdLXeuLWzLb0FfM8TQIG62vBpA9q"
+        "5PNU2GOe9N3hadtaMwmeDsY7n9JxyadD8c6n9F7n0yfk6XDoswrb8azymk4+nyKsA5KLvNz3RMHn1z4QRie5bi2orVusv+8ejc/3mQs3"
+        "1deaf1DLoqKWb+nkc15ByyJyk786gF8Zgl8EfH9P2j/2ja5/THWNr663xtf1yFTXsXX9S01X/3kuKv5zMr6uR6e6xlbXF2PouoS6Linq"
+        "+i/59fZKitwQud8+psjNbuy3f2bOq/L0Enk6rsjT7ZjMDWag7nJ7dN0lXwSNOXe9D9trgUWSHFqjjKrFVne7n+p4llqc2I9azE9Wix77"
+        "MS0+Yi21pKjFq/D5w3++jhpH3fmxOIqYUycV4/gcHsdR1TiguUBt/rvYMyr5yve6W73xeTm1x7xs2m1LtBETXurIy2lFXlboT61T/Rb7"
+        "csl1ecr1ru+VS8j1GUWuv8RkP1gN1GNLA/VYHa4Hf39V5Uf+dnhWkZ9nu8CP6h5W1ozPjaitB/9/Mq0Zx7e2uKyo5bRW8Wvoen6q629V"
+        "M5Y1qAuKuu6nGtRFRW72Ww2qIPYW1Ps/Lv7X9xvMH7wW"
     )
 )
 """What nft 1.0.6 sends to the kernel in one sendmsg() when it is fed with this:
@@ -102,8 +101,8 @@ SENT_BY_NFT = zlib.decompress(
       ip6 daddr & ffc0:: == fe80:: accept
       ip6 daddr & ff0f:: == ff02:: accept
       oifname "lo" accept
-      meta oifkind "tun" accept
-      meta oifkind "wireguard" accept
+      meta oifkind "tun" meta oiftype 65534 accept
+      meta oifkind "wireguard" meta oiftype 65534 accept
       icmpv6 type nd-neighbor-solicit accept
       icmpv6 type nd-neighbor-advert accept
       ip6 daddr @open6 accept

@@ -10,6 +10,7 @@ from dtun.platform.linux.netlink.monitor import HostView
 
 NEWLINK, DELLINK, NEWADDR, DELADDR, NEWROUTE, DELROUTE = 16, 17, 20, 21, 24, 25
 RUNNING = 0x41
+POINT_TO_POINT = 0x10
 TENTATIVE = 0x40
 ETH0, TUN = 2, 7
 
@@ -89,10 +90,12 @@ def test_other_routes_and_our_own_are_not_changes(view: HostView) -> None:
 
 def test_our_devices_and_other_tunnels_are_not_changes(view: HostView) -> None:
     assert not view.update(link(TUN) + address(TUN, "10.86.0.1") + link(TUN, kind=DELLINK))
-    assert not view.update(link(9, driver=b"tun") + address(9, "10.8.0.1"))
+    assert not view.update(link(9, RUNNING | POINT_TO_POINT, b"tun") + address(9, "10.8.0.1"))
     # But the default route may lead through another program's tunnel.
     assert view.update(route(0, index=9))
     assert view.update(link(10, driver=b"veth"))
+    assert view.update(link(11, driver=b"tun")), "a TAP device: Ethernet, as of a container without root"
+    assert view.update(address(11, "10.0.2.100"))
 
 
 def test_one_change_among_many_messages_is_enough(view: HostView) -> None:

@@ -37,9 +37,17 @@ def test_a_missing_driver_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def found(
-    network: str, device: str, metric: int = 0, protocol: int = 3, *, unicast: bool = True
+    network: str,
+    device: str,
+    metric: int = 0,
+    protocol: int = 3,
+    *,
+    unicast: bool = True,
+    alive: bool = True,
+    preference: int = 0,
 ) -> FoundRoute:
-    return FoundRoute(Route(ip_network(network), device, metric=metric), protocol, unicast=unicast)
+    route = Route(ip_network(network), device, metric=metric)
+    return FoundRoute(route, protocol, unicast=unicast, alive=alive, preference=preference)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +60,11 @@ def found(
         ([found("0.0.0.0/0", "eth0"), found("198.18.0.1/32", "eth1", protocol=217)], "eth0"),
         ([found("0.0.0.0/0", "eth0"), found("198.18.0.0/15", "dtun-demo", protocol=2)], "eth0"),
         ([found("0.0.0.0/0", "eth0"), found("198.18.0.0/15", "", unicast=False)], None),
+        ([found("0.0.0.0/0", "eth0", 100), found("0.0.0.0/0", "eth1", 50, alive=False)], "eth0"),
+        ([found("0.0.0.0/0", "eth0"), found("198.18.0.0/15", "eth1", alive=False)], "eth0"),
+        ([found("0.0.0.0/0", "eth1", alive=False)], None),
+        ([found("0.0.0.0/0", "eth0", preference=-1), found("0.0.0.0/0", "eth1", preference=0)], "eth1"),
+        ([found("0.0.0.0/0", "eth0", preference=1), found("0.0.0.0/0", "eth1")], "eth0"),
     ],
 )
 def test_the_best_route_is_the_kernels_with_ours_left_out(

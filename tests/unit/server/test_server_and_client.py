@@ -326,9 +326,9 @@ async def test_a_session_that_cannot_be_used_after_all_is_given_up_for_another(
 async def test_an_up_hook_does_not_run_for_a_session_that_was_lost_meanwhile(site: Site, home: Home) -> None:
     gate = asyncio.Event()
 
-    async def slow_hop(address: Address) -> None:
+    async def slow_hop(address: Address, mark: int | None = None) -> None:
         """Quick before the session is made, slow when it is in service."""
-        del address
+        del address, mark
         if home.link() is not None:
             await gate.wait()
 

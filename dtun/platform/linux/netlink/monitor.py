@@ -24,12 +24,15 @@ from dtun.platform.linux.netlink.wire import (
     RTA_OIF,
     RTM_DELADDR,
     RTM_DELLINK,
+    RTM_DELNEXTHOP,
     RTM_DELROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     RTMSG,
     attributes,
+    driver_of,
     messages,
     number,
     text,
@@ -40,6 +43,9 @@ T = TypeVar("T", bound=Hashable)
 # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR,
 # RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF
 _GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
+
+# RTNLGRP_NEXTHOP, from Linux 5.3 on.
+_OPTIONAL_GROUPS = (32,)
 
 # The longest prefix that counts as a default route: 0.0.0.0/1 with 128.0.0.0/1, or 2000::/3.
 DEFAULT_ROUTE_LENGTH = 3
@@ -77,10 +83,13 @@ class HostView:
                 changed |= self._address(body, present=kind == RTM_NEWADDR)
             elif kind in (RTM_NEWLINK, RTM_DELLINK) and len(body) >= IFINFOMSG.size:
                 changed |= self._link(body, present=kind == RTM_NEWLINK)
+            elif kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP):
+                # Routes that use this nexthop object change without a notification of their own.
+                changed = True
         return changed
 
     def update_link(self, index: int, flags: int, kind: str | None, *, present: bool = True) -> bool:
-        """Returns whether that is a change. `flags` are IFF_..., `kind` is the driver's name.
+        """Returns whether that is a change. `flags` are IFF_..., `kind` is the driver's name (`driver_of`).
 
         TUN devices are ignored: they do not lead out of the host.
         """
@@ -124,7 +133,8 @@ class HostView:
     def _link(self, body: memoryview, *, present: bool) -> bool:
         _, _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
         info = attributes(body, IFINFOMSG.size).get(IFLA_LINKINFO, memoryview(b""))
-        return self.update_link(index, flags, text(attributes(info).get(IFLA_INFO_KIND)), present=present)
+        kind = driver_of(text(attributes(info).get(IFLA_INFO_KIND)), flags)
+        return self.update_link(index, flags, kind, present=present)
 
 
 class Monitor:
@@ -146,7 +156,9 @@ class Monitor:
         self._removals = removals
         self._changed = changed
         self._removed = removed
-        self._notifications = Notifications(NETLINK_ROUTE, _GROUPS, ports, self._received)
+        self._notifications = Notifications(
+            NETLINK_ROUTE, _GROUPS, ports, self._received, optional_groups=_OPTIONAL_GROUPS
+        )
 
     def close(self) -> None:
         self._notifications.close()

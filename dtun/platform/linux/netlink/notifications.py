@@ -15,6 +15,7 @@ BPF reads fields as big-endian, and netlink writes them in host byte order.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import socket
 import struct
@@ -52,7 +53,8 @@ class Notifications:
     """Subscribes to multicast groups, and calls `received` in the running event loop for each burst.
 
     `received` gets the datagrams of the burst, and whether notifications before them were lost to an overflow.
-    `ports` are the port ids of the sockets through which this process makes its own changes.
+    `ports` are the port ids of the sockets through which this process makes its own changes. A kernel need not have the
+    `optional_groups`.
 
     Raises:
         OSError: the kernel refuses the subscription.
@@ -64,6 +66,8 @@ class Notifications:
         groups: Iterable[int],
         ports: Iterable[int],
         received: Callable[[Sequence[bytes], bool], None],
+        *,
+        optional_groups: Iterable[int] = (),
     ) -> None:
         self._received = received
         self._overflowed = False
@@ -74,6 +78,9 @@ class Notifications:
             self._socket.bind((0, 0))
             for group in groups:
                 self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+            for group in optional_groups:
+                with contextlib.suppress(OSError):
+                    self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         except OSError:
             self._socket.close()
             raise

@@ -11,10 +11,12 @@ Why not with pyroute2: docs/decisions/0004-netlink.md.
     struct fib_rule_hdr  | family u8 | dst u8 | src u8 | tos u8 |
                          | table u8 | reserved u8 | reserved u8 | action u8 | flags u32 |
     struct netconfmsg    | family u8 | pad 3 bytes |
+    struct nhmsg         | family u8 | scope u8 | protocol u8 | reserved u8 | flags u32 |
+    struct nexthop_grp   | id u32 | weight u8 | more weight u8 | reserved u16 |
     struct rtattr        | length u16 | type u16 | value |     every part padded to 4 bytes; host byte order
 
-The numbers are from linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netconf.h and
-linux/fib_rules.h.
+The numbers are from linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netconf.h,
+linux/nexthop.h and linux/fib_rules.h.
 """
 
 import socket
@@ -28,6 +30,8 @@ IFADDRMSG = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 FIB_RULE_HDR = RTMSG
 NETCONFMSG = struct.Struct("=Bxxx")
+NHMSG = struct.Struct("=BBBxI")
+NEXTHOP_GRP = struct.Struct("=IBBH")
 RTATTR = struct.Struct("=HH")
 U32 = struct.Struct("=I")
 
@@ -37,6 +41,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_NEWNETCONF = 80
+RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -45,14 +50,15 @@ NLM_F_DUMP = 0x300
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
-RTA_TABLE, RTA_MARK, RTA_VIA = 15, 16, 18
+RTA_TABLE, RTA_MARK, RTA_VIA, RTA_PREF, RTA_NH_ID = 15, 16, 18, 20, 30
+NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
 RTAX_MTU = 2
 FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 14, 15, 16, 21
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_IFINDEX_ALL = 1, 2, 0xFFFFFFFF
 FIB_RULE_INVERT = 0x2
 FR_ACT_TO_TBL = 1
 
-IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+IFF_UP, IFF_LOOPBACK, IFF_POINTOPOINT, IFF_RUNNING = 0x1, 0x8, 0x10, 0x40
 IFA_F_TENTATIVE = 0x40
 RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
 RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
@@ -115,6 +121,14 @@ def number(value: memoryview | None) -> int | None:
 def text(value: memoryview | None) -> str:
     """Decode a NUL-terminated string; empty if the attribute is missing."""
     return "" if value is None else bytes(value).rstrip(b"\0").decode(errors="replace")
+
+
+def driver_of(kind: str, flags: int) -> str:
+    """Tell TAP, an Ethernet device that may be an uplink, from TUN; the kernel's IFLA_INFO_KIND is "tun" for both.
+
+    `flags` are IFF_...
+    """
+    return "tap" if kind == "tun" and not flags & IFF_POINTOPOINT else kind
 
 
 def aligned(length: int) -> int:

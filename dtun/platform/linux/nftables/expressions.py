@@ -43,6 +43,7 @@ _NEXT_REGISTER: Final = 2
 
 META_IIFNAME: Final = 6
 META_OIFNAME: Final = 7
+_META_OIFTYPE: Final = 9
 _META_NFPROTO: Final = 15
 _META_L4PROTO: Final = 16
 _META_OIFKIND: Final = 27
@@ -50,6 +51,7 @@ _CMP_EQ, _CMP_NEQ = 0, 1
 _FIB_DESTINATION_AND_MARK: Final = 2 | 4  # NFTA_FIB_F_DADDR, NFTA_FIB_F_MARK
 _FIB_RESULT_TYPE: Final = 3
 _RTN_UNREACHABLE: Final = 7  # linux/rtnetlink.h
+_ARPHRD_NONE: Final = 0xFFFE  # linux/if_arp.h
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EXTHDR_OP_TCPOPT: Final = 1
 
@@ -129,8 +131,9 @@ def destination_matches(network: IPv6Network, mask: int) -> bytes:
 
 
 def output_driver_is(kind: str) -> bytes:
-    """The output device has this driver (IFLA_INFO_KIND), such as "tun". Needs Linux 5.1."""
-    return _meta(_META_OIFKIND) + _compare(kind.encode().ljust(_IFNAMSIZ, b"\0"))
+    """The output device has this driver (IFLA_INFO_KIND), such as "tun", but is no Ethernet (TAP). Needs Linux 5.1."""
+    without_link_layer = _meta(_META_OIFTYPE) + _compare(_ARPHRD_NONE.to_bytes(2, sys.byteorder))
+    return _meta(_META_OIFKIND) + _compare(kind.encode().ljust(_IFNAMSIZ, b"\0")) + without_link_layer
 
 
 def destination_is_unreachable() -> bytes:
