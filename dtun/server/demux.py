@@ -235,7 +235,7 @@ class Demux:
             before = link.highest
             link.receive(datagram)
             if link.highest > before:
-                self._move(link, path)
+                self._move(link, path, len(datagram))
                 return
         self._drops["record of no session"] += 1
         # Every real record is longer. The answer must not be larger than the datagram, whose source may be forged.
@@ -247,9 +247,9 @@ class Demux:
         self._paths[link] = path
         self._trials.forget()
 
-    def _move(self, link: Link, path: Path) -> None:
+    def _move(self, link: Link, path: Path, received: int) -> None:
         try:
-            link.move(path.peer)
+            link.move(path.peer, received)
         except OSError:
             self._drops["no route to a moved client"] += 1
             return

@@ -12,11 +12,14 @@ from dtun.protocol.messages import MIN_IPV6_MTU, MIN_MTU, Message
 from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.session import udp
 from dtun.session.path_socket import PathSocket
-from dtun.session.session import Event, PathMtuChanged, Reason, Session
+from dtun.session.session import AddressProven, Event, PathMtuChanged, Reason, Session
 from dtun.session.udp import SockAddr
 
 SEGMENT_HEADER = 4
 """Bytes of each record's plaintext kept for the header of a segment, so that a full one still fits the path."""
+
+UNPROVEN = "for a new address that is not proven"
+"""The reason of drops until a peer that has moved has answered from its new address."""
 
 # Content types change_cipher_spec and handshake (RFC 5246, section 6.2.1).
 _HANDSHAKE_RECORDS = (b"\x14", b"\x16")
@@ -59,6 +62,7 @@ class Link:
         self._pump: Pump | None = None
         self._path = PathSocket(sock, session, known_mtu)
         self._agreed = 0
+        self._proven_peer = self.peer
         loop.add_reader(sock, self._readable)
 
     @property
@@ -146,19 +150,27 @@ class Link:
         pump.attach(self._port)
         pump.deliver(self.session.take_early_packets())
 
-    def move(self, peer: SockAddr) -> None:
-        """Continue with the peer at another address: NAT rebinding.
+    def move(self, peer: SockAddr, received: int) -> None:
+        """Continue with the peer at another address (NAT rebinding), from which `received` bytes have come.
+
+        Until it has answered from there, only little is sent there: see `dtun.session.new_address`.
 
         Raises:
             OSError: there is no route to the new address.
         """
+        now = self._loop.time()
         self._socket.connect(peer)
         self.peer = peer
         if self._port is not None:
             self._set_flow(self._port)
         if self.session.path is not None:
-            self.session.path.restart(self._path.ask_kernel(), self._loop.time())
-            self.flush()
+            self.session.path.restart(self._path.ask_kernel(), now)
+        if peer == self._proven_peer:
+            self.session.back()
+        else:
+            self.session.moved(received, now)
+        self._choose_sealing()
+        self.flush()
 
     def receive(self, datagram: bytes) -> None:
         """Process a datagram for this session that arrived at another socket (the listening one)."""
@@ -177,12 +189,20 @@ class Link:
         now = self._loop.time()
         self._path.start_discovery(now)
         for datagram in self.session.take_outgoing():
+            if not self.session.may_send(len(datagram)):
+                self.drops[UNPROVEN] += 1
+                continue
             error = self._path.send(datagram)
             if error is not None:
                 self.drops[f"udp send: {errno.errorcode.get(error.errno or 0, 'error')}"] += 1
         self._path.send_probes(now)
         events = self.session.take_events()
-        if PathMtuChanged() in events:
+        if AddressProven() in events:
+            self._proven_peer = self.peer
+            if self.session.path is not None:
+                # What was probed until now may have been held back.
+                self.session.path.restart(self._path.ask_kernel(), now)
+        if PathMtuChanged() in events or AddressProven() in events:
             self._choose_sealing()
         if self.session.closed is not None:
             self._release()
@@ -239,6 +259,9 @@ class Link:
         if self._port is None:
             return
         records = self.session.association.records
+        if self.session.new_address is not None:
+            self._port.seal_with(None, self._seal_for_new_address)
+            return
         cuts = self.session.path is not None and self._agreed + SEGMENT_HEADER > self.session.room
         self._port.seal_with(
             records.seal if records.offloaded and not cuts else None,
@@ -247,6 +270,17 @@ class Link:
 
     def _seal_pieces(self, plaintexts: Sequence[bytes]) -> list[bytes]:
         return self.session.association.records.seal_batch(self.session.cut(plaintexts))
+
+    def _seal_for_new_address(self, plaintexts: Sequence[bytes]) -> list[bytes]:
+        """Records of as many as may be sent to an address that is not proven. The rest is dropped, as on a bad path."""
+        session, records = self.session, self.session.association.records
+        allowed = []
+        for plaintext in session.cut(plaintexts):
+            if session.may_send(len(plaintext) + records.overhead):
+                allowed.append(plaintext)
+            else:
+                self.drops[UNPROVEN] += 1
+        return records.seal_batch(allowed)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

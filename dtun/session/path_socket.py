@@ -74,6 +74,8 @@ class PathSocket:
     def send_probes(self, now: float) -> None:
         """Send the session's probes; report those that are too large for this host's own interface."""
         for probe in self._session.take_probes():
+            if not self._session.may_send(len(probe)):
+                continue
             failure = self.send(probe)
             if failure is not None and failure.errno == errno.EMSGSIZE:
                 self._session.probe_refused(self._headers + len(probe), now)

@@ -20,6 +20,7 @@ from dtun.protocol.messages import Goodbye, Hello, Message, Welcome
 from dtun.protocol.pieces import Cutter, Joiner
 from dtun.protocol.record import MAX_PLAINTEXT
 from dtun.session.dialect import Dialect
+from dtun.session.new_address import NewAddress
 from dtun.session.pmtud import PathMtu
 from dtun.text import printable
 
@@ -84,7 +85,12 @@ class PathMtuChanged:
     """The path's MTU is another: the link's `inner_mtu` has a new value, and `agree_mtu` is to be called."""
 
 
-Event = Established | Received | WornOut | PathMtuChanged | Closed
+@dataclass(frozen=True, slots=True)
+class AddressProven:
+    """The peer has answered at the address that it moved to."""
+
+
+Event = Established | Received | WornOut | PathMtuChanged | AddressProven | Closed
 
 
 class Session:
@@ -110,6 +116,8 @@ class Session:
         self._probes: list[bytes] = []
         self._overhead = 0
         self._reported_mtu = 0
+        self.new_address: NewAddress | None = None
+        """Where the peer has moved, until it is proven that it is there."""
         self._cutter = Cutter()
         self._joiner = Joiner()
         self._worn_out = False
@@ -162,6 +170,24 @@ class Session:
         """Bytes of plaintext in the largest record that the path carries, as far as is known."""
         return self.path.current - self._overhead if self.path is not None else MAX_PLAINTEXT
 
+    def moved(self, received: int, now: float) -> None:
+        """A datagram of `received` bytes has moved the peer to another address, which it has not proven yet."""
+        self.new_address = NewAddress.after(
+            received, highest=self.association.records.highest, native=self.association.native, now=now
+        )
+        self._prove(now)
+
+    def back(self) -> None:
+        """The peer is where it has proven to be."""
+        self.new_address = None
+
+    def may_send(self, size: int) -> bool:
+        """Whether a datagram of `size` bytes may be sent now, to an address that may not be proven."""
+        if self.new_address is None:
+            return True
+        self.new_address.heard(self.association.records.highest)
+        return self.new_address.may_send(size)
+
     def cut(self, plaintexts: Sequence[bytes]) -> Sequence[bytes]:
         """The same plaintexts, with those in pieces that are too large for the path."""
         return self._cutter.cut(plaintexts, self.room)
@@ -202,7 +228,7 @@ class Session:
 
     def receive_plaintext(self, plaintext: bytes, now: float) -> None:
         """Process a plaintext: any before the data plane is attached, afterwards those that are not IP packets."""
-        if self.closed is not None or self.dialect is None:
+        if self.closed is not None or self.dialect is None or self._is_proof(plaintext, now):
             return
         if plaintext[:1] == _PIECE and self.association.native:
             piece = decode(plaintext)
@@ -245,6 +271,7 @@ class Session:
             if self.closed is None and liveness is not None and liveness.dead(now):
                 self.close("timeout", f"nothing was received for {liveness.timeout:g} s", now)
         if self.closed is None:
+            self._prove(now)
             self._probe(sent, kernel_mtu, now)
         if self.closed is None and self._deadline is not None and now >= self._deadline:
             self._give_up()
@@ -260,6 +287,8 @@ class Session:
             timers.append(self._polled_at + (WORN_CHECK if self._worn_out else WEAR_CHECK))
         if self.path is not None:
             timers.append(self.path.next_timer())
+        if self.new_address is not None:
+            timers.append(self.new_address.probe_at)
         return min((timer for timer in timers if timer is not None), default=None)
 
     def close(self, reason: Reason, text: str, now: float, *, tell: bool = True) -> None:
@@ -338,6 +367,26 @@ class Session:
             texts = self.cut(self.dialect.take_outgoing())
             self._outgoing.extend(self.association.seal(text) for text in texts)
             self._report_mtu()
+
+    def _is_proof(self, plaintext: bytes, now: float) -> bool:
+        """Whether the peer has just proven its new address."""
+        if self.new_address is None or not self.new_address.answered(plaintext):
+            return False
+        self._prove(now)
+        return True
+
+    def _prove(self, now: float) -> None:
+        """Ask for a proof of the new address, or be content with what has come."""
+        if self.new_address is None:
+            return
+        self.new_address.heard(self.association.records.highest)
+        if self.new_address.proven:
+            self.new_address = None
+            self._events.append(AddressProven())
+            return
+        probe = self.new_address.poll(now)
+        if probe is not None:
+            self._outgoing.append(self.association.seal(probe))
 
     def _probe(self, sent: int, kernel_mtu: int | None, now: float) -> None:
         path = self.path
