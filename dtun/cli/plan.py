@@ -100,7 +100,11 @@ async def _plan_client(config: Config, client: ClientConfig, host: ReadOnlyKerne
     problems = conflicts.client_conflicts(
         found.routing, client.subnets, found.servers, own, await _neighbours(host)
     )
-    return _print_notes(found.notes, problems)
+    rules = [
+        conflicts.RuleInFront(one.version, one.priority, one.table, one.networks)
+        for one in await host.foreign_rules()
+    ]
+    return _print_notes(found.notes, [*problems, *conflicts.rule_conflicts(found.routing, rules)])
 
 
 def _pushed(rows: Iterable[Mapping[str, Any]]) -> list[Network]:

@@ -19,6 +19,7 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
         block=config.on_disconnect == "block",
         ipv6=config.ipv6,
         forwarding=config.forwarding,
+        behind=config.subnets,
     )
 
 

@@ -18,7 +18,7 @@ from dtun.dataplane.pump import LOOP, Pump
 from dtun.errors import DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
-from dtun.network.conflicts import ExistingNetwork, address_conflicts
+from dtun.network.conflicts import ExistingNetwork, RuleInFront, address_conflicts, rule_conflicts
 from dtun.network.difference import describe
 from dtun.network.plan import FORWARDING, TunnelSettings, bypass_without_way, device_only, plan_client
 from dtun.network.state import Dns, Sysctl
@@ -334,7 +334,11 @@ class Tunnel:
         pairs = self._settings.pairs if self._settings is not None else ()
         local = [ExistingNetwork(one.network, one.device, "local") for one in self._underlay.local]
         own = [address for pair in pairs for address in pair]
-        known, self._conflicts = self._conflicts, address_conflicts(own, local)
+        rules = [
+            RuleInFront(one.version, one.priority, one.table, one.networks) for one in self._underlay.rules
+        ]
+        found = [*address_conflicts(own, local), *rule_conflicts(self._routing, rules)]
+        known, self._conflicts = self._conflicts, found
         for conflict in self._conflicts:
             if conflict not in known:
                 log.warning("%s", conflict)

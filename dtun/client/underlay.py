@@ -5,17 +5,21 @@ from dataclasses import replace
 
 from dtun.network.plan import Hop, Routing, UnderlayRoutes, needs_host_route
 from dtun.network.state import Address
-from dtun.platform.interface import Kernel, LocalNetwork, NextHop
+from dtun.platform.interface import ForeignRule, Kernel, LocalNetwork, NextHop
 from dtun.session.udp import SockAddr, host_of
 
 
 class Underlay:
-    """Reads the host's routes. `routes` is what was read, the input of `plan_client`; `local` has devices as well."""
+    """Reads the host's routes. `routes` is what was read, the input of `plan_client`; `local` has devices as well.
+
+    `rules` are other programs' policy rules.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.routes = UnderlayRoutes()
         self.local: tuple[LocalNetwork, ...] = ()
+        self.rules: tuple[ForeignRule, ...] = ()
 
     async def refresh(self, routing: Routing) -> None:
         """Read the routes again. A server that has no route now keeps its last one.
@@ -28,6 +32,7 @@ class Underlay:
             hop = await self._kernel.default_hop(version)
             if hop is not None:
                 gateways[version] = _hop(hop)
+        self.rules = tuple(await self._kernel.foreign_rules())
         self.local = tuple(await self._kernel.local_networks())
         local = [network.network for network in self.local]
         servers = dict(self.routes.servers)

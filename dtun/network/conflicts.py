@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dtun.network.plan import Routing
+from dtun.network.plan import MAIN_RULE_PRIORITY, RULE_PRIORITY, Routing
+from dtun.network.prefixes import covers
 from dtun.network.state import Address, Network
 
 Relation = Literal["is", "is part of", "contains"]
@@ -69,6 +70,36 @@ def address_conflicts(own: Iterable[Address], local: Iterable[ExistingNetwork]) 
         for address in own
         if address in network.network
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInFront:
+    """A policy rule of another program for all packets of an IP version, with the networks that its table routes."""
+
+    version: int
+    priority: int
+    table: int
+    networks: tuple[Network, ...]
+
+
+def rule_conflicts(routing: Routing, rules: Iterable[RuleInFront]) -> list[str]:
+    """One line for each rule that comes before the tunnel's routes and takes traffic from them."""
+    ours = MAIN_RULE_PRIORITY if routing.policy is None else RULE_PRIORITY
+    effect = "is dropped (`on_disconnect: block`)" if routing.block else "leaves beside the tunnel"
+    return [
+        f"rule {rule.priority} of another program (table {rule.table}) comes before dtun's routes, so IPv{rule.version}"
+        f" to {some} {effect}; remove it (`ip -{rule.version} rule del priority {rule.priority}`), or give it a"
+        f" priority above {ours}"
+        for rule in rules
+        if rule.priority <= ours
+        and (some := next((one for one in routing.included if _takes(rule.networks, one)), None)) is not None
+    ]
+
+
+def _takes(networks: Iterable[Network], included: Network) -> bool:
+    """Whether one of `networks` contains all or half of a network that goes through the tunnel."""
+    parts = [included, *included.subnets()] if included.prefixlen < included.max_prefixlen else [included]
+    return any(covers([network], part) for network in networks for part in parts)
 
 
 def server_conflicts(networks: Iterable[RoutedNetwork], existing: Sequence[ExistingNetwork]) -> list[str]:

@@ -9,8 +9,8 @@ from dtun.network.state import (
     MAIN_TABLE,
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
@@ -208,7 +208,7 @@ def _describe_filter(thing: Filter) -> str:
             return f"to {server} only udp dport {port}"
         case DropUnreachableIPv6():
             return "drop ip6 to unreachable destinations on any device"
-        case DropIPv6OutsideTunnel(networks):
+        case DropOutsideTunnel(version, networks):
             allowed = f" except to {', '.join(map(str, networks[:_NAMED]))}" if networks else ""
             more = f" and {len(networks) - _NAMED} more" if len(networks) > _NAMED else ""
-            return f"drop ip6 outside tunnels{allowed}{more}"
+            return f"drop {'ip' if version == 4 else 'ip6'} outside tunnels{allowed}{more}"

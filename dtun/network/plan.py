@@ -13,7 +13,7 @@ route to the server goes with its link. The others are the kill switch; they als
 When the process is killed, they stay in the kernel, and the routes through TUN are removed with the device.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Final, Literal
@@ -24,8 +24,8 @@ from dtun.network.state import (
     Address,
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     NetDevice,
@@ -44,6 +44,9 @@ BLOCK_METRIC: Final = 0xFFFF0000
 
 RULE_PRIORITY: Final = 7217
 """Before the main table (32766), after the local table (0)."""
+
+MAIN_RULE_PRIORITY: Final = 32766
+"""Of the kernel's rule for the main table."""
 
 MAIN_FIRST_PRIORITY: Final = RULE_PRIORITY - 1
 
@@ -69,7 +72,8 @@ class Policy:
 class Routing:
     """What a client is configured to route. `bypassed` is aggregated.
 
-    `ipv6` None: block IPv6 outside the tunnel if all of IPv4 or of IPv6 goes through it.
+    `ipv6` None: block IPv6 outside the tunnel if all of IPv4 or of IPv6 goes through it. `behind`: the networks that
+    the server routes to this client.
     """
 
     device: str
@@ -79,6 +83,7 @@ class Routing:
     block: bool = False
     ipv6: Literal["block", "allow"] | None = None
     forwarding: bool = False
+    behind: tuple[Network, ...] = ()
 
     def everything(self, version: int) -> bool:
         """Whether all of this IP version is to go through the tunnel."""
@@ -204,7 +209,7 @@ def _is_blocked(routing: Routing, tunnel: TunnelSettings | None, version: int) -
 def _main_routes(
     routing: Routing,
     inside: Mapping[Version, list[Network]],
-    blocked: list[Version],
+    blocked: Collection[Version],
     underlay: UnderlayRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
@@ -270,7 +275,7 @@ def _policy_routes(
     routing: Routing,
     policy: Policy,
     inside: Mapping[Version, list[Network]],
-    blocked: list[Version],
+    blocked: Collection[Version],
     underlay: UnderlayRoutes,
 ) -> Iterator[Route]:
     for version in _VERSIONS:
@@ -304,7 +309,7 @@ def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl
 
 
 def _filters(
-    routing: Routing, tunnel: TunnelSettings | None, blocked: list[Version], underlay: UnderlayRoutes
+    routing: Routing, tunnel: TunnelSettings | None, blocked: Collection[Version], underlay: UnderlayRoutes
 ) -> Iterator[Filter]:
     if routing.forwarding and tunnel is not None:
         yield ClampMss(routing.device, tunnel.mtu)
@@ -312,9 +317,13 @@ def _filters(
         for server, port in underlay.ports:
             if needs_host_route(routing, server):
                 yield DropOtherTrafficToServer(server, port)
-    # For a socket that is bound to a device, Linux ignores unreachable IPv6 routes through other devices.
-    if 6 in blocked and routing.block:
-        allowed = aggregate((*routing.bypassed, *underlay.local))
-        yield DropIPv6OutsideTunnel(tuple(network for network in allowed if network.version == 6))
+    # Other programs' rules come before ours and their routes can be narrower. Besides, for a socket that is bound to a
+    # device, Linux ignores unreachable IPv6 routes through other devices.
+    if routing.block:
+        for version in blocked:
+            allowed = aggregate((*routing.bypassed, *underlay.local, *routing.behind))
+            yield DropOutsideTunnel(
+                version, tuple(network for network in allowed if network.version == version)
+            )
     elif 6 in blocked:
         yield DropUnreachableIPv6()

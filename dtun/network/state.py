@@ -101,13 +101,17 @@ class DropUnreachableIPv6:
 
 
 @dataclass(frozen=True, slots=True)
-class DropIPv6OutsideTunnel:
-    """Drop this host's IPv6 outside tunnels, except to `allowed` and link-local networks, whatever its routes."""
+class DropOutsideTunnel:
+    """Drop what this host sends or forwards outside tunnels, whatever its routes and rules.
 
+    Except to `allowed`, and to what stays on a link: link-local networks, multicast and broadcast of the link.
+    """
+
+    version: Literal[4, 6]
     allowed: tuple[Network, ...] = ()
 
 
-Filter = Masquerade | ClampMss | DropOtherTrafficToServer | DropUnreachableIPv6 | DropIPv6OutsideTunnel
+Filter = Masquerade | ClampMss | DropOtherTrafficToServer | DropUnreachableIPv6 | DropOutsideTunnel
 """A rule of the packet filter."""
 
 

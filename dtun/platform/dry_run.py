@@ -14,7 +14,7 @@ from dtun.network.difference import Change, Thing
 from dtun.network.explain import ActualRoute
 from dtun.network.state import Address, NetworkState, Sysctl
 from dtun.platform import resolv_conf
-from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 
 
 class AbsentTun:
@@ -100,6 +100,9 @@ class ReadOnlyKernel(ABC):
         """A start that is only tried changes no setting and asks for none."""
         del setting
         return False
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        return []
 
     def name_servers(self) -> list[Address]:
         return resolv_conf.name_servers()

@@ -54,6 +54,19 @@ class HostRoute:
     device: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignRule:
+    """A policy rule of another program that applies to all packets of an IP version.
+
+    `networks` are those that its table has routes to, dtun's left out.
+    """
+
+    version: int
+    priority: int
+    table: int
+    networks: tuple[Network, ...]
+
+
 class Tun(Protocol):
     """A TUN device (layer 3). The kernel removes it when it is closed.
 
@@ -202,6 +215,14 @@ class Kernel(Protocol):
 
     def has(self, setting: Sysctl) -> bool:
         """Whether the kernel has this setting with this value now; False if it cannot be read."""
+        ...
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        """The rules of other programs that apply to all packets, other than those for the kernel's own tables.
+
+        Raises:
+            UnavailableError: the kernel cannot be read.
+        """
         ...
 
     def name_servers(self) -> list[Address]:

@@ -14,8 +14,8 @@ from dtun.network.plan import Hop, Policy, Routing, TunnelSettings, UnderlayRout
 from dtun.network.state import (
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     Masquerade,
     NetDevice,
     NetworkState,
@@ -462,7 +462,7 @@ async def test_what_macos_does_not_support_is_refused_with_a_reason(kernel: Darw
     assert reasons["Sysctl"] == "macOS has no such setting"
     assert "only for listed domains" in reasons["Dns"]
     # Filters for programs that bind to a device are explained in docs/routing.md, not at each start.
-    filters = wanted.filters - {DropIPv6OutsideTunnel()}
+    filters = wanted.filters - {DropOutsideTunnel(6)}
     everything = wanted.routes | wanted.rules | filters | wanted.sysctls | wanted.dns
     assert {change.what for change, _ in refusal.value.refused} == everything
     assert len(refusal.value.refused) == len(everything)

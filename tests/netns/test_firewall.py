@@ -16,8 +16,8 @@ from topology import Host, Topology, wait_for
 
 from dtun.network.state import (
     ClampMss,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
@@ -496,9 +496,7 @@ def test_a_removal_by_another_program_is_noticed(way: tuple[Host, Host, Host]) -
     applied(router, frozenset())
 
 
-@pytest.mark.parametrize(
-    "filters", [frozenset({DropUnreachableIPv6()}), frozenset({DropIPv6OutsideTunnel()})]
-)
+@pytest.mark.parametrize("filters", [frozenset({DropUnreachableIPv6()}), frozenset({DropOutsideTunnel(6)})])
 def test_ipv6_that_routes_refuse_does_not_leave_by_a_device_that_is_insisted_on(
     way: tuple[Host, Host, Host], filters: frozenset[Filter]
 ) -> None:
@@ -535,7 +533,7 @@ def test_ipv6_may_leave_to_allowed_networks_and_through_tunnels(way: tuple[Host,
         router.ip(f"link set {device} up")
         router.ip(f"-6 address add fd07:{len(device)}::1/64 dev {device} nodad")
     spared = (ip_network("2001:db8::/64"), ip_network("2001:db8:7::/48"), ip_network("2001:db8:8::/48"))
-    applied(router, frozenset({DropIPv6OutsideTunnel(spared)}))
+    applied(router, frozenset({DropOutsideTunnel(6, spared)}))
 
     assert pings(router, "2001:db8::2")
     assert pings(router, "2001:db8:7::7")

@@ -13,8 +13,8 @@ from topology import Host
 
 from dtun.network.state import (
     ClampMss,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     Filter,
     NetworkState,
     Route,
@@ -266,7 +266,7 @@ def test_a_guard_stays_until_the_route_to_its_server_is_removed(
         async with opened(runtime) as linux:
             await linux.apply(only(PIN) | NetworkState(filters=frozenset({guard})))
             monkeypatch.setattr(Firewall, "apply", spy)
-            await linux.apply(NetworkState(filters=frozenset({DropIPv6OutsideTunnel()})))
+            await linux.apply(NetworkState(filters=frozenset({DropOutsideTunnel(6)})))
             assert seen == [(True, True), (False, False)]
 
     host.play(story)

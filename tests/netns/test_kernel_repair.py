@@ -15,8 +15,8 @@ from topology import Host, Topology
 from dtun.handover.session_store import SessionStore
 from dtun.network.state import (
     ClampMss,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     Masquerade,
     NetworkState,
     Route,
@@ -174,7 +174,7 @@ FILTERING = NetworkState(
             Masquerade(TUN, "eth0"),
             ClampMss(TUN, 1400),
             DropOtherTrafficToServer(ip_address("203.0.113.5"), 443),
-            DropIPv6OutsideTunnel(),
+            DropOutsideTunnel(6),
         }
     ),
 )

@@ -163,6 +163,41 @@ def test_ipv6_does_not_leave_by_a_device_that_a_program_insists_on(
     assert gets_out() == {WORLD[0], WORLD6[0]}
 
 
+@pytest.mark.parametrize("routing", ["main", "policy"])
+def test_rules_and_routes_of_others_do_not_open_it(net: Topology, tmp_path: Path, routing: str) -> None:
+    """Neither for programs on this host nor for hosts behind it."""
+    world = World(net, tmp_path)
+    guest = world.behind(world.home, "guest", "10.0.0.0/16", "fd00:10::/64")
+    for version, gateway in (("-4", "198.18.1.1"), ("-6", "2001:db8:1::1")):
+        world.home.ip(f"{version} route add default via {gateway} table 100")
+        world.home.ip(f"{version} rule add lookup 100 priority 5000")
+    world.home.ip(f"route add {WORLD[2]} via 198.18.1.1")
+    guest.ip("route add default via 10.0.0.1")
+    guest.ip("route add default via fd00:10::1")
+    world.home.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    client = world.client(
+        routes="everything", bypass=[f"{WORLD[1]}/32"], routing=routing, on_disconnect="block"
+    )
+    watch = Watch(world.sniffer())
+    for address in (WORLD[0], WORLD[2], WORLD6[0]):
+        for host in (world.home, guest):
+            assert not can_ping(host, address)
+    assert watch.leaked() == {}
+    assert can_ping(world.home, WORLD[1]), "bypassed"
+    (warning,) = [line for line in client.tunnel()["warnings"] if "IPv4" in line]
+    assert warning.startswith("rule 5000 of another program (table 100) comes before"), warning
+    assert warning in client.log
+
+    # It is no mere drop of everything: the rules go, and the tunnel works.
+    for version in ("-4", "-6"):
+        world.home.ip(f"{version} rule del priority 5000")
+    assert can_ping(guest, "10.0.0.1")
+    world.server()
+    client.wait_connected()
+    wait_reached(world.home, WORLD[0])
+    wait_for(lambda: "rule 5000" not in str(client.tunnel()["warnings"]), "the end of the warning")
+
+
 def test_down_opens_what_a_killed_one_has_closed(net: Topology, tmp_path: Path) -> None:
     world = World(net, tmp_path)
     before = snapshot(world.home)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetworkState, Sysctl
-from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 
 
 class FakeTun:
@@ -56,6 +56,7 @@ class FakeKernel:
         self.networks: list[LocalNetwork] = []
         self.connected: list[HostRoute] = []
         self.routed: list[HostRoute] = []
+        self.rules: list[ForeignRule] = []
         self.resolvers: list[Address] = []
         self.settings = {Sysctl("net.ipv4.ip_forward", "1")}
         self.gateways: dict[int, NextHop] = {}
@@ -111,6 +112,9 @@ class FakeKernel:
 
     def has(self, setting: Sysctl) -> bool:
         return setting in self.settings or setting in self.state.sysctls
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        return self.rules
 
     def name_servers(self) -> list[Address]:
         return self.resolvers

@@ -20,7 +20,7 @@ from dtun.platform.darwin.resolver import Resolver, ResolverError
 from dtun.platform.darwin.sleep import SleepWatch
 from dtun.platform.darwin.sysctl import Settings
 from dtun.platform.darwin.tun import DarwinTun, open_tun
-from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal
 from dtun.platform.repair import Repairer, RepairResult
 
@@ -153,6 +153,10 @@ class DarwinKernel:
             return sysctl.is_known(setting) and sysctl.is_set(setting)
         except OSError:
             return False
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        """MacOS has no policy rules."""
+        return []
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

@@ -7,7 +7,7 @@ from dtun.network.difference import Thing, describe
 from dtun.network.state import (
     MAIN_TABLE,
     ClampMss,
-    DropIPv6OutsideTunnel,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
@@ -49,7 +49,7 @@ def _refused(desired: NetworkState) -> Iterator[tuple[Thing, str]]:
             yield dns, reason
     for one in desired.filters:
         # These two are for programs that bind to a device: explained in docs/routing.md, not at each start.
-        if not isinstance(one, DropUnreachableIPv6 | DropIPv6OutsideTunnel):
+        if not isinstance(one, DropUnreachableIPv6 | DropOutsideTunnel):
             yield one, _no_filter(one)
 
 

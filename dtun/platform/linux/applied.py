@@ -8,8 +8,8 @@ from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import (
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
@@ -127,7 +127,7 @@ def device_of(thing: Thing) -> str:
             | ClampMss()
             | DropOtherTrafficToServer()
             | DropUnreachableIPv6()
-            | DropIPv6OutsideTunnel()
+            | DropOutsideTunnel()
         ):
             return ""
 

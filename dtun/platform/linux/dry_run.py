@@ -6,7 +6,7 @@ from typing import Literal
 from dtun.network.explain import ActualRoute
 from dtun.network.state import MAIN_TABLE, Address, NetworkState, Route
 from dtun.platform.dry_run import ReadOnlyKernel
-from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
+from dtun.platform.interface import ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.linux import inspect, lookup
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
 
@@ -23,6 +23,9 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
 
     async def host_routes(self, *, connected: bool) -> list[HostRoute]:
         return await lookup.host_routes(self._devices, connected=connected)
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        return await lookup.foreign_rules(self._devices)
 
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
         return await inspect.existing(desired, instance)

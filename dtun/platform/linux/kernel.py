@@ -11,7 +11,7 @@ from dtun.errors import DtunError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
 from dtun.network.state import Address, NetDevice, NetworkState, Route, Sysctl
 from dtun.platform import resolv_conf
-from dtun.platform.interface import ChangesRefusedError, HostRoute, LocalNetwork, NextHop
+from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
 from dtun.platform.linux import lookup, sysctl
 from dtun.platform.linux.applied import Applied, Devices, devices_of, read_devices, without_devices
@@ -157,6 +157,10 @@ class LinuxKernel:
     def has(self, setting: Sysctl) -> bool:
         """See `Kernel.has`."""
         return sysctl.is_set(setting)
+
+    async def foreign_rules(self) -> list[ForeignRule]:
+        """See `Kernel.foreign_rules`."""
+        return await lookup.foreign_rules(self._devices.own)
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-from dtun.network.state import MAIN_TABLE, Address
-from dtun.platform.interface import HostRoute, LocalNetwork, NextHop
+from dtun.network.state import MAIN_TABLE, Address, Network
+from dtun.platform.interface import ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.linux import observed
+from dtun.platform.linux.missing import plain_rules
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.monitor import DEFAULT_ROUTE_LENGTH, HostView
 from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL, RTPROT_KERNEL
@@ -107,6 +108,27 @@ async def host_routes(own: Collection[str], *, connected: bool) -> list[HostRout
             and not found.route.destination.is_link_local
             and not found.route.destination.is_multicast
         ]
+
+
+async def foreign_rules(own: Collection[str]) -> list[ForeignRule]:
+    """See `Kernel.foreign_rules`; `own` are the names of this process's devices."""
+    with unavailable_if_refused():
+        found = []
+        for version in (4, 6):
+            rules = await plain_rules(version)
+            tables = {table for _, table in rules}
+            if not tables:
+                continue
+            networks: dict[int, list[Network]] = {table: [] for table in tables}
+            for one in await observed.routes(
+                version, lambda _length, protocol, _: protocol != ROUTE_PROTOCOL
+            ):
+                if one.route.table in networks and one.route.device not in own and one.route.kind != "throw":
+                    networks[one.route.table].append(one.route.destination)
+            found += [
+                ForeignRule(version, priority, table, tuple(networks[table])) for priority, table in rules
+            ]
+    return found
 
 
 async def fill(view: HostView) -> None:

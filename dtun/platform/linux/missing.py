@@ -56,6 +56,10 @@ RuleKey = tuple[int, int, int, int | None, int | None]
 
 _NO_SUPPRESSION = 0xFFFFFFFF
 _WHOLE_MARK = 0xFFFFFFFF
+_KERNEL_TABLES = (253, 254, 255)
+
+# Names of devices, flow, tunnel id, l3mdev, users, IP protocol, ports: linux/fib_rules.h.
+_SELECTORS = {3, 17, 11, 12, 19, 20, 22, 23, 24}
 # Routes that are compared before other tasks run.
 _AT_ONCE = 1000
 
@@ -226,6 +230,37 @@ async def rule_for(version: int, table: int, mark: int | None, length: int) -> i
 
     body = FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return min(await collect(RTM_GETRULE, body, decode), default=None)
+
+
+async def plain_rules(version: int) -> list[tuple[int, int]]:
+    """Return priority and table of other programs' rules that select a table for all packets, or all without a mark.
+
+    Those of the kernel's own tables (local, main, default) are left out, and those for one input device.
+
+    Raises:
+        NetlinkError: the kernel cannot be read.
+    """
+    family = int(FAMILIES[version])
+
+    def decode(part: memoryview) -> tuple[int, int] | None:
+        seen, destination, source, tos, short, _, _, action, flags = FIB_RULE_HDR.unpack_from(part)
+        found = attributes(part, FIB_RULE_HDR.size)
+        protocol, exact = found.get(FRA_PROTOCOL), number(found.get(FRA_TABLE))
+        table = short if exact is None else exact
+        marked = number(found.get(FRA_FWMARK)) is not None and not flags & FIB_RULE_INVERT
+        inverted = FRA_FWMARK not in found and flags & FIB_RULE_INVERT
+        if seen != family or action != FR_ACT_TO_TBL or destination or source or tos or marked or inverted:
+            return None
+        if (protocol is not None and protocol[0] == ROUTE_PROTOCOL) or table in _KERNEL_TABLES:
+            return None
+        if _SELECTORS & found.keys() or number(found.get(FRA_SUPPRESS_PREFIXLEN)) not in (
+            None,
+            _NO_SUPPRESSION,
+        ):
+            return None
+        return number(found.get(FRA_PRIORITY)) or 0, table
+
+    return sorted(await collect(RTM_GETRULE, FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0), decode))
 
 
 def rule_key(rule: Rule) -> RuleKey:

@@ -7,11 +7,13 @@ import pytest
 from dtun.network.conflicts import (
     ExistingNetwork,
     RoutedNetwork,
+    RuleInFront,
     client_conflicts,
     relation,
+    rule_conflicts,
     server_conflicts,
 )
-from dtun.network.plan import Routing
+from dtun.network.plan import Policy, Routing
 from dtun.network.state import Network
 
 LAN = ExistingNetwork(ip_network("192.168.1.0/24"), "eth0", "local")
@@ -67,3 +69,23 @@ def test_a_subnet_of_a_client_that_is_the_servers_own() -> None:
 def test_apart() -> None:
     assert relation(ip_network("10.0.0.0/8"), ip_network("fd00::/8")) is None
     assert relation(ip_network("10.0.0.0/9"), ip_network("10.128.0.0/9")) is None
+
+
+@pytest.mark.parametrize(
+    ("priority", "networks", "policy", "reported"),
+    [
+        (5000, "0.0.0.0/0", None, True),
+        (5000, "0.0.0.0/1", None, True),
+        (5270, "100.64.0.0/10", None, False),
+        (7000, "0.0.0.0/0", Policy(7217, 1), True),
+        (8000, "0.0.0.0/0", Policy(7217, 1), False),
+        (32767, "0.0.0.0/0", None, False),
+    ],
+)
+def test_a_rule_that_takes_traffic_from_the_tunnel(
+    priority: int, networks: str, policy: Policy | None, reported: bool
+) -> None:
+    routing = Routing("dtun0", nets("0.0.0.0/0"), policy=policy)
+    found = rule_conflicts(routing, [RuleInFront(4, priority, 100, nets(networks))])
+    assert bool(found) == reported
+    assert all(f"`ip -4 rule del priority {priority}`" in line for line in found)

@@ -11,8 +11,8 @@ from dtun.network.difference import Change, Thing, difference, unique_key
 from dtun.network.state import (
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Masquerade,
     NetDevice,
@@ -72,7 +72,7 @@ FILTERS = (
     | st.builds(ClampMss, DEVICES, st.integers(1280, 1283))
     | st.builds(DropOtherTrafficToServer, ADDRESSES, st.integers(1, 3))
     | st.just(DropUnreachableIPv6())
-    | st.builds(DropIPv6OutsideTunnel, st.lists(NETWORKS, max_size=2).map(tuple))
+    | st.builds(DropOutsideTunnel, st.sampled_from([4, 6]), st.lists(NETWORKS, max_size=2).map(tuple))
 )
 SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
 DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
@@ -112,7 +112,7 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
         those(Route),
         those(Rule),
         those(Sysctl),
-        those(Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropIPv6OutsideTunnel),
+        those(Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropOutsideTunnel),
         those(Dns),
     )
 
@@ -166,7 +166,7 @@ def test_removals_come_after_additions(desired: NetworkState, actual: NetworkSta
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
         (NetDevice,),
-        (Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropIPv6OutsideTunnel),
+        (Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropOutsideTunnel),
         (PointToPoint,),
         (Route,),
         (Rule,),
@@ -252,9 +252,10 @@ def test_descriptions_of_changes() -> None:
         ),
         Change("add", Rule(6, 7217, 7218, 0x2170)): "add rule -6 priority 7217 not fwmark 0x2170 table 7218",
         Change("add", DropUnreachableIPv6()): "add filter drop ip6 to unreachable destinations on any device",
-        Change("add", DropIPv6OutsideTunnel()): "add filter drop ip6 outside tunnels",
+        Change("add", DropOutsideTunnel(6)): "add filter drop ip6 outside tunnels",
+        Change("add", DropOutsideTunnel(4)): "add filter drop ip outside tunnels",
         Change(
-            "add", DropIPv6OutsideTunnel((ip_network("fd00::/8"),))
+            "add", DropOutsideTunnel(6, (ip_network("fd00::/8"),))
         ): "add filter drop ip6 outside tunnels except to fd00::/8",
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",

@@ -21,8 +21,8 @@ from dtun.network.state import (
     Address,
     ClampMss,
     Dns,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     NetDevice,
     Network,
@@ -195,23 +195,28 @@ class TestKillSwitch:
     def test_only_the_tunnels_packets_reach_the_server(self, policy: Policy | None) -> None:
         assert plan_client(self.routing(policy), None, OUTSIDE).filters == {
             DropOtherTrafficToServer(SERVER, 443),
-            DropIPv6OutsideTunnel(),
+            DropOutsideTunnel(4, nets("192.168.1.0/24", "203.0.113.0/24")),
+            DropOutsideTunnel(6),
         }
 
-    def test_ipv6_outside_tunnels_is_dropped_except_to_allowed_networks(self, policy: Policy | None) -> None:
+    def test_what_leaves_outside_tunnels_is_dropped_except_to_allowed_networks(
+        self, policy: Policy | None
+    ) -> None:
         bypassed = nets("203.0.113.0/24", "2001:db8:90::/49", "2001:db8:90:8000::/49")
         routing = replace(self.routing(policy), bypassed=bypassed)
         outside = replace(OUTSIDE, local=nets("192.168.1.0/24", "2001:db8:1::/64"))
-        allowed = DropIPv6OutsideTunnel(nets("2001:db8:1::/64", "2001:db8:90::/48"))
+        routing = replace(routing, behind=nets("10.0.0.0/16"))
+        allowed = DropOutsideTunnel(6, nets("2001:db8:1::/64", "2001:db8:90::/48"))
+        allowed4 = DropOutsideTunnel(4, nets("10.0.0.0/16", "192.168.1.0/24", "203.0.113.0/24"))
         for tunnel in (None, WITHOUT6, WITH6):
-            assert allowed in plan_client(routing, tunnel, outside).filters
+            assert {allowed, allowed4} <= plan_client(routing, tunnel, outside).filters
         elsewhere = replace(routing, included=nets("203.0.113.0/24", "2001:db8:90::/48"))
         assert allowed not in plan_client(elsewhere, WITH6, outside).filters
 
     def test_no_filters_without_it(self, policy: Policy | None) -> None:
         state = plan_client(replace(self.routing(policy), block=False), WITH6, OUTSIDE)
         assert not any(
-            isinstance(what, DropOtherTrafficToServer | DropIPv6OutsideTunnel) for what in state.filters
+            isinstance(what, DropOtherTrafficToServer | DropOutsideTunnel) for what in state.filters
         )
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, strategies as st
 
 from dtun.network.state import (
     ClampMss,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
@@ -45,28 +45,30 @@ FILTERS: frozenset[Filter] = frozenset(
         DropOtherTrafficToServer(ip_address("192.0.2.1"), 4433),
         DropOtherTrafficToServer(ip_address("2001:db8::1"), 4434),
         DropOtherTrafficToServer(ip_address("2001:db8::1"), 4433),
-        DropIPv6OutsideTunnel((ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
+        DropOutsideTunnel(4, (ip_network("10.0.0.0/16"),)),
+        DropOutsideTunnel(6, (ip_network("2001:db8:1::/64"), ip_network("fd00::/8"))),
     }
 )
 
 SENT_BY_NFT = zlib.decompress(
     base64.b64decode(
-        "eNrtWjtz00oU3l3Ljyh24gQDvhDAgIEAhvGdyTDMnVTUFMBQMhMEUrDAtowjT6BzwQwUFBQUlJT8BIpbUFLwA25JcQvKW9HdmLOrs7Kj"
-        "GFlrHCKINSM/pHO+3fN9Zx86doEQkieUDBx6RbxS/yp/n4NX0+00L9WchgXfM4SJe2U4GdiyEFuJl4iAdwfOhE41LcS2AEhNw11rORtu"
-        "2+m4dvMB+Kf5NXhPCrcC0boZLwINsc27iJ0MwV4E7Pt1o9FaW3fam0bbhGuzgL1u112rTYbhM47f6/UeSvxUCP4C4D/oAO4adLzVcclo"
-        "/ATif5X46RH99/CV+/+1Bl9mAD8Tgp8H24ax8bhjtQ3TMgHPUzVDuGK6jfilDNGxnRwRt3gYWk6gvoHXLLQzo9SOAKF3SKJbIbS7DGc5"
-        "4MMPy61VB5O5Qphvu26vu5bVvFS3XOBiQ9he/rPq27/D+PWQfuWgXyI/LHPFi1vEn8H+ncf48xmSwtxLI8cClV0TfHBkqvGsTMwRwQNN"
-        "EZE32hEi+KeL3n2meTnMP6dwUNSQv1mlfgpnVgH+OB9FOAtD+MsCXym4nrzR5yMbrZ0rY/CRmCQfOaV+ekkZmY9Vb27ifMyFtKNDO07L"
-        "al7pc6FhW5k+FyJ2yLMcRkLIZ4xhPjK2wNTeQf8ht7vYFpVxBI8liEPeK9Hc+0GTMmAE/dGG9v013///AHaZJHf4bwVsPnG9dJrNh87r"
-        "bMe8/hra5fHNgG3Dcg3i2XVxTk/hHEZDbNJynlsBm1n4XHecR50W77dvQ/kaOGy+KUhcuCcIB5+/MZaF0HmY7VhHnoXHkpexVISelNxv"
-        "tEhJ3Peuy75mQa8kXOPjowq2vG270bBM23At1Bp9+DzazQ5g1KjX90XFvlfpRPpOBvvO9cjC55bxtO4YJuqxzZ5hXuWkHtfR557tbtob"
-        "Flkdwg/ONXL8AV+a32YWcjWJ3ETlmY3B8zLyfECR5//Cc2RelWcmxufo8bMaGBuVgbEheczx9oasKdLXeuLWzLb0FfM8TQIG62vBpA9q"
-        "5PNU2GOe9N3hadtaMwmeDsY7n9JxyadD8c6n9F7n0yfk6XDoswrb8azymk4+nyKsA5KLvNz3RMHn1z4QRie5bi2orVusv+8ejc/3mQs3"
-        "1deaf1DLoqKWb+nkc15ByyJyk786gF8Zgl8EfH9P2j/2ja5/THWNr663xtf1yFTXsXX9S01X/3kuKv5zMr6uR6e6xlbXF2PouoS6Linq"
-        "+i/59fZKitwQud8+psjNbuy3f2bOq/L0Enk6rsjT7ZjMDWag7nJ7dN0lXwSNOXe9D9trgUWSHFqjjKrFVne7n+p4llqc2I9azE9Wix77"
-        "MS0+Yi21pKjFq/D5w3++jhpH3fmxOIqYUycV4/gcHsdR1TiguUBt/rvYMyr5yve6W73xeTm1x7xs2m1LtBETXurIy2lFXlboT61T/Rb7"
-        "csl1ecr1ru+VS8j1GUWuv8RkP1gN1GNLA/VYHa4Hf39V5Uf+dnhWkZ9nu8CP6h5W1ozPjaitB/9/Mq0Zx7e2uKyo5bRW8Wvoen6q629V"
-        "M5Y1qAuKuu6nGtRFRW72Ww2qIPYW1Ps/Lv7X9xvMH7wW"
+        "eNrtW72T20QU313LXzr7zncxYJKDmMQkF/AFB8wNw1xFTQFMyswcJtLFJv7CJ89B5yIzUFBQpKCkTP4DCoqUFPkDUl5BQUeqdJx5u3ory7KRtY"
+        "ovVmJrRrYlvf3tvt/v7dfTXZ4QkiOUuA69LD6pc5d/r8OnYfXbu/VOy4TrFGHiWQlOBrbMx1bixQLg3YIzplNN87HNA1K7Zh10O0dWr9O3Gu07"
+        "UD7J78F3XBTLE22Qsj3QENv4GrHjPthbgH27WWt1Dw47veNaz4B7a4B92GhaZo9Mw2ccfzgcfivxEz74m4B/pw+4B9Dwbt8is/FjiP9M4idntN"
+        "/GV27/szpcpAE/5YOfA9tW7ei7vtmrGaYBeLaqKcIV0xuIX0wRHevJEvGIu6FlBeqv8JmBetJK9QgQeovEBmVCBztwljxl+GFa9Yo7mMuEObaH"
+        "jUPLNNu7TdMCLo6E7fUbFcf+Afqv+7QrC+0S8WEaVdtv4X8K23cN/c+lSAJjL4kcC1T2meCDI1ONR2VsnQgeaIKIuNHOE8E/3bKfM82OYf47gZ"
+        "2ijvytKbVTFGZl4I/zUYAzP4W/DPCVgPvxL0Z8ZILVsxeCj9g8+cgqtdMOysB87NtjE+dj3aceHerpdM12dcSFhnUlkQsNfYc4y6InQBC1fdgI"
+        "jC0wtSfQft52rItmxG975IY+NJDXvMYC2HrtYFgGO82xe3jK7eITdg+H3C7h2J0IvOSE3QmcOZJy7P4Zcrv0hN1TuNgmumMH489Qhxihtr4O17"
+        "kAfOxNcp0axZ3gOu7m+gTjZTMwtsCMPwD+Si6uZcx4j23gXT4r0uzvbpOSSwOPDR2V15zy/3qwSy5tpM2px+Yx7xs6zWz5zqFsYg69D/Vy/9Jg"
+        "2zKtGrHtBjh/JjCuqI9NUs4pVbBZg9/NTuduv8vb7dhQvt6YNrbnJS48E2JCmT/Ql3O+cx6bmLPv+fuSk76UMf5ut7qkKJ7b92VbM6BXHO7xsa"
+        "gCtrzuRqtlGo2aZaLW4/1thFGndtvzim2v0Lm0nbjbzvWAvka6tR+anZqBeozZM4yrrNTjcyzzTcM6bhyZZH8KPziuk1H/1pw6MxCrceQmKM8s"
+        "BM87yPNrijw/9Y+RDVWemeifs/vPvqdvlF19Q/KY5fVNmb9lWfN7q270ZFkxp9I4YLCRFkyWQY0cnl5fME/62fA0Nq/Pg6c3oh1PyajEUyHa8Z"
+        "RcdDw9Rp7e9N0Xsol94X06/3gKMA9ILnJyjRkEn997RBid57y1qTZvsdEeZzY+X9Nvfqk+1zxBLc8ravkbnX/MK2hZQG5yn7jwy1Pw+R7BWZOO"
+        "jqXR9cJK1+jq+lV4XbdXuobW9VM1XZ39XFD8H0l4Xd9a6RpZXX8Koes26vq2oq5/kZdvraTIDZHr7YuK3JzFevtFxrwqTz8jT0VFnm5GZGwwPH"
+        "mXm7PzLrkCaMy5Gz4azwXyXO60HGVQLU4H4+VU+7PU4p1l1GJjvloM2fNp8SfmUi8pavGL//jh7K+D+tHsPJ8fBYypy4p+nPj7cUHVD6jOk5v/"
+        "X+y0Srzyte7pMDwvpQXzctzomaKOiPDSRF7eVeSlSl9onuqVWJdLrq+suD7ztXIRub6qyPXfEVkrVzz52KIrH6vDfe+7blV+5LvDHUV+7p0BP6"
+        "prWKnttQVrG3bdFERb97v1sNq+t2Bt9RDayvcB7894b+L9O67V+4Do5o3Lilqu8lAvh667K11fqfcBMr94XVHXZcovfqDIzbLlF+U+u6LI07Lk"
+        "H24smJeo5R/kWv5DRV6WbZ/2kSI/UdqnVResbdT3aR8vWNsw+7S82ENSsuf636j/ANHi1LU="
     )
 )
 """What nft 1.0.6 sends to the kernel in one sendmsg() when it is fed with this:
@@ -79,6 +81,9 @@ SENT_BY_NFT = zlib.decompress(
     }
     map clamped4 { typeof iifname : tcp option maxseg size; elements = { "dtun-home" : 1360 } }
     map clamped6 { typeof iifname : tcp option maxseg size; elements = { "dtun-home" : 1340 } }
+    set open4 { type ipv4_addr; flags interval;
+      elements = { 10.0.0.0/16, 169.254.0.0/16, 224.0.0.0/24, 239.255.0.0/16, 255.255.255.255 }
+    }
     set open6 { type ipv6_addr; flags interval; elements = { 2001:db8:1::/64, fd00::/8 } }
     chain nat_postrouting { type nat hook postrouting priority srcnat; policy accept;
       iifname . oifname @masqueraded masquerade
@@ -105,11 +110,13 @@ SENT_BY_NFT = zlib.decompress(
       meta oifkind "wireguard" meta oiftype 65534 accept
       icmpv6 type nd-neighbor-solicit accept
       icmpv6 type nd-neighbor-advert accept
+      ip daddr @open4 accept
+      meta nfproto ipv4 drop
       ip6 daddr @open6 accept
       meta nfproto ipv6 drop
     }
     chain guard_forward { type filter hook forward priority -10; policy accept;
-      (what is about the servers, without nd-neighbor-...)
+      (the same without what is about fe80::, ff02::, lo and nd-neighbor-...)
     }
   }
 """
@@ -168,11 +175,8 @@ def test_there_are_only_chains_with_rules() -> None:
         "guard_output",
         "guard_forward",
     ]
-    assert (
-        names(frozenset({DropUnreachableIPv6()}))
-        == names(frozenset({DropIPv6OutsideTunnel()}))
-        == ["guard_output"]
-    )
+    assert names(frozenset({DropUnreachableIPv6()})) == ["guard_output"]
+    assert names(frozenset({DropOutsideTunnel(6)})) == ["guard_output", "guard_forward"]
     assert names(FILTERS) == ["nat_postrouting", "clamp_forward", "guard_output", "guard_forward"]
 
 
@@ -214,7 +218,7 @@ def test_one_more_device_is_a_few_more_elements_however_many_there_are() -> None
     [
         FILTERS - {Masquerade("dtun-home", "eth0"), Masquerade("fifteen-letters", "eth0.100")},
         FILTERS - {DropOtherTrafficToServer(ip_address("2001:db8::1"), 4433)},
-        FILTERS | {DropIPv6OutsideTunnel((ip_network("2001:db8:2::/64"),))},
+        FILTERS | {DropOutsideTunnel(6, (ip_network("2001:db8:2::/64"),))},
         frozenset(),
     ],
 )
@@ -264,9 +268,9 @@ def test_answers_are_read_whatever_they_carry(said: list[tuple[int, int, bool]])
         (
             7,
             errno.ENOSPC,
-            "the kernel refuses to guard the server's address in the packet filter inet dtun: No",
+            "the kernel refuses to keep packets in the tunnel (Linux 5.1 or later) in the packet filter inet dtun: No",
         ),
-        (6, errno.EOPNOTSUPP, "this kernel cannot keep IPv6 in the tunnel (Linux 5.1 or later): "),
+        (6, errno.EOPNOTSUPP, "this kernel cannot keep packets in the tunnel (Linux 5.1 or later): "),
         (99, errno.EINVAL, "the kernel refuses the packet filter inet dtun: Invalid argument"),
     ],
 )

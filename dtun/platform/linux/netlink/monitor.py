@@ -11,6 +11,8 @@ from dtun.platform.linux.netlink.notifications import Notifications
 from dtun.platform.linux.netlink.removals import RemovalWatch
 from dtun.platform.linux.netlink.sockets import NETLINK_ROUTE
 from dtun.platform.linux.netlink.wire import (
+    FIB_RULE_HDR,
+    FRA_PROTOCOL,
     IFA_ADDRESS,
     IFA_F_TENTATIVE,
     IFA_FLAGS,
@@ -26,10 +28,12 @@ from dtun.platform.linux.netlink.wire import (
     RTM_DELLINK,
     RTM_DELNEXTHOP,
     RTM_DELROUTE,
+    RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     RTMSG,
     attributes,
     driver_of,
@@ -86,6 +90,9 @@ class HostView:
             elif kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP):
                 # Routes that use this nexthop object change without a notification of their own.
                 changed = True
+            elif kind in (RTM_NEWRULE, RTM_DELRULE) and len(body) >= FIB_RULE_HDR.size:
+                protocol = attributes(body, FIB_RULE_HDR.size).get(FRA_PROTOCOL)
+                changed |= protocol is None or protocol[0] != ROUTE_PROTOCOL
         return changed
 
     def update_link(self, index: int, flags: int, kind: str | None, *, present: bool = True) -> bool:

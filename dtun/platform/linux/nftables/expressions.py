@@ -117,9 +117,9 @@ def devices_in_set(name: str, set_id: int) -> bytes:
     return _meta(META_IIFNAME) + _meta(META_OIFNAME, _NEXT_REGISTER) + _lookup(name, set_id)
 
 
-def destination_in_set(name: str, set_id: int) -> bytes:
-    """The IPv6 destination is in a network of this set."""
-    return _destination(6) + _lookup(name, set_id)
+def destination_in_set(version: int, name: str, set_id: int) -> bytes:
+    """The destination is in a network of this set."""
+    return _destination(version) + _lookup(name, set_id)
 
 
 def destination_matches(network: IPv6Network, mask: int) -> bytes:

@@ -4,13 +4,13 @@
     nat_postrouting  postrouting  100 (srcnat)    masquerade packets from an inside to an outside device
     clamp_forward    forward      -150 (mangle)   lower the TCP segment size, in both directions
     guard_output     output       -10             accept UDP to the server's port, drop other packets to the server;
-                                                  drop IPv6 packets that would leave outside the tunnel
-    guard_forward    forward      -10             accept and drop packets to the server likewise
+                                                  drop packets that would leave outside the tunnel
+    guard_forward    forward      -10             the same for packets of others
 
     set or map       contains                     used by
     masqueraded      devices inside and outside   nat_postrouting
     clamped4, 6      devices with segment sizes   clamp_forward
-    open6            networks                     guard_output
+    open4, 6         networks                     guard_output, guard_forward
 
 A chain without rules is not created. So without masquerading the kernel does not track connections.
 
@@ -23,17 +23,18 @@ Attributes by number (linux/netfilter/nf_tables.h):
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from dtun.network.state import (
     Address,
     ClampMss,
-    DropIPv6OutsideTunnel,
     DropOtherTrafficToServer,
+    DropOutsideTunnel,
     DropUnreachableIPv6,
     Filter,
     Masquerade,
+    Network,
 )
 from dtun.platform.linux.netlink.wire import NLM_F_CREATE
 from dtun.platform.linux.nftables import sets
@@ -86,13 +87,19 @@ _NEIGHBOUR_DISCOVERY: Final = (135, 136)
 """Neighbor Solicitation and Neighbor Advertisement (RFC 4861, sections 4.3 and 4.4)."""
 
 
-_LINK_LOCAL: Final = ((IPv6Network("fe80::/10"), 0xFFC0 << 112), (IPv6Network("ff02::/16"), 0xFF0F << 112))
+_LINK_LOCAL6: Final = ((IPv6Network("fe80::/10"), 0xFFC0 << 112), (IPv6Network("ff02::/16"), 0xFF0F << 112))
 """Link-local addresses, and link-local multicast with any flags (RFC 4291, 2.5.6, 2.7): no router forwards them."""
+
+_LINK_LOCAL4: Final = tuple(
+    map(IPv4Network, ("169.254.0.0/16", "224.0.0.0/24", "239.255.0.0/16", "255.255.255.255/32"))
+)
+"""Link-local addresses (RFC 3927), multicast of the link and of the local scope (RFC 5771, RFC 2365), broadcast."""
 
 _TUNNEL_DRIVERS: Final = ("tun", "wireguard")
 """Drivers of tunnels. Their packets leave the host inside other packets, which are filtered instead."""
 
 _CLAMPED: Final = {4: "clamped4", 6: "clamped6"}
+_OPEN: Final = {4: "open4", 6: "open6"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +130,14 @@ def layout(filters: Collection[Filter]) -> TableLayout:
         (what for what in filters if isinstance(what, DropOtherTrafficToServer)),
         key=lambda what: (what.server.version, what.server.packed, what.port),
     )
-    outside = [what for what in filters if isinstance(what, DropIPv6OutsideTunnel)]
+    outside = _allowed_outside(filters)
     nat = "masquerade (modules nft_chain_nat and nft_masq; family inet from Linux 5.2 on)"
     clamp, guard = "lower TCP segment sizes", "guard the server's address"
-    ipv6 = guard
+    stay = guard
     if outside:
-        ipv6 = "keep IPv6 in the tunnel (Linux 5.1 or later)"
+        stay = "keep packets in the tunnel (Linux 5.1 or later)"
     elif DropUnreachableIPv6() in filters:
-        ipv6 = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
+        stay = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
     found: list[Set] = []
     if masquerades:
         found.append(sets.device_pairs("masqueraded", masquerades, nat))
@@ -138,16 +145,19 @@ def layout(filters: Collection[Filter]) -> TableLayout:
         for version, headers in _HEADERS.items():
             sizes = {device: max(0, mtu - headers) for device, mtu in clamps.items()}
             found.append(sets.size_by_device(_CLAMPED[version], sizes, clamp))
-    opened = {network for what in outside for network in what.allowed}
-    if opened:
-        found.append(sets.networks("open6", opened, ipv6))
+    for version, opened in outside.items():
+        if opened:
+            found.append(sets.networks(_OPEN[version], version, opened, stay))
     numbers = {which.name: position for position, which in enumerate(found, 1)}
-    output = (*_guard(guards, on_link=True), *_drop_ipv6(filters, numbers))
+    output = [*_guard(guards, on_link=True), *_drop_outside(outside, numbers, on_link=True)]
+    if not outside and DropUnreachableIPv6() in filters:
+        output += [*_accept_link_local6(), version_is(6) + destination_is_unreachable() + verdict(NF_DROP)]
+    forward = (*_guard(guards, on_link=False), *_drop_outside(outside, numbers, on_link=False))
     made = (
         Chain("nat_postrouting", "nat", _POST_ROUTING, _SRCNAT, tuple(_masquerade(numbers)), nat),
         Chain("clamp_forward", "filter", _FORWARD, _MANGLE, tuple(_clamp(numbers)), clamp),
-        Chain("guard_output", "filter", _LOCAL_OUT, _GUARD, output, ipv6),
-        Chain("guard_forward", "filter", _FORWARD, _GUARD, tuple(_guard(guards, on_link=False)), guard),
+        Chain("guard_output", "filter", _LOCAL_OUT, _GUARD, tuple(output), stay),
+        Chain("guard_forward", "filter", _FORWARD, _GUARD, forward, stay if outside else guard),
     )
     return TableLayout(tuple(found), tuple(chain for chain in made if chain.rules))
 
@@ -244,21 +254,40 @@ def _guard(guards: Collection[DropOtherTrafficToServer], *, on_link: bool) -> It
         yield destination_is(server) + verdict(NF_DROP)
 
 
-def _drop_ipv6(filters: Collection[Filter], numbers: Mapping[str, int]) -> Iterator[bytes]:
-    """Drop IPv6 that a program sends through a device of its choice: Linux then ignores unreachable routes."""
-    drop_outside = any(isinstance(what, DropIPv6OutsideTunnel) for what in filters)
-    if not drop_outside and DropUnreachableIPv6() not in filters:
-        return
-    for network, mask in _LINK_LOCAL:
+def _allowed_outside(filters: Collection[Filter]) -> dict[int, set[Network]]:
+    """The IP versions that must not leave outside tunnels, each with the networks that they may be sent to."""
+    found: dict[int, set[Network]] = {}
+    for version in (4, 6):
+        outside = [
+            what for what in filters if isinstance(what, DropOutsideTunnel) and what.version == version
+        ]
+        if outside:
+            found[version] = {network for what in outside for network in what.allowed}
+    if 4 in found:
+        found[4].update(_LINK_LOCAL4)
+    return found
+
+
+def _accept_link_local6() -> Iterator[bytes]:
+    for network, mask in _LINK_LOCAL6:
         yield destination_matches(network, mask) + verdict(NF_ACCEPT)
-    if not drop_outside:
-        yield version_is(6) + destination_is_unreachable() + verdict(NF_DROP)
+
+
+def _drop_outside(outside: Collection[int], numbers: Mapping[str, int], *, on_link: bool) -> Iterator[bytes]:
+    """Drop these IP versions outside tunnels; `on_link`: packets of the host itself."""
+    if not outside:
         return
-    yield device_is(META_OIFNAME, "lo") + verdict(NF_ACCEPT)
+    if on_link and 6 in outside:
+        yield from _accept_link_local6()
+    if on_link:
+        yield device_is(META_OIFNAME, "lo") + verdict(NF_ACCEPT)
     for kind in _TUNNEL_DRIVERS:
         yield output_driver_is(kind) + verdict(NF_ACCEPT)
-    for type_ in _NEIGHBOUR_DISCOVERY:
-        yield version_is(6) + icmpv6_type_is(type_) + verdict(NF_ACCEPT)
-    if "open6" in numbers:
-        yield destination_in_set("open6", numbers["open6"]) + verdict(NF_ACCEPT)
-    yield version_is(6) + verdict(NF_DROP)
+    if on_link and 6 in outside:
+        for type_ in _NEIGHBOUR_DISCOVERY:
+            yield version_is(6) + icmpv6_type_is(type_) + verdict(NF_ACCEPT)
+    for version in outside:
+        name = _OPEN[version]
+        if name in numbers:
+            yield destination_in_set(version, name, numbers[name]) + verdict(NF_ACCEPT)
+        yield version_is(version) + verdict(NF_DROP)

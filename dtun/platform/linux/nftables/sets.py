@@ -5,7 +5,7 @@ Attributes by number (linux/netfilter/nf_tables.h):
     set         1 table, 2 name, 3 flags, 4 type of key, 5 its length, 6 type of value, 7 its length,
                 10 id in the batch, 13 user data
     elements    1 table, 2 name of the set, 4 its id in the batch, 3 list of elements
-    element     3 flags, 1 key, 2 value
+    element     3 flags, 1 key, 2 value, 6 user data
 
 Types and user data are for nft(8), which lists the table by them; the kernel only stores them. User data is
 
@@ -36,12 +36,17 @@ _INTERVAL, _MAP = 4, 8
 _INTERVAL_END: Final = 1
 _DATA_VALUE: Final = 1
 
-_TYPE_INTEGER, _TYPE_IP6ADDR, _TYPE_IFNAME = 4, 8, 41
+_TYPE_INTEGER, _TYPE_IFNAME = 4, 41
+_TYPE_ADDRESS: Final = {4: 7, 6: 8}
+_ADDRESS_BITS: Final = {4: 32, 6: 128}
 _TYPE_PAIR_OF_IFNAMES: Final = _TYPE_IFNAME << 6 | _TYPE_IFNAME
 _IFNAMSIZ: Final = 16
 
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 _USER_DATA: Final = struct.Struct("=BBI")
+
+_WITHOUT_END: Final = attribute(6, _USER_DATA.pack(1, 4, 1))
+"""User data of the start of an interval that has no end, because its last address is the last of all."""
 
 _PER_MESSAGE: Final = 500
 """Elements per message: their list is an attribute, which is limited to 64 KiB."""
@@ -78,11 +83,12 @@ def size_by_device(name: str, sizes: Mapping[str, int], purpose: str) -> Set:
     )
 
 
-def networks(name: str, members: Collection[Network], purpose: str) -> Set:
-    """A set of IPv6 networks."""
-    head = number(3, _INTERVAL) + number(4, _TYPE_IP6ADDR) + number(5, 16)
+def networks(name: str, version: int, members: Collection[Network], purpose: str) -> Set:
+    """A set of networks of one IP version."""
+    bits = _ADDRESS_BITS[version]
+    head = number(3, _INTERVAL) + number(4, _TYPE_ADDRESS[version]) + number(5, bits // 8)
     user_data = _USER_DATA.pack(0, 4, _BIG_ENDIAN)
-    return Set(name, head, tuple(_edges(members)), purpose, user_data, edges=True)
+    return Set(name, head, tuple(_edges(members, bits)), purpose, user_data, edges=True)
 
 
 def new_set(table: str, nft_set: Set, set_id: int) -> Request:
@@ -118,7 +124,7 @@ def _of_elements(
         yield Request(kind, head + nested(3, *listed), flags, nft_set.purpose)
 
 
-def _edges(members: Collection[Network]) -> Iterator[bytes]:
+def _edges(members: Collection[Network], bits: int) -> Iterator[bytes]:
     """Yield the start of each network and of each gap between them, by address."""
     ranges: list[tuple[int, int]] = []
     for network in aggregate(members):
@@ -128,15 +134,17 @@ def _edges(members: Collection[Network]) -> Iterator[bytes]:
         else:
             ranges.append((first, end))
     if ranges and ranges[0][0] > 0:
-        yield _edge(0, _INTERVAL_END)
+        yield _edge(0, bits, _INTERVAL_END)
     for first, end in ranges:
-        yield _edge(first)
-        if end < 1 << 128:
-            yield _edge(end, _INTERVAL_END)
+        if end < 1 << bits:
+            yield _edge(first, bits)
+            yield _edge(end, bits, _INTERVAL_END)
+        else:
+            yield _edge(first, bits) + _WITHOUT_END
 
 
-def _edge(address: int, flags: int = 0) -> bytes:
-    return (number(3, flags) if flags else b"") + _key(address.to_bytes(16, "big"))
+def _edge(address: int, bits: int, flags: int = 0) -> bytes:
+    return (number(3, flags) if flags else b"") + _key(address.to_bytes(bits // 8, "big"))
 
 
 @lru_cache(maxsize=4096)
