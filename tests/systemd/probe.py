@@ -1,6 +1,7 @@
 """Tries what a service may want to do, and writes as JSON what went well. Runs in a container: see test_sandbox.py."""
 
 import ctypes
+import errno
 import json
 import mmap
 import os
@@ -102,6 +103,33 @@ def host_name() -> None:
     _call("sethostname", name, len(name))
 
 
+def io_uring() -> None:
+    _system_call(425, 0, None)
+
+
+def fault_handler() -> None:
+    """userfaultfd(2), which helps to win races inside the kernel."""
+    _system_call({"x86_64": 323, "aarch64": 282}[os.uname().machine], 0)
+
+
+def keyring() -> None:
+    """keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING)"""
+    _system_call({"x86_64": 250, "aarch64": 219}[os.uname().machine], 0, -3, 0)
+
+
+def other_memory() -> None:
+    """process_vm_readv(2)"""
+    _system_call({"x86_64": 310, "aarch64": 270}[os.uname().machine], os.getpid(), None, 0, None, 0, 0)
+
+
+def _system_call(number: int, *arguments: object) -> None:
+    """A call with arguments that do nothing: it may fail, unless the kernel is forbidden to look at them."""
+    ctypes.set_errno(0)
+    libc.syscall(number, *arguments)
+    if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+        raise OSError(ctypes.get_errno(), f"system call {number}")
+
+
 def _in_a_child(action: Callable[[], None]) -> None:
     """What would change this process for good."""
     pid = os.fork()
@@ -139,6 +167,10 @@ FORBIDDEN = (
     network_namespace,
     mount,
     host_name,
+    io_uring,
+    fault_handler,
+    keyring,
+    other_memory,
 )
 
 if __name__ == "__main__":
