@@ -21,6 +21,8 @@ _UTUN_HEADERS: Final = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
 class Counters:
     """Packets and bytes inside the tunnel: `rx` from the peer, `tx` to the peer; drops by reason.
 
+    `ignored` are packets that nobody misses: what every kernel says to the neighbours on each of its devices.
+
     A super-packet counts as the packets that it stands for; its headers count once.
     """
 
@@ -29,6 +31,7 @@ class Counters:
     tx_packets: int = 0
     tx_bytes: int = 0
     drops: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     def dropped(self, operation: str, error: OSError) -> None:
         """Count a drop by the operation and the name of its error: "udp send: ENOBUFS"."""

@@ -22,6 +22,7 @@ from functools import partial
 
 from dtun.dataplane.datagrams import RECEIVE_SIZE, Datagrams
 from dtun.dataplane.device import Accepts, Counters, Device
+from dtun.dataplane.sources import LINK_ONLY, is_link_only
 from dtun.protocol.segments import HEADER_SIZE
 
 FRAMES = 128
@@ -311,7 +312,11 @@ class Pump:
         """Seal frames and send them."""
         port = self._port
         if port is None:
-            self._counters.drops["no session"] += len(frames)
+            for frame in frames:
+                if is_link_only(frame):
+                    self._counters.ignored[LINK_ONLY] += 1
+                else:
+                    self._counters.drops["no session"] += 1
             return
         records = port.seal_batch(frames)
         # Without `refused`, the first datagram that is too large for the path would stop the others.

@@ -8,6 +8,9 @@ from dtun.dataplane.device import Counters
 CACHE_SIZE = 4096
 """Remembered results at most: a peer that tries many addresses must not fill the memory."""
 
+LINK_ONLY = "source only valid on a link"
+"""Why a packet is ignored and not counted as a drop."""
+
 _Prefix = tuple[int, int, int]
 """Length of an address in bytes, mask, network."""
 
@@ -15,10 +18,11 @@ _Prefix = tuple[int, int, int]
 class SourceFilter:
     """Accepts packets by their source address, usually with one look-up."""
 
-    __slots__ = ("_accepted", "_drops", "_objections", "_prefixes")
+    __slots__ = ("_accepted", "_drops", "_ignored", "_objections", "_prefixes")
 
     def __init__(self, counters: Counters, allowed: Iterable[IPv4Network | IPv6Network] = ()) -> None:
         self._drops = counters.drops
+        self._ignored = counters.ignored
         self._accepted: set[bytes] = set()
         self._objections: dict[bytes, str] = {}
         self._prefixes: list[_Prefix] = []
@@ -50,7 +54,7 @@ class SourceFilter:
         if objection is None:
             objection = self._judge(source)
         if objection:
-            self._drops[objection] += 1
+            (self._ignored if objection == LINK_ONLY else self._drops)[objection] += 1
         return not objection
 
     @property
@@ -64,7 +68,7 @@ class SourceFilter:
         if any(size == length and number & mask == prefix for length, mask, prefix in self._prefixes):
             objection = ""
         elif any(size == length and number & mask == prefix for length, mask, prefix in _LINK_ONLY):
-            objection = "source only valid on a link"
+            objection = LINK_ONLY
         else:
             objection = "source not allowed"
         if self.remembered >= CACHE_SIZE:
@@ -83,3 +87,16 @@ def _prefix(network: IPv4Network | IPv6Network) -> _Prefix:
 
 # Every kernel sends these to neighbours on each device (RFC 3376, RFC 3810): not an attack, but not to be forwarded.
 _LINK_ONLY = [_prefix(ip_network(text)) for text in ("0.0.0.0/32", "::/128", "fe80::/10")]
+
+
+def is_link_only(frame: bytes) -> bool:
+    """Whether this frame is an IP packet whose source is valid on a link only."""
+    version = frame[0] >> 4 if frame else 0
+    if version == 4 and len(frame) >= 20:
+        source = frame[12:16]
+    elif version == 6 and len(frame) >= 40:
+        source = frame[8:24]
+    else:
+        return False
+    number, size = int.from_bytes(source), len(source)
+    return any(size == length and number & mask == prefix for length, mask, prefix in _LINK_ONLY)

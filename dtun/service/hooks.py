@@ -1,15 +1,22 @@
-"""Runs the administrator's hook commands: bounded in time and output, never fatal to the service."""
+"""Runs the administrator's hook commands: bounded in time and output, never fatal to the service.
+
+A client may come and go as often as it likes, and its hooks run each time. So what they print is also bounded for each
+client and minute, and for all clients together, as ids may be many.
+"""
 
 import asyncio
 import errno
 import logging
 import os
 import signal
+import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
+from dtun.pacing import RateLimiter
 from dtun.session.log import SessionLog
 from dtun.text import printable
 
@@ -19,9 +26,55 @@ logger = logging.getLogger("dtun.hook")
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LINE_MAX_BYTES: Final = 500
 LINES_MAX: Final = 100
+CLIENT_LINES: Final = 150
+"""Lines a minute that are logged about the hooks of one client, after a first burst of as many."""
+ALL_LINES: Final = 1000
+"""The same for all clients together."""
+MAX_CLIENTS: Final = 1024
+"""Clients whose lines are counted apart; the one whose hook ran longest ago is forgotten."""
 CHUNK_BYTES: Final = 1 << 16
 TERM_GRACE: Final = 2.0
 """Seconds from SIGTERM to SIGKILL."""
+
+
+class HookLogs:
+    """The logs of hooks, each with the limits of its client. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._all = RateLimiter(burst=ALL_LINES, per_seconds=60)
+        self._limiters: OrderedDict[str, _Limiter] = OrderedDict()  # the one used last at the end
+
+    def of(self, client: str | None, reason: str | None) -> SessionLog:
+        """The log for a hook that runs for this client."""
+        limiter = self._limiters.setdefault(client or "", _Limiter(self._all))
+        self._limiters.move_to_end(client or "")
+        if len(self._limiters) > MAX_CLIENTS:
+            self._limiters.popitem(last=False)
+        return SessionLog(logger, limiter=limiter, clock=self._clock, client=client, reason=reason)
+
+
+class _Limiter(RateLimiter):
+    """The limit of one client within that of all."""
+
+    def __init__(self, limiter_of_all: RateLimiter) -> None:
+        super().__init__(burst=CLIENT_LINES, per_seconds=60)
+        self._of_all = limiter_of_all
+        self._held_back = 0
+
+    def allow(self, now: float) -> int | None:
+        own = super().allow(now)
+        if own is None:
+            return None
+        self._held_back += own
+        if self._of_all.allow(now) is None:
+            self._held_back += 1
+            return None
+        held_back, self._held_back = self._held_back, 0
+        return held_back
+
+
+_LOGS: Final = HookLogs()
 
 
 async def run_hook(
@@ -30,15 +83,18 @@ async def run_hook(
     *,
     timeout: float,  # noqa: ASYNC109 - the limit is the hook's, which is killed at its end
     what: str,
+    logs: HookLogs = _LOGS,
 ) -> bool:
     """Run `command` without a shell and wait for its end. Returns whether it succeeded.
+
+    `logs` bounds what is logged of all hooks.
 
     It gets `environment` and a PATH, nothing else, and an empty standard input. It leads a process group, which is
     killed after `timeout` seconds or when the caller is cancelled. Its output is logged line by line until it ends: a
     daemon that it leaves behind must redirect its own. Never raises because of the hook: one log line tells what is
     wrong with `what`.
     """
-    log = SessionLog(logger, client=environment.get("ID"), reason=environment.get("REASON"))
+    log = logs.of(environment.get("ID"), environment.get("REASON"))
     if not command:
         log.error("%s has no command", what)
         return False

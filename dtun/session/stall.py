@@ -23,7 +23,7 @@ class DataPlane:
 
 def plane(tun: Tun, link: Link, counters: Counters) -> DataPlane:
     """The data plane of the tunnel that this session serves."""
-    drops = counters.drops, link.drops, link.session.association.records.drops
+    drops = counters.drops, counters.ignored, link.drops, link.session.association.records.drops
     progress = (
         counters.tx_packets,
         counters.rx_packets,

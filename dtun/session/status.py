@@ -68,4 +68,5 @@ def link_status(link: Link | None, counters: Counters) -> Mapping[str, object]:
         "tx_bytes": counters.tx_bytes,
         "tx_packets": counters.tx_packets,
         "drops": dict(drops),
+        "ignored": {reason: count for reason, count in counters.ignored.items() if count},
     }

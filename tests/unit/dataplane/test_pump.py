@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from ipaddress import IPv6Address
 
 import pytest
 
@@ -14,11 +15,12 @@ from dtun.dataplane import pump as pump_module
 from dtun.dataplane.datagrams import Datagrams
 from dtun.dataplane.device import Counters, PlainDevice
 from dtun.dataplane.pump import LOOP, MAX_SINGLES, READS, RECEIVES, Port, Pump
+from dtun.dataplane.sources import LINK_ONLY
 
 
 def packet(number: int) -> bytes:
     """An IPv4 packet, as far as the pump looks, that can be told from others."""
-    return b"\x45" + number.to_bytes(4) + bytes(15)
+    return b"\x45" + number.to_bytes(4) + bytes(7) + b"\x0a\x00\x00\x01" + bytes(4)
 
 
 def seal(plaintext: bytes) -> bytes:
@@ -288,6 +290,17 @@ async def test_without_a_session_packets_are_dropped_and_counted(
     tunnel.host.send(packet(2))
     await wait_for(lambda: tunnel.counters.drops["no session"] == 2, "the second drop")
     assert waiting_at(session.peer) == waiting_at(tunnel.host) == []
+
+
+async def test_what_the_kernel_says_to_its_neighbours_is_no_drop(tunnel: Tunnel) -> None:
+    solicitation = (
+        b"\x60" + bytes(7) + IPv6Address("fe80::1").packed + IPv6Address("ff02::2").packed + bytes(16)
+    )
+    tunnel.host.send(solicitation)
+    tunnel.host.send(packet(1))
+    await wait_for(lambda: tunnel.counters.drops["no session"] == 1, "the drop")
+    assert tunnel.counters.ignored == {LINK_ONLY: 1}
+    assert tunnel.counters.drops.total() == 1
 
 
 async def test_a_full_port_that_is_detached_does_not_leave_the_device_paused(

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from dtun.service import hooks
-from dtun.service.hooks import LINE_MAX_BYTES, LINES_MAX, OutputLog, run_hook
+from dtun.service.hooks import (
+    ALL_LINES,
+    CLIENT_LINES,
+    LINE_MAX_BYTES,
+    LINES_MAX,
+    MAX_CLIENTS,
+    HookLogs,
+    OutputLog,
+    run_hook,
+)
 from dtun.session.log import SessionLog
 
 Script = Callable[[str], str]
@@ -65,6 +74,30 @@ async def test_the_log_tells_whose_hook_it_was_and_why_it_ran(
     assert len(caplog.records) == 2
     for record in caplog.records:
         assert (vars(record)["client"], vars(record)["reason"]) == ("home", "timeout")
+
+
+async def test_hooks_of_a_client_that_comes_and_goes_do_not_fill_the_log(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="dtun.hook")
+    now = 0.0
+    logs = HookLogs(clock=lambda: now)
+    talking = script("i=0; while [ $i -lt 60 ]; do echo line; i=$((i + 1)); done; exit 1")
+    for _ in range(4):
+        await run_hook([talking], {"ID": "home"}, timeout=10, what="hook", logs=logs)
+    assert len(caplog.records) == CLIENT_LINES
+    await run_hook([talking], {"ID": "office"}, timeout=10, what="hook", logs=logs)
+    assert len(caplog.records) == CLIENT_LINES + 61, "another client's hook is not concerned"
+    now = 30.0
+    await run_hook(["/none"], {"ID": "home"}, timeout=10, what="hook", logs=logs)
+    assert caplog.messages[-1].endswith(f"(and {4 * 61 - CLIENT_LINES} more like this)")
+
+
+def test_many_clients_together_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    logs = HookLogs(clock=lambda: 0.0)
+    for number in range(2 * MAX_CLIENTS):
+        logs.of(f"client {number}", None).info("line")
+    assert len(caplog.records) == ALL_LINES
 
 
 async def test_a_hook_sees_the_given_variables_a_path_and_nothing_else(
