@@ -35,15 +35,22 @@ def keep(fdstore: FdStore, config: Config) -> None:
         fdstore.keep(CONFIG, descriptor)
 
 
-def take(fdstore: FdStore, path: Path) -> Config | None:
-    """The configuration that the process before this one has used; None if it has kept none, or this cannot use it."""
+def take(fdstore: FdStore) -> bytes | None:
+    """What the process before this one has kept, as `save` made it; None if it has kept nothing."""
     descriptor = fdstore.take(CONFIG)
     if descriptor is None:
         return None
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def restored(kept: bytes | None, path: Path) -> Config | None:
+    """The configuration that was kept; None if there is none, or this version cannot use it."""
+    if kept is None:
+        return None
     try:
-        with os.fdopen(descriptor, "rb") as file:
-            file.seek(0)
-            return restore(file.read(), path)
-    except (OSError, ValueError) as error:
+        return restore(kept, path)
+    except ValueError as error:
         log.info("the configuration of the process before this one cannot be used: %s", error)
         return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtun.config import Config
+from dtun.config.saved import save
 from dtun.errors import DtunError
 from dtun.handover.fdstore import FdStore
 from dtun.service import kept_config, preflight
@@ -35,17 +36,19 @@ def choose(path: Path, load: Callable[[], Config], fdstore: FdStore | None = Non
         DtunError: a start with the file would fail, and there is no other configuration.
     """
     fdstore = fdstore or SystemdFdStore()
-    kept = kept_config.take(fdstore, path)
+    kept = kept_config.take(fdstore)
     try:
         config = load()
-        if kept is not None and kept.section != config.section:
+        # Compared as it was saved: to read a long configuration twice would make each restart longer.
+        if kept is not None and kept != save(config):
             for problem in preflight.problems(config.section, fdstore):
                 raise problem
     except DtunError as error:
-        if kept is None:
+        before = kept_config.restored(kept, path)
+        if before is None:
             raise
         for line in str(error).splitlines():
             log.error("%s", line)  # noqa: TRY400 - a line for a person
         log.error("%s is not used; going on with the configuration from before", path)  # noqa: TRY400
-        return Start(kept, fdstore, str(error))
+        return Start(before, fdstore, str(error))
     return Start(config, fdstore)

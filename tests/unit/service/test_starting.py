@@ -162,6 +162,14 @@ async def test_a_reload_that_is_refused_is_told_as_well(site: Site) -> None:
     assert "listen: UDP port 443 is taken" in reloader.warnings[0]
 
 
+def test_without_a_change_nothing_is_looked_at_twice(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each restart would take longer."""
+    site.ran()
+    monkeypatch.setattr(preflight, "problems", None)
+    monkeypatch.setattr(kept_config, "restore", None)
+    assert site.start().problem is None
+
+
 def test_what_another_version_has_kept_is_not_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Config:
         raise ValueError("it is of another version of dtun")
