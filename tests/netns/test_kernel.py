@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from unittest import mock
 
 import kernels
 import pytest
@@ -32,6 +33,7 @@ from dtun.network.difference import Action
 from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
 from dtun.platform import kernel
 from dtun.platform.interface import ChangesRefusedError, LocalNetwork, NextHop
+from dtun.platform.linux import lookup
 from dtun.platform.linux.netlink.route_batches import RouteBatches
 from dtun.protocol import virtio
 
@@ -426,6 +428,42 @@ def test_the_hosts_own_networks_are_those_of_others_devices(host: Host, runtime:
                 LocalNetwork("eth1", ip_network("198.51.100.0/24")),
                 LocalNetwork("vpn0", ip_network("10.8.0.0/24")),
             ]
+
+    host.play(story)
+
+
+def test_links_and_addresses_are_read_once_and_again_after_a_change(host: Host, runtime: Path) -> None:
+    async def story() -> None:
+        reads = 0
+        read = lookup.local_networks
+
+        async def counted(own: Collection[str]) -> list[LocalNetwork]:
+            nonlocal reads
+            reads += 1
+            return await read(own)
+
+        async with tunnel(runtime) as (linux, _):
+            with mock.patch.object(lookup, "local_networks", counted):
+                await linux.apply(state(into("10.9.0.0/24")))
+                before = await linux.local_networks()
+                for _ in range(100):
+                    reads = 0
+                    await asyncio.sleep(0.01)
+                    assert await linux.local_networks() == before
+                    if not reads:
+                        break  # no notification of the beginning is under way any more
+                for number in range(20):
+                    await linux.apply(state(into(f"10.{number}.0.0/24")))
+                    assert await linux.local_networks() == before
+                assert reads == 0
+                new = LocalNetwork("eth1", ip_network("203.0.113.0/24"))
+                for change, has in (("add", True), ("del", False)):
+                    host.ip(f"address {change} 203.0.113.9/24 dev eth1")
+                    while (new in await linux.local_networks()) != has:  # noqa: ASYNC110 - the kernel's doing
+                        await asyncio.sleep(0.01)
+                host.ip("link set eth1 name lan7")
+                while "lan7" not in {one.device for one in await linux.local_networks()}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     host.play(story)
 

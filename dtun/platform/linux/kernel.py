@@ -63,6 +63,9 @@ class LinuxKernel:
         self._devices = Devices()
         self._tuns: dict[str, LinuxTun] = {}
         self._inherited: set[str] = set()
+        # What was read of the host, with the version of the view.
+        self._local_networks: tuple[int, list[LocalNetwork]] | None = None
+        self._host_routes: dict[bool, tuple[int, list[HostRoute]]] = {}
         self._desired: NetworkState | None = None
         # The host's network changed since the kernel was read.
         self._stale = False
@@ -148,11 +151,20 @@ class LinuxKernel:
 
     async def local_networks(self) -> list[LocalNetwork]:
         """See `Kernel.local_networks`."""
-        return await lookup.local_networks(self._devices.own)
+        version = self._view.networks_version
+        if self._open is None or self._local_networks is None or self._local_networks[0] != version:
+            # Not at each login: with a thousand clients there are a thousand links and addresses.
+            self._local_networks = (version, await lookup.local_networks(self._devices.own))
+        return [local for local in self._local_networks[1] if local.device not in self._devices.own]
 
     async def host_routes(self, *, connected: bool) -> list[HostRoute]:
         """See `Kernel.host_routes`."""
-        return await lookup.host_routes(self._devices.own, connected=connected)
+        version = self._view.networks_version
+        known = self._host_routes.get(connected)
+        if self._open is None or known is None or known[0] != version:
+            known = (version, await lookup.host_routes(self._devices.own, connected=connected))
+            self._host_routes[connected] = known
+        return [route for route in known[1] if route.device not in self._devices.own]
 
     def has(self, setting: Sysctl) -> bool:
         """See `Kernel.has`."""
@@ -257,6 +269,7 @@ class LinuxKernel:
         for name, index in list(self._devices.own.items()):
             if device_index(name) != index:
                 del self._devices.own[name]
+                self._view.networks_version += 1  # it may be there under another name
                 self._removals.device_closed(index)
                 self._devices.lost[name] = self._applier.applied.discard_device(name)
 

@@ -51,6 +51,37 @@ def view() -> HostView:
     return view
 
 
+def test_what_was_read_is_out_of_date_after_any_change_but_our_own(view: HostView) -> None:
+    def outdates(*data: bytes) -> list[bool]:
+        results = []
+        for one in data:
+            before = view.networks_version
+            view.update(one)
+            results.append(view.networks_version != before)
+        return results
+
+    foreign = (
+        link(9),
+        link(9, driver=b"tun"),
+        link(9, kind=DELLINK),
+        address(9, "10.8.0.1"),
+        address(9, "10.8.0.1", kind=DELADDR),
+        route(24),
+        route(24, kind=DELROUTE),
+    )
+    assert outdates(*foreign) == [True] * 7
+    ours = (
+        link(TUN),
+        address(TUN, "10.86.0.1"),
+        address(TUN, "10.86.0.1", kind=DELADDR),
+        route(24, protocol=217),
+    )
+    assert outdates(*ours) == [False] * 4
+    before = view.networks_version
+    view.clear()
+    assert view.networks_version != before
+
+
 def test_an_address_is_a_change_once(view: HostView) -> None:
     # With each router advertisement the kernel repeats the address.
     assert not view.update(address(ETH0, "192.0.2.2"))

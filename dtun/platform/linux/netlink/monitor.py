@@ -63,6 +63,8 @@ class HostView:
     """
 
     def __init__(self) -> None:
+        self.networks_version = 0
+        """Changes whenever the links, addresses or routes of others may have: what was read before is out of date."""
         self._own: set[int] = set()
         self._tunnels: set[int] = set()
         self._running: set[int] = set()
@@ -74,6 +76,7 @@ class HostView:
 
     def clear(self) -> None:
         """Forget links and addresses, because notifications may have been lost."""
+        self.networks_version += 1
         self._running.clear()
         self._addresses.clear()
 
@@ -81,6 +84,7 @@ class HostView:
         """Read a datagram of notifications; returns whether the host's own network changed."""
         changed = False
         for kind, _, _, _, body in messages(data):
+            self._note(kind, body)
             if kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(body) >= RTMSG.size:
                 changed |= self._route(body)
             elif kind in (RTM_NEWADDR, RTM_DELADDR) and len(body) >= IFADDRMSG.size:
@@ -94,6 +98,18 @@ class HostView:
                 protocol = attributes(body, FIB_RULE_HDR.size).get(FRA_PROTOCOL)
                 changed |= protocol is None or protocol[0] != ROUTE_PROTOCOL
         return changed
+
+    def _note(self, kind: int, body: memoryview) -> None:
+        """Note what is out of date, of any device but ours."""
+        if kind in (RTM_NEWADDR, RTM_DELADDR) and len(body) >= IFADDRMSG.size:
+            is_ours = IFADDRMSG.unpack_from(body)[4] in self._own
+        elif kind in (RTM_NEWLINK, RTM_DELLINK) and len(body) >= IFINFOMSG.size:
+            is_ours = IFINFOMSG.unpack_from(body)[3] in self._own
+        elif kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(body) >= RTMSG.size:
+            is_ours = RTMSG.unpack_from(body)[5] == ROUTE_PROTOCOL
+        else:
+            is_ours = kind not in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP)
+        self.networks_version += not is_ours
 
     def update_link(self, index: int, flags: int, kind: str | None, *, present: bool = True) -> bool:
         """Returns whether that is a change. `flags` are IFF_..., `kind` is the driver's name (`driver_of`).
