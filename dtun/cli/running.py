@@ -1,6 +1,7 @@
 """`dtun status`, `reload`, `kick` and `down`: requests to a running dtun."""
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dtun.cli.arguments import DEFAULT_CONFIG, Commands, add_command, add_config, add_socket, load_config
 from dtun.cli.output import say
-from dtun.errors import ConfigError, PermissionDeniedError, UnavailableError
+from dtun.errors import ConfigError, DtunError, PermissionDeniedError, UnavailableError
 from dtun.text import printable
 
 if TYPE_CHECKING:
@@ -123,15 +124,16 @@ def _down(arguments: argparse.Namespace) -> int:
     from dtun.service.control import ask
 
     config = load_config(arguments)
-    if not _exists(config.control_socket):
+    path = _running_with(config.path, config.control_socket)
+    if not _exists(path):
         return _clean_up(config)
     try:
-        ask(config.control_socket, "stop")
+        ask(path, "stop")
     except UnavailableError:
         # A killed process leaves its socket, too; the lock tells whether dtun runs.
         return _clean_up(config)
     deadline = time.monotonic() + STOP_TIMEOUT
-    while _exists(config.control_socket):
+    while _exists(path):
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"dtun has not stopped within {STOP_TIMEOUT:g} s; its log says what it waits for"
@@ -238,7 +240,8 @@ def _configured_socket(config: Path | None) -> Path | None:
     from dtun.config import ConfigErrors, load
 
     try:
-        return load(config or DEFAULT_CONFIG, read_keys=False).control_socket
+        file = config or DEFAULT_CONFIG
+        return _running_with(file, load(file, read_keys=False).control_socket)
     except ConfigErrors:
         if config is None:
             return None
@@ -247,6 +250,21 @@ def _configured_socket(config: Path | None) -> Path | None:
                 f"{config}: this user may not read it; ask with sudo, or give the dtun's --socket instead of -c"
             ) from None
         raise
+
+
+def _running_with(config: Path | None, configured: Path) -> Path:
+    """The socket of the dtun that was started with this file, which may name another device or directory by now."""
+    from dtun.config.common import RUNTIME_DIRECTORY, directory_from
+    from dtun.service.control import ask
+
+    if config is None or _exists(configured):
+        return configured
+    directories = {configured.parent, directory_from("RUNTIME_DIRECTORY", RUNTIME_DIRECTORY)}
+    for path in sorted(path for directory in directories for path in directory.glob("*.sock")):
+        with contextlib.suppress(DtunError):
+            if ask(path).get("config") == str(config.absolute()):
+                return path
+    return configured
 
 
 def _only(found: list[Path], preferred: str = "") -> Path:

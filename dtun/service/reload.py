@@ -85,6 +85,16 @@ class ConfigReloader:
                 log.log(logging.ERROR if line.startswith(FAILED) else logging.INFO, "reload: %s", line)
             return lines
 
+    async def moves(self) -> bool:
+        """Whether the file names another device or runtime directory by now, with which the next process will start."""
+        if self.path is None:
+            return False
+        try:
+            config = await asyncio.to_thread(load, self.path, read_keys=False)
+        except ConfigError:
+            return False
+        return config.control_socket != self._start.config.control_socket
+
     async def _reload(self, *, dry_run: bool) -> list[str]:
         if self.path is None:
             raise ConfigError(

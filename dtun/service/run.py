@@ -8,12 +8,14 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 import dtun
+from dtun.config import Config
 from dtun.config.common import Hook
 from dtun.errors import ConfigError, DtunError, PermissionDeniedError
+from dtun.handover.fdstore import devices
 from dtun.platform import event_loop, kernel as platform_kernel
 from dtun.platform.interface import Kernel
 from dtun.service import systemd
@@ -104,6 +106,8 @@ async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
     # From a terminal, SIGHUP means that the user is gone; a service reloads, as is the custom.
     hang_up = stop_requested if sys.stdin.isatty() else reload_requested
     loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+    if name == "client":
+        await _clean_up_after(set(devices(start.fdstore)) - {instance}, config)
     kernel = platform_kernel(instance, config.section.runtime_directory)
     await kernel.open()
     restarting = False
@@ -121,7 +125,8 @@ async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
             reloader.started()
             systemd.notify_ready(reloader.summary())
             await _work(role, reloader, stop_requested)
-            restarting = await systemd.is_restart()
+            # A successor with another name would not take over what this one leaves.
+            restarting = await systemd.is_restart() and not await reloader.moves()
         finally:
             systemd.notify_stopping()
             await control.stop()
@@ -130,6 +135,18 @@ async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
         await (kernel.detach() if restarting else kernel.close())
     log.info("stopped; %s", "the next start resumes the sessions" if restarting else "nothing is left behind")
     return 0
+
+
+async def _clean_up_after(predecessors: Collection[str], config: Config) -> None:
+    """Remove what processes of this service left that had these devices, before `tun` was changed in the file."""
+    for instance in predecessors:
+        try:
+            kernel = platform_kernel(instance, config.section.runtime_directory)
+            await kernel.open()
+            await kernel.close()
+            config.section.control_socket.with_name(f"{instance}.sock").unlink(missing_ok=True)
+        except (DtunError, OSError) as error:
+            log.warning("cannot remove what is left of %s: %s", instance, error)
 
 
 async def _work(role: Role, reloader: ConfigReloader, stop_requested: asyncio.Event) -> None:

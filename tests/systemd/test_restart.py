@@ -103,6 +103,21 @@ def test_a_client_keeps_its_device_when_its_settings_change(pair: Pair) -> None:
     assert client.container.show(client.unit, "NRestarts") == "0"
 
 
+def test_another_device_name_leaves_nothing_of_the_former(pair: Pair) -> None:
+    """The reload says that it needs a restart; the restart is a whole stop, or a crash has it cleaned up."""
+    client = pair.client
+    client.configure(CLIENT + "  tun: vpn0\n")
+    client.systemctl("reload")
+    assert "tun: vpn0 instead of dtun0" in client.journal_tail()
+    client.systemctl("restart")
+    wait_for(pair.talk, "the tunnel")
+    client.configure(CLIENT)
+    crash(client)
+    wait_for(pair.talk, "the tunnel")
+    assert "vpn0" not in "".join(client.left().values())
+    assert client.container.run("ls", "/run/dtun").split() == ["dtun0.json", "dtun0.lock", "dtun0.sock"]
+
+
 def test_a_restart_loses_no_packet(pair: Pair) -> None:
     """They wait in the device's queue and in the socket, not for long enough to fill them."""
     # It ends with the last answer, however long that waited.

@@ -11,6 +11,7 @@ from dtun.cli import main, status
 from dtun.errors import UnavailableError
 from dtun.service.control import RefusedError
 
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 Capture = pytest.CaptureFixture[str]
 
 
@@ -19,14 +20,19 @@ class Answering:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.by_name: dict[str, dict[str, Any]] = {}
+        self.ends: Path | None = None
         self.answer: dict[str, Any] | Exception = {"lines": ["one", "two\x1b[2J"], "failed": False}
 
-    def __call__(self, path: Path, command: str, *, timeout: float = 5, **arguments: Any) -> dict[str, Any]:
+    def __call__(self, path: Path, command: str = "status", *, timeout: float = 5, **arguments: Any) -> dict[str, Any]:
         del timeout
         self.asked.append((path.name, command, arguments))
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        if command == "stop" and self.ends is not None:
+            self.ends.unlink()
+        answer = self.by_name.get(path.name, self.answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @pytest.fixture
@@ -54,6 +60,27 @@ def test_reload_tells_by_the_exit_code_that_not_all_of_it_worked(
     answering.answer = RefusedError("dtun.yaml:1:1: is wrong\nreload: nothing was changed", 78)
     assert main(["reload", "--socket", "/x"]) == 78
     assert capsys.readouterr().err == "dtun: dtun.yaml:1:1: is wrong\ndtun: reload: nothing was changed\n"
+
+
+@pytest.mark.parametrize("command", ["reload", "down"])
+def test_a_dtun_is_found_by_its_file_after_its_name_has_changed_there(
+    tmp_path: Path, answering: Answering, capsys: Capture, command: str
+) -> None:
+    """It still runs as dtun0, and listens there."""
+    file = tmp_path / "dtun.yaml"
+    text = f"client: {{servers: [192.0.2.1], id: a, key: {KEY}, tun: vpn0, runtime_directory: {tmp_path}}}\n"
+    file.write_text(text)
+    file.chmod(0o600)
+    for name in ("another", "dtun0"):
+        (tmp_path / f"{name}.sock").touch()
+    answering.by_name = {
+        "another.sock": {"config": "/etc/dtun.yaml"},
+        "dtun0.sock": {"config": str(file), "lines": ["tun: vpn0 instead of dtun0, at the next start"]},
+    }
+    answering.ends = tmp_path / "dtun0.sock"
+    assert main([command, "-c", str(file)]) == 0
+    assert answering.asked[-1][:2] == ("dtun0.sock", "stop" if command == "down" else "reload")
+    capsys.readouterr()
 
 
 def test_kick_names_the_client(answering: Answering, capsys: Capture) -> None:

@@ -131,6 +131,15 @@ async def test_a_file_with_a_mistake_changes_nothing(world: World, told: list[st
     assert told[-2:] == ["READY=1", f"STATUS=2 clients; {world.path} is not in use, see `dtun check`"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "moves"),
+    [("keepalive: 9", False), ("runtime_directory: /elsewhere", True), ("keepalive: often", False)],
+)
+async def test_a_file_that_names_another_place_is_noticed(world: World, setting: str, moves: bool) -> None:
+    world.write(setting)
+    assert await world.reloader.moves() is moves
+
+
 async def test_what_should_not_stay_so_is_said(world: World) -> None:
     world.path.chmod(0o644)
     assert any(line.startswith("warning: ") for line in await world.reloader.reload(dry_run=True))
