@@ -29,6 +29,7 @@ from dtun.pacing import Backoff, RateLimiter
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Renew, Welcome
 from dtun.protocol.record import is_hello_request
+from dtun.session.config_change import AGAIN
 from dtun.session.go import GoLiveness
 from dtun.session.hooks import RunHook
 from dtun.session.link import Link
@@ -111,6 +112,8 @@ class Client:
         self._host_timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks(loop)
         self._stall = StallDetector()
+        # The last reload did not apply everything.
+        self._incomplete = False
 
     async def start(self) -> None:
         """Make the device and the kill switch, or resume the session that the process before this one saved.
@@ -230,20 +233,27 @@ class Client:
         if config.client is None:
             raise ConfigError("this is a client, but the file has a server section now; nothing was changed")
         change = compare(self._config, config.client)
-        if change.steps and not dry_run:
+        lines = [str(step) for step in change.steps]
+        if not lines and (self._incomplete or self._tunnel.rejections):
+            lines.append(AGAIN)
+        if lines and not dry_run:
             await self._apply(change)
-        return [str(step) for step in change.steps]
+        return lines
 
     async def _apply(self, change: ClientReload) -> None:
         before, self._config = self._config, change.config
         self._log = ClientLog(self._config)
         self._dialer.reload(self._config)
-        await self._tunnel.reload(self._config)
-        if before.rekey != self._config.rekey:
-            self._states.set_rekey(_rekey_of(self._config), self._loop.time())
-            self._set_state_timer()
-        if change.reconnects:
-            self._handle(ClientEvent.CONFIG_CHANGED)
+        self._incomplete = True
+        try:
+            await self._tunnel.reload(self._config)
+            self._incomplete = False
+        finally:
+            if before.rekey != self._config.rekey:
+                self._states.set_rekey(_rekey_of(self._config), self._loop.time())
+                self._set_state_timer()
+            if change.reconnects:
+                self._handle(ClientEvent.CONFIG_CHANGED)
 
     # The state machine
 

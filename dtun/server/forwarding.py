@@ -46,6 +46,11 @@ class Forwarding:
         """Whether the host forwards IPv4 packets now, whoever has told it to."""
         return self._kernel.has(IPV4_FORWARDING)
 
+    @property
+    def rejections(self) -> list[str]:
+        """What the kernel refuses of it, as lines for a person."""
+        return self._rejections.lines
+
     async def refresh(self, config: ServerConfig, devices: Iterable[str]) -> None:
         """The host's network has changed: find the way out again. An error is logged."""
         try:
@@ -61,7 +66,7 @@ class Forwarding:
         """
         async with self._lock:
             if not config.forwards:
-                await self._desired_state.remove(OWNER)
+                await self._desired_state.set(OWNER, NetworkState())
                 self._rejections.replace([])
                 self._stranded = self._announced = False
                 return

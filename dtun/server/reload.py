@@ -40,6 +40,12 @@ class ServerReload:
         self._logins = logins
         self._demux = demux
         self._loop = loop
+        self._incomplete = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something of the present configuration is not in place, so that `apply` has to apply all of it."""
+        return self._incomplete or bool(self._identities.forwarding.rejections)
 
     async def apply(self, config: ServerConfig) -> list[str]:
         """Serve as `config` says from now on. Returns what did not work, as lines for a person.
@@ -51,8 +57,9 @@ class ServerReload:
         identities = self._identities
         problems: list[str] = []
         async with identities.lock:
-            before = identities.config
+            before, everything = identities.config, self.incomplete
             self._listen(before, config)
+            self._incomplete = True
             identities.reconfigure(config)
             leaving = self._dismiss()
         # Without the lock: logins need not wait for these hooks.
@@ -61,11 +68,12 @@ class ServerReload:
             problems += await self._readdress()
             problems += await self._create()
             renewing = self._reconfigure()
-            problems += await self._forward(before)
-            problems += await self._regrant(before)
+            problems += await self._forward(before, everything=everything)
+            problems += await self._regrant({} if everything else _claims(before))
             self._stop_listening(before, renewing)
             for link in renewing:
                 link.send(Renew())
+        self._incomplete = bool(problems)
         return [f"error: {problem}" for problem in problems]
 
     def check(self, config: ServerConfig) -> None:
@@ -160,11 +168,11 @@ class ServerReload:
                 renewing.add(link)
         return renewing
 
-    async def _forward(self, before: ServerConfig) -> list[str]:
+    async def _forward(self, before: ServerConfig, *, everything: bool) -> list[str]:
         """Switch forwarding and NAT on or off, and update them for new devices."""
         identities = self._identities
         problems = []
-        if before.forwards != identities.config.forwards:
+        if everything or before.forwards != identities.config.forwards:
             for identity in list(identities.by_name.values()):
                 problems += await self._apply(identity)
         try:
@@ -173,16 +181,15 @@ class ServerReload:
             problems.append(f"forwarding: {error}")
         return problems
 
-    async def _regrant(self, before: ServerConfig) -> list[str]:
+    async def _regrant(self, before: Mapping[str, Claim]) -> list[str]:
         """Grant subnets anew: one client may get what another has lost, so in two rounds."""
-        claims = _claims(before), _claims(self._identities.config)
-        if claims[0] == claims[1]:
+        if before == _claims(self._identities.config):
             return []
         problems = []
         for _ in range(2):
             for identity in list(self._identities.by_name.values()):
                 active = identity.active
-                if active is None or not self._may_differ(identity, active.hello, claims[0]):
+                if active is None or not self._may_differ(identity, active.hello, before):
                     continue
                 had = identity.granted
                 await asyncio.sleep(0)

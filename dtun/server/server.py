@@ -26,6 +26,7 @@ from dtun.server.listeners import Listeners
 from dtun.server.login import Logins
 from dtun.server.psk import Authenticator
 from dtun.server.reload import ServerReload
+from dtun.session.config_change import AGAIN
 from dtun.session.dialect import Count, Dialect, NativeDialect
 from dtun.session.go import GoServerDialect
 from dtun.session.hooks import RunHook
@@ -186,7 +187,9 @@ class Server:
             lines = [str(step) for step in steps]
             if dry_run:
                 self._server_reload.check(config.server)
-            if dry_run or not steps:
+            if self._server_reload.incomplete and not steps:
+                lines.append(AGAIN)
+            if dry_run or not lines:
                 return lines
             lines += await self._server_reload.apply(usable(old, config.server))
             self._authenticator.reconfigure()

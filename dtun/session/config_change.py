@@ -13,6 +13,10 @@ _EFFECTS: Final[Mapping[Effect, str]] = {
 }
 
 
+AGAIN: Final = "what did not work at the last reload is applied again"
+"""The line of a reload without a difference that puts in place what is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One difference. `where` is the place in the configuration, `what` the change in words."""

@@ -24,7 +24,9 @@ class Answering:
         self.ends: Path | None = None
         self.answer: dict[str, Any] | Exception = {"lines": ["one", "two\x1b[2J"], "failed": False}
 
-    def __call__(self, path: Path, command: str = "status", *, timeout: float = 5, **arguments: Any) -> dict[str, Any]:
+    def __call__(
+        self, path: Path, command: str = "status", *, timeout: float = 5, **arguments: Any
+    ) -> dict[str, Any]:
         del timeout
         self.asked.append((path.name, command, arguments))
         if command == "stop" and self.ends is not None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from dtun.config import Config
-from dtun.errors import ConfigError
+from dtun.errors import ConfigError, UnavailableError
+from dtun.network.difference import Change
 from dtun.network.plan import BLOCK_METRIC
-from dtun.network.state import Dns, DropOtherTrafficToServer, Route, Rule, Sysctl
+from dtun.network.state import Dns, DropOtherTrafficToServer, NetworkState, Route, Rule, Sysctl
 from dtun.platform.interface import LocalNetwork, NextHop
+from dtun.session.config_change import AGAIN
 from tests.unit.sites import Home, Site, in_service, settled, started, wait_for
 
 TUN = "dtun0"
@@ -152,6 +154,29 @@ async def test_what_the_kernel_refuses_is_told_once_and_in_the_status(
 
 def changed(home: Home, **settings: object) -> Config:
     return Config(None, home.config(**settings), None)
+
+
+async def test_what_a_reload_could_not_apply_the_next_one_does(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(Home(site, tmp_path)) as home:
+        link = await in_service(home)
+        await settled()
+        wanted = changed(home, routes=["198.18.0.0/15"], subnets=["10.0.5.0/24"])
+        with monkeypatch.context() as patch:
+
+            async def fail(_: NetworkState) -> list[Change]:
+                raise UnavailableError("the disk is full")
+
+            patch.setattr(home.kernel, "apply", fail)
+            with pytest.raises(UnavailableError):
+                await home.client.reload(wanted, dry_run=False)
+            await settled()
+        assert await home.client.reload(wanted, dry_run=False) == [AGAIN]
+        assert await home.client.reload(wanted, dry_run=False) == []
+        assert ip_network("198.18.0.0/15") in {route.destination for route in home.kernel.state.routes}
+        await in_service(home, other_than=link)
+        assert home.row()["subnets"] == ["10.0.5.0/24"]
 
 
 async def test_a_reload_changes_routes_without_a_new_session(site: Site, tmp_path: Path) -> None:

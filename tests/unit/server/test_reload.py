@@ -21,6 +21,7 @@ from dtun.network.state import ClampMss, Masquerade, NetworkState, Route, Sysctl
 from dtun.platform.interface import NextHop
 from dtun.protocol.messages import Hello, Renew
 from dtun.server import reload
+from dtun.session.config_change import AGAIN
 from dtun.session.session import PathMtuChanged, Received
 from tests.unit.fakes import FakeKernel
 from tests.unit.sites import KEY, LAN, RawClient, Site, closed_text, packet, sees_packet, wait_for
@@ -404,6 +405,34 @@ async def test_forwarding_and_nat_are_switched_on_and_off(
     await reloading.reload(masquerade=False)
     assert not kernel.state.filters
     assert not kernel.state.sysctls
+
+
+async def test_what_a_reload_could_not_apply_the_next_one_does(
+    reloading: Reloading, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a full /run. The file has not changed in between, or has been changed back."""
+    kernel = reloading.site.kernel
+    client = make()
+    await client.connect()
+    clients = {"demo": DEMO | {"subnets": ["10.7.0.0/16"]}, "other": OTHER | {"subnets": [str(LAN)]}}
+    before = kernel.state
+    for changes in ({"masquerade": ["eth7"]}, {"masquerade": False}, {"clients": clients}):
+        with monkeypatch.context() as patch:
+
+            async def fail(_: NetworkState) -> list[Change]:
+                raise UnavailableError("the disk is full")
+
+            patch.setattr(kernel, "apply", fail)
+            lines = await reloading.reload(**changes)
+            assert any(line.startswith("error: ") and "disk is full" in line for line in lines), lines
+            assert AGAIN in await reloading.reload(dry_run=True)
+        assert kernel.state == before
+        assert await reloading.reload() == [AGAIN]
+        assert kernel.state != before, changes
+        assert await reloading.reload() == []
+        before = kernel.state
+    assert not kernel.state.filters
+    assert not any(route.destination == LAN for route in kernel.state.routes), "which is the other's now"
 
 
 async def test_nat_follows_the_default_route_and_new_devices(reloading: Reloading) -> None:
