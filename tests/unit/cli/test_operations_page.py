@@ -1,4 +1,4 @@
-"""docs/operations.md quotes messages that dtun has, and names commands and fields that exist."""
+"""Messages quoted in docs/troubleshooting.md are dtun's; docs/operations.md names commands and fields that exist."""
 
 import re
 from pathlib import Path
@@ -10,15 +10,15 @@ from dtun.session.log import FIELDS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
+MESSAGES = (ROOT / "docs" / "troubleshooting.md").read_text()
 SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "dtun").rglob("*.py")))
 # Messages of systemd.
 NOT_OURS = {"Socket service dtun-server.service not loaded, refusing"}
 
 
 def quoted() -> list[str]:
-    """The messages of the table at the end."""
-    table = PAGE.partition("## When something is wrong")[2]
-    rows = re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+    """The messages in the first columns of the tables."""
+    rows = re.findall(r"^\| (.*?) \|", MESSAGES, re.MULTILINE)
     return [message for row in rows for message in re.findall(r"`([^`]+)`", row) if message not in NOT_OURS]
 
 
