@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from dtun.config import ClientConfig
 from dtun.network.plan import Policy, Routing, TunnelSettings
+from dtun.network.prefixes import PrefixSet
 from dtun.network.state import Address, Dns, Network
 from dtun.protocol.messages import Welcome
 
@@ -14,13 +15,21 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
     return Routing(
         device,
         tuple(dict.fromkeys((*config.routes, *accepted))),
-        config.bypassed,
+        _bypassed(config),
         Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
         block=config.on_disconnect == "block",
         ipv6=config.ipv6,
         forwarding=config.forwarding,
         behind=config.subnets,
     )
+
+
+def _bypassed(config: ClientConfig) -> tuple[Network, ...]:
+    """Without what is behind this client: a route around the tunnel would take it away from here."""
+    if not config.subnets:
+        return config.bypassed
+    behind = PrefixSet(config.subnets)
+    return tuple(network for network in config.bypassed if network not in behind)
 
 
 def settings_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:

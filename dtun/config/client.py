@@ -17,6 +17,7 @@ from dtun.config.values import (
     Directory,
     FilePath,
     Id,
+    NetworkOutside,
     NetworkValue,
     OneOrMore,
     OptionalMtu,
@@ -24,6 +25,7 @@ from dtun.config.values import (
     ServerNameValue,
     Suites,
     TunName,
+    is_routable,
 )
 from dtun.config.words import EVERYTHING, Acceptance, AddressValue, Domain, Flag, Mark, OrEverything, Table
 from dtun.network.prefixes import aggregate, covers
@@ -42,10 +44,10 @@ class Routed(Section):
     routes: Annotated[tuple[NetworkValue, ...], OrEverything] = Field(
         (), description="Networks to reach through the tunnel: a list, or `everything` (0.0.0.0/0 and ::/0)."
     )
-    exclude: Annotated[tuple[NetworkValue, ...], OneOrMore] = Field(
+    exclude: Annotated[tuple[NetworkOutside, ...], OneOrMore] = Field(
         (), description="Networks to keep out of the tunnel, although they are inside of those."
     )
-    bypass: Annotated[tuple[NetworkValue, ...], OneOrMore] = Field(
+    bypass: Annotated[tuple[NetworkOutside, ...], OneOrMore] = Field(
         (), description="The same once more, for a long list."
     )
     bypass_files: Annotated[tuple[FilePath, ...], OneOrMore] = Field(
@@ -113,7 +115,7 @@ class Routed(Section):
             return self._bypassed
         if self.bypass_files:
             raise RuntimeError("this configuration was loaded without its lists")
-        return tuple(aggregate((*self.exclude, *self.bypass)))
+        return tuple(aggregate(network for network, _ in self.around(())))
 
     def read_lists(self, base: Path, location: Location) -> Iterator[Problem]:
         """Read `bypass_files`. Relative paths start at `base`."""
@@ -134,7 +136,22 @@ class Routed(Section):
         self._bypassed = networks
 
     def around(self, location: Location) -> Iterator[tuple[Network, Place]]:
-        """Each bypassed network as it was written, and where. `location` is that of this section."""
+        """Each bypassed network as it was written, and where. `location` is that of this section.
+
+        Without those that cannot be routed: they never get into the tunnel, see `unroutable`.
+        """
+        return ((network, place) for network, place in self._written(location) if is_routable(network))
+
+    def unroutable(self, location: Location) -> list[tuple[Network, Place]]:
+        """The networks that are left out, because they cannot be routed."""
+        return [(network, place) for network, place in self._written(location) if not is_routable(network)]
+
+    @property
+    def empty_lists(self) -> list[NetworkList]:
+        """The files of `bypass_files` without a network."""
+        return [one for one in self._lists or () if not one.networks and not one.faults]
+
+    def _written(self, location: Location) -> Iterator[tuple[Network, Place]]:
         for name, networks in (("exclude", self.exclude), ("bypass", self.bypass)):
             for index, network in enumerate(networks):
                 yield network, (*location, name, index)

@@ -98,18 +98,14 @@ def bypass_problems(client: ClientConfig) -> Iterator[Problem]:
     if not client.bypassed:
         return
     places = _places(client)
-    bypassed = PrefixSet(client.bypassed)
     for index, route in enumerate(client.routes):
         if route in places:
             message = f"{route} is in two lists: it cannot go both through the tunnel and around it; remove one of them"
             yield Problem(("client", "routes", index), message, related=places[route])
-    for index, subnet in enumerate(client.subnets):
-        if subnet in bypassed:
-            message = f"{subnet} is behind this client, so it cannot go around the tunnel; remove one of them"
-            yield Problem(("client", "subnets", index), message, related=_enclosing(places, subnet))
 
 
 def bypass_warnings(client: ClientConfig) -> Iterator[Problem]:
+    yield from _without_effect(client)
     if not client.bypassed:
         return
     yield from _twice(client)
@@ -119,6 +115,27 @@ def bypass_warnings(client: ClientConfig) -> Iterator[Problem]:
         if route in bypassed and route not in places:
             message = f"all of {route} goes around the tunnel; remove the route, or what excludes it"
             yield Problem(("client", "routes", index), message, related=_enclosing(places, route))
+
+
+def _without_effect(client: ClientConfig) -> Iterator[Problem]:
+    """What is harmless and no use: one warning for all of a kind."""
+    unroutable = client.unroutable(("client",))
+    if unroutable:
+        network, place = unroutable[0]
+        more = f" (and {len(unroutable) - 1} more like it)" if len(unroutable) > 1 else ""
+        message = f"{network} never gets into a tunnel, so it is left out{more}"
+        yield _warning(place, message)
+    for one in client.empty_lists:
+        message = "has no network in it, so nothing goes around the tunnel for its sake; was it downloaded?"
+        yield Problem(("client", "bypass_files"), message, elsewhere=str(one.path))
+    if client.bypassed and client.subnets:
+        places, bypassed = _places(client), PrefixSet(client.bypassed)
+        for index, subnet in enumerate(client.subnets):
+            if subnet in bypassed:
+                message = (
+                    f"{subnet} is behind this client: to list it as a network around the tunnel has no effect"
+                )
+                yield Problem(("client", "subnets", index), message, related=_enclosing(places, subnet))
 
 
 def _places(client: ClientConfig) -> dict[Network, Place]:
@@ -152,7 +169,7 @@ def _twice(client: ClientConfig) -> Iterator[Problem]:
         yield Problem(("client", "bypass_files" if client.bypass_files else "bypass"), message)
 
 
-def _warning(place: Place, message: str, related: Place) -> Problem:
+def _warning(place: Place, message: str, related: Place | None = None) -> Problem:
     if isinstance(place, str):
         return Problem(("client", "bypass_files"), message, related=related, elsewhere=place)
     return Problem(place, message, related=related)

@@ -7,6 +7,7 @@ the newline at the end of a file is not part of it.
 
 import base64
 import binascii
+import codecs
 import grp
 import hmac
 import os
@@ -79,7 +80,7 @@ def decode(text: bytes, *, go: bool) -> Key:
             )
         return Key(trimmed)
     try:
-        secret = base64.b64decode(trimmed, validate=True)
+        secret = base64.b64decode(_without_mark(trimmed), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"is not a base64 key; {MAKE_A_KEY}") from None
     if len(secret) != KEY_BYTES:
@@ -88,6 +89,13 @@ def decode(text: bytes, *, go: bool) -> Key:
             f"is too {comparison} for a key: {len(secret)} bytes instead of {KEY_BYTES}; {MAKE_A_KEY}"
         )
     return Key(secret)
+
+
+def _without_mark(text: bytes) -> bytes:
+    """Base64 text as some editors and shells save it: with a byte order mark, or in UTF-16."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return text.decode("utf-16", errors="replace").encode().strip()
+    return text.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def read_file(path: Path, *, private: bool = True) -> bytes:

@@ -1,5 +1,6 @@
 """Lists of networks in files of their own: one network a line, `#` starts a comment."""
 
+import codecs
 import os
 import stat
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from dtun.config.errors import Location, Problem
 from dtun.config.keys import unreadable
-from dtun.config.values import parse_network
+from dtun.config.values import parse_network_outside
 from dtun.network.state import Network
 
 MAX_BYTES = 16 << 20
@@ -42,7 +43,9 @@ def read(path: Path) -> NetworkList:
         ValueError: the file does not exist or cannot be read. Wrong lines do not raise; they are in `faults`.
     """
     # Not splitlines(): editors count line feeds only.
-    text = _content(path).decode("utf-8-sig", errors="replace")
+    content = _content(path)
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
     networks: list[Network] = []
     lines: list[int] = []
     faults: list[tuple[int, str]] = []
@@ -51,7 +54,7 @@ def read(path: Path) -> NetworkList:
         if not written:
             continue
         try:
-            networks.append(parse_network(written))
+            networks.append(parse_network_outside(written))
         except ValueError as error:
             faults.append((number, str(error)))
         else:

@@ -157,6 +157,8 @@ def _unknown(location: Location, known: Iterable[str], place: str) -> Problem:
 
 
 def _say_unknown(name: str, known: list[str], place: str) -> str:
+    if name == "<<":
+        return "`<<` (merging in YAML) is not supported; write the settings themselves here"
     quoted = shown_name(name)
     if ":" in name:
         return f"{quoted} is not a known key; is a space missing after the colon?"

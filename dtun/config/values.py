@@ -32,6 +32,14 @@ _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 Parsed = TypeVar("Parsed")
 
 
+class UnroutableError(ValueError):
+    """A network for which routes have no effect."""
+
+    def __init__(self, message: str, network: Network) -> None:
+        super().__init__(message)
+        self.network = network
+
+
 class Endpoint(NamedTuple):
     """An address and UDP port to listen on."""
 
@@ -131,9 +139,24 @@ def parse_network(value: object) -> Network:
         raise ValueError(_no_network(text)) from None
     if "%" in text:
         raise ValueError(f"{shown(text)} names an interface; write the network alone")
-    if network.prefixlen and (network.is_loopback or network.is_multicast or network.is_link_local):
-        raise ValueError(f"{network} cannot be routed: it is a loopback, link-local or multicast network")
+    if not is_routable(network):
+        raise UnroutableError(
+            f"{network} cannot be routed: it is a loopback, link-local or multicast network", network
+        )
     return network
+
+
+def parse_network_outside(value: object) -> Network:
+    """Like `parse_network`, for a network to keep out of the tunnel: one that cannot be routed never gets into it."""
+    try:
+        return parse_network(value)
+    except UnroutableError as error:
+        return error.network
+
+
+def is_routable(network: Network) -> bool:
+    """Whether a route to this network has an effect."""
+    return not network.prefixlen or not (network.is_loopback or network.is_multicast or network.is_link_local)
 
 
 def _no_network(text: str) -> str:
@@ -291,6 +314,7 @@ Suites = Annotated[
     ),
 ]
 NetworkValue = Annotated[IPv4Network | IPv6Network, _as_text(parse_network)]
+NetworkOutside = Annotated[IPv4Network | IPv6Network, _as_text(parse_network_outside)]
 Pool = Annotated[IPv4Network, _as_text(parse_pool)]
 Pool6 = Annotated[IPv6Network, _as_text(parse_pool6)]
 Address4 = Annotated[IPv4Address, _as_text(parse_address4)]

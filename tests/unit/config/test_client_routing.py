@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dtun.client.routing import routing_of
 from dtun.config import ClientConfig, Config, ConfigErrors, load
 
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -190,19 +191,25 @@ def test_a_contradiction_is_said_once(write: Callable[[str], Path]) -> None:
     assert (len(caught.value.lines), caught.value.warnings) == (1, [])
 
 
-def test_what_is_behind_the_client_cannot_go_around_the_tunnel(problems: Problems, tmp_path: Path) -> None:
-    (tmp_path / "around.txt").write_text("10.0.0.0/8\n10.1.0.0/16\n")
-    said = problems(
-        text(
-            "  subnets: [10.1.2.0/24, 172.16.0.0/12, 192.168.0.0/16]\n"
-            "  bypass: [172.16.0.0/13, 172.24.0.0/13]\n  bypass_files: around.txt"
+def test_what_is_behind_the_client_stays_there_whatever_lists_say(
+    write: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "around.txt").write_text("10.0.0.0/8\n10.1.2.128/25\n")
+    config = load(
+        write(
+            text(
+                "  subnets: [10.1.2.0/24, 172.16.0.0/12, 192.168.0.0/16]\n"
+                "  bypass: [172.16.0.0/13, 172.24.0.0/13]\n  bypass_files: around.txt"
+            )
         )
     )
-    cannot = "is behind this client, so it cannot go around the tunnel; remove one of them"
-    assert said == [
-        f"dtun.yaml:5:13: client.subnets[0]: 10.1.2.0/24 {cannot} (the other: around.txt:2)",
-        f"dtun.yaml:5:26: client.subnets[1]: 172.16.0.0/12 {cannot}",
+    without_effect = "is behind this client: to list it as a network around the tunnel has no effect"
+    assert [warning.partition("subnets")[2] for warning in config.warnings if "subnets" in warning] == [
+        f"[0]: 10.1.2.0/24 {without_effect} (the other: {tmp_path}/around.txt:1)",
+        f"[1]: 172.16.0.0/12 {without_effect}",
     ]
+    assert config.client is not None
+    assert routing_of(config.client, "dtun0").bypassed == (ip_network("10.0.0.0/8"),)
 
 
 def test_the_server_cannot_be_behind_its_client(problems: Problems) -> None:

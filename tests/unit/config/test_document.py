@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from dtun.config import ConfigErrors, document, load
+from dtun.config import ConfigErrors, document, load, validation
 from dtun.config.document import Position
 
 SYNTAX = [
@@ -182,3 +182,9 @@ def test_the_secret_is_not_shown_when_the_space_before_it_is_missing(tmp_path: P
         load(path)
     assert "is a space missing after the colon?" in str(caught.value)
     assert secret not in str(caught.value)
+
+
+def test_merging_is_refused_in_so_many_words() -> None:
+    data = document.parse(b"client:\n  <<: {id: a}\n  servers: 192.0.2.1\n").data
+    messages = [problem.message for problem in validation.validate(data).problems]
+    assert "`<<` (merging in YAML) is not supported; write the settings themselves here" in messages

@@ -236,3 +236,9 @@ def test_the_service_is_told_how_to_get_at_its_key(monkeypatch: pytest.MonkeyPat
     assert "`chown root:dtun /etc/dtun/home.key && chmod 640 /etc/dtun/home.key`" in keys.unreadable(path)
     monkeypatch.setattr(grp, "getgrgid", lambda _number: SimpleNamespace(gr_name="root"))
     assert "start dtun as the file's owner or as root" in keys.unreadable(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_key_with_a_byte_order_mark_is_taken(encoding: str) -> None:
+    text = keys.generate()
+    assert keys.decode(f"{text}\r\n".encode(encoding), go=False) == keys.decode(text.encode(), go=False)

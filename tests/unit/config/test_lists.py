@@ -72,10 +72,35 @@ def test_broken_lines_are_named_together(problems: Problems, tmp_path: Path) -> 
         "around.txt:2: '10.0.0.1/8' is an address inside a network; write the network, 10.0.0.0/8",
         "around.txt:3: 'ten' is not a network; write it like 10.0.0.0/16 or fd00:1::/64",
         "around.txt:4: '10.0.0.0/8, 11.0.0.0/8' is not a network; write it like 10.0.0.0/16 or fd00:1::/64",
-        "around.txt:6: 127.0.0.0/8 cannot be routed: it is a loopback, link-local or multicast network",
         "around.txt:7: 'fd00::%eth0/64' names an interface; write the network alone",
         "dtun.yaml:6:10: client.rekey: must be at least 60 seconds, or 0 for never",
     ]
+
+
+def test_what_never_gets_into_a_tunnel_is_left_out_with_one_warning(loaded: Load, tmp_path: Path) -> None:
+    """Lists of networks that are not the internet's have them all."""
+    (tmp_path / "around.txt").write_text(
+        "10.0.0.0/8\n127.0.0.0/8\n169.254.0.0/16\n224.0.0.0/4\n::1\nfe80::/10\nff00::/8\n"
+    )
+    config = loaded(f"{CLIENT}  exclude: [169.254.0.0/16, 192.0.2.0/24]\n  bypass_files: around.txt\n")
+    assert client(config).bypassed == (IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.0/24"))
+    (warning,) = warnings(config)
+    where = "dtun.yaml:5:13: client.exclude[0]"
+    assert (
+        warning == f"{where}: 169.254.0.0/16 never gets into a tunnel, so it is left out (and 6 more like it)"
+    )
+
+
+def test_an_empty_list_is_worth_a_warning(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "around.txt").write_text("# downloaded\n\n")
+    assert warnings(loaded(f"{CLIENT}  bypass_files: around.txt\n")) == [
+        "around.txt: has no network in it, so nothing goes around the tunnel for its sake; was it downloaded?"
+    ]
+
+
+def test_a_list_in_utf_16(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "around.txt").write_bytes("10.0.0.0/8\r\n".encode("utf-16"))
+    assert client(loaded(f"{CLIENT}  bypass_files: around.txt\n")).bypassed == (IPv4Network("10.0.0.0/8"),)
 
 
 def test_of_the_wrong_file_only_the_beginning_is_shown(problems: Problems, tmp_path: Path) -> None:
