@@ -21,8 +21,7 @@ class Attacker:
 
     def __init__(self, site: Site, hellos: int) -> None:
         self.target = ("127.0.0.1", site.port)
-        engine = ClientEngine("nobody", bytes(32), native=True)
-        self.clients = [engine.associate(0.0) for _ in range(hellos)]
+        self.hellos = hellos
         self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(8)]
         for sock in self.sockets:
             sock.bind((ATTACKER, 0))
@@ -36,13 +35,15 @@ class Attacker:
         """A hello with a valid cookie for each client, and the socket to send it from."""
         loop = asyncio.get_running_loop()
         hellos = []
-        for number, client in enumerate(self.clients):
+        engine = ClientEngine("nobody", bytes(32), native=True)
+        for number in range(self.hellos):
+            client = engine.associate(0.0)
             sock = self.sockets[number % len(self.sockets)]
             (hello,) = client.take_outgoing()
             sock.sendto(hello, self.target)
             client.receive(await asyncio.wait_for(loop.sock_recv(sock, 2048), 10), 0.0)
-            (hello,) = client.take_outgoing()
-            hellos.append((sock, hello))
+            # If the answer was late, the client has sent its first hello again before this one.
+            hellos.append((sock, client.take_outgoing()[-1]))
         return hellos
 
 
