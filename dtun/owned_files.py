@@ -101,6 +101,17 @@ class OwnedDirectory:
                     os.unlink(draft, dir_fd=directory)
                 raise
 
+    def put_aside(self, name: str) -> str:
+        """Rename a file that cannot be understood, so that it is in nobody's way. Returns its name then.
+
+        Raises:
+            OSError: it cannot be renamed.
+        """
+        aside = f"{name}.damaged"
+        with self._opened() as directory:
+            os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+        return aside
+
     def remove(self, name: str) -> None:
         """Remove this file, or a link of this name, if there is one."""
         with suppress(FileNotFoundError), self._opened() as directory:

@@ -12,6 +12,7 @@ Devices, and the routes through them, are not in the journal: the kernel removes
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ DEFAULT_DIRECTORY = Path("/run/dtun")
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another instance that changes a setting, which takes milliseconds."""
+
+log = logging.getLogger("dtun.platform")
 
 # Obsolete lines that are allowed before the file is rewritten.
 _OBSOLETE_LINES = 1000
@@ -240,7 +243,10 @@ class Journal:
                 "'ip route show table all proto 217' and 'ip rule' show of dtun, and then this file"
             ) from None
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise UnavailableError(
-                f"{self._path} is damaged; find leftover routes with 'ip route show table all proto 217', "
-                "remove them and then this file"
-            ) from None
+            log.warning(
+                "%s is damaged and was put aside as %s; what a killed dtun may have left, "
+                "'ip route show table all proto 217' and 'ip rule' show",
+                self._path,
+                self._files.put_aside(self._name),
+            )
+            return set()

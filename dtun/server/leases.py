@@ -7,6 +7,7 @@ gets the lease that has been unused for longest.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import chain
@@ -155,8 +156,11 @@ class Leases:
             }
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
             log.warning("%s: cannot read the leases, starting with none: %s", self._path, error)
+            return
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._put_aside(error)
             return
         taken = set(self._fixed.values())
         for identity, address in leases.items():
@@ -165,6 +169,16 @@ class Leases:
             if usable and not self._clashes6(address) and identity not in self._fixed:
                 taken.add(address)
                 self._leased[identity] = address
+
+    def _put_aside(self, error: Exception) -> None:
+        assert self._path is not None  # noqa: S101 - it has been read
+        name = "left as it is"
+        if not self._read_only:
+            with suppress(OSError):
+                name = f"put aside as {OwnedDirectory(self._path.parent).put_aside(self._path.name)}"
+        log.warning(
+            "%s: cannot read the leases, starting with none; the file was %s: %s", self._path, name, error
+        )
 
     def _save(self) -> None:
         """Write the leases so that a crash leaves the old file or the new one."""

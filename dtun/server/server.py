@@ -161,6 +161,8 @@ class Server:
                     return
         except (DtunError, PoolFullError, OSError, ValueError) as error:
             log.warning("%s: cannot resume the session from before the restart: %s", device, error)
+        except MemoryError:
+            raise
         except Exception:
             log.exception("%s: internal error, please report it; cannot resume the session", device)
         if link is None:

@@ -204,6 +204,8 @@ class ControlServer:
                 answer = await command(request)
             except DtunError as error:
                 answer = {"error": str(error), "exit_code": error.exit_code}
+            except MemoryError:
+                raise
             except Exception:
                 log.exception("internal error, please report it")
                 answer = {"error": "internal error; see the log of dtun", "exit_code": 1}

@@ -60,6 +60,8 @@ class ConfigReloader:
                 await self.reload(dry_run=False)
             except DtunError as error:
                 log.error("%s", error)  # noqa: TRY400 - a line for a person
+            except MemoryError:
+                raise
             except Exception:
                 log.exception("internal error, please report it")
 

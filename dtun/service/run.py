@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import dtun
 from dtun.config import Config
@@ -33,6 +33,9 @@ STATUS_INTERVAL = 2.0
 
 RESTART_PAUSE = 2.0
 """Seconds before a failed service ends. Its unit restarts it without delay, for that matters after a kill."""
+
+# <2> is the level for the journal of systemd.
+_NO_MEMORY = b"<2>dtun: there is no memory left; ends, to be started again with its sessions\n"
 
 MakeRole = Callable[[Kernel, asyncio.AbstractEventLoop], Role]
 
@@ -96,10 +99,24 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def on_internal_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler."""
+    if isinstance(context.get("exception"), MemoryError):
+        end_without_memory()
+    loop.default_exception_handler(context)
+
+
+def end_without_memory() -> NoReturn:
+    """End at once, as if killed, for the next process to resume the sessions: what comes next may need memory, too."""
+    os.write(sys.stderr.fileno(), _NO_MEMORY)
+    os._exit(os.EX_OSERR)
+
+
 async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
     _raise_descriptor_limit()
     config = start.config
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(on_internal_error)
     stop_requested, reload_requested = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop_requested.set)
@@ -127,6 +144,8 @@ async def _run(name: str, instance: str, start: Start, make: MakeRole) -> int:
             await _work(role, reloader, stop_requested)
             # A successor with another name would not take over what this one leaves.
             restarting = await systemd.is_restart() and not await reloader.moves()
+        except MemoryError:
+            end_without_memory()
         finally:
             systemd.notify_stopping()
             await control.stop()

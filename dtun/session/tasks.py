@@ -28,5 +28,9 @@ class Tasks:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, MemoryError):
+            self._loop.call_exception_handler({"message": "no memory", "exception": error, "task": task})
+        else:
             log.error("internal error, please report it", exc_info=error)

@@ -216,16 +216,20 @@ def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
         '{"routes": [{}]}',
         '{"routes": [{"destination": "x"}]}',
         "\udc80",
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"version": 2}\n' + "[" * 100_000 + "\n", id="deep line"),
     ],
 )
-def test_a_damaged_journal_is_reported_and_kept(tmp_path: Path, content: str) -> None:
+def test_a_damaged_journal_is_put_aside(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "demo.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     journal = Journal("demo", tmp_path)
-    with pytest.raises(UnavailableError, match=r"demo\.json is damaged"):
-        journal.open()
-    journal.close(keep=True)
-    assert path.exists()
+    assert journal.open() == frozenset()
+    assert f"{path} is damaged and was put aside as demo.json.damaged" in caplog.text
+    journal.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["demo.json.damaged"]
 
 
 def test_the_service_manager_sets_the_directory() -> None:

@@ -190,11 +190,20 @@ def test_a_file_with_any_content_does_not_stop_the_server(
     assert make(path=path).pair("a", none_in_use) == leases.pair("a", none_in_use)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"leases": {"a": ', "[]", '{"leases": 7}', "[" * 100_000], ids=["cut", "list", "odd", "deep"]
+)
+def test_a_damaged_file_is_named_and_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
     path = tmp_path / "leases.json"
-    path.write_text('{"leases": {"a": ')
+    path.write_text(content)
     make(path=path)
-    assert caplog.messages[0].startswith(f"{path}: cannot read the leases, starting with none")
+    text = (
+        f"{path}: cannot read the leases, starting with none; the file was put aside as leases.json.damaged"
+    )
+    assert caplog.messages[0].startswith(text)
+    assert (tmp_path / "leases.json.damaged").read_text() == content
 
 
 def test_a_file_that_cannot_be_written_is_named_once(

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -116,3 +119,44 @@ async def test_the_watchdog_is_fed_while_the_data_plane_moves(
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+WITHOUT_MEMORY = """
+import asyncio, os, sys
+from dtun.platform import event_loop
+from dtun.service import run
+from dtun.session.tasks import Tasks
+
+def fail(*_):
+    raise MemoryError
+
+async def in_a_task():
+    fail()
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(run.on_internal_error)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"x")
+    {how}
+    await asyncio.sleep(600)
+    print("went on")
+
+asyncio.Runner(loop_factory=event_loop).run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["loop.add_reader(read_end, fail)", "loop.call_soon(fail)", "Tasks(loop).spawn(in_a_task())"]
+)
+def test_without_memory_the_process_ends_at_once(how: str) -> None:
+    """As if killed, so that its successor has the sessions."""
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY.format(how=how)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == os.EX_OSERR, ended.stderr
+    assert ended.stderr == "<2>dtun: there is no memory left; ends, to be started again with its sessions\n"

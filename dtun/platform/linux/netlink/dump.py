@@ -17,7 +17,7 @@ from typing import TypeVar
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.errors import UnavailableError
-from dtun.platform.linux.netlink.sockets import NETLINK_ROUTE, open_socket
+from dtun.platform.linux.netlink.sockets import ANSWER_TIME, NETLINK_ROUTE, open_socket
 from dtun.platform.linux.netlink.wire import (
     NETLINK_GET_STRICT_CHK,
     NLM_F_DUMP,
@@ -92,7 +92,10 @@ def query(kind: int, body: bytes) -> bytes:
     """
     with _open() as netlink:
         _send(netlink, message(kind, NLM_F_REQUEST, 1, body))
-        data = netlink.recv(_DATAGRAM_BYTES)  # The kernel replied during the send.
+        try:
+            data = netlink.recv(_DATAGRAM_BYTES)  # The kernel replied during the send.
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO, str(error)) from None
     for reply, _, _, _, part in messages(data):
         if reply == NLMSG_ERROR:
             raise _error(NLMSGERR.unpack_from(part)[0])
@@ -131,7 +134,10 @@ def _send(netlink: socket.socket, request: bytes) -> None:
 
 async def _receive(netlink: socket.socket, buffer: bytearray) -> int:
     try:
-        return await asyncio.get_running_loop().sock_recv_into(netlink, buffer)
+        async with asyncio.timeout(ANSWER_TIME):
+            return await asyncio.get_running_loop().sock_recv_into(netlink, buffer)
+    except TimeoutError:
+        raise _error(errno.ETIMEDOUT) from None
     except OSError as error:
         raise NetlinkError(error.errno or errno.EIO, str(error)) from None
 

@@ -1,13 +1,15 @@
 """Single rtnetlink(7) requests for links, addresses and policy rules, by pyroute2."""
 
+import asyncio
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from dtun.network.state import NetDevice, PointToPoint, Rule
-from dtun.platform.linux.netlink.sockets import device_index, port_of
+from dtun.platform.linux.netlink.sockets import ANSWER_TIME, device_index, port_of
 from dtun.platform.linux.netlink.wire import FAMILIES, FIB_RULE_INVERT, ROUTE_PROTOCOL
 
 # The TUN device's queue. Twice the default: a handshake may occupy the event loop for a few milliseconds, in which a
@@ -37,43 +39,52 @@ class Requests:
 
     async def check_permission(self) -> None:
         """Raises NetlinkError (EPERM) without CAP_NET_ADMIN in this network namespace. Changes nothing."""
-        await self._socket.link("set", index=_index("lo"))
+        await self._ask(self._socket.link, "set", index=_index("lo"))
 
     async def set_up(self, link: NetDevice) -> None:
         index = _index(link.name)
-        await self._socket.link("set", index=index, mtu=link.mtu, txqlen=TRANSMIT_QUEUE_PACKETS)
+        await self._ask(self._socket.link, "set", index=index, mtu=link.mtu, txqlen=TRANSMIT_QUEUE_PACKETS)
         await self._disable_link_local(index)
-        await self._socket.link("set", index=index, state="up")
+        await self._ask(self._socket.link, "set", index=index, state="up")
 
     async def set_down(self, link: NetDevice) -> None:
-        await self._socket.link("set", index=_index(link.name), state="down")
+        await self._ask(self._socket.link, "set", index=_index(link.name), state="down")
 
     async def add_address(self, pair: PointToPoint) -> None:
-        await self._socket.addr("add", **_pair(pair))
+        await self._ask(self._socket.addr, "add", **_pair(pair))
 
     async def replace_address(self, pair: PointToPoint, previous: PointToPoint) -> None:
         """Give our address another peer. IPv4 cannot replace it, but accepts both for a moment."""
         if pair.local.version == 6:
-            await self._socket.addr("replace", **_pair(pair))
+            await self._ask(self._socket.addr, "replace", **_pair(pair))
         else:
             await self.add_address(pair)
             await self.remove_address(previous)
 
     async def remove_address(self, pair: PointToPoint) -> None:
-        await self._socket.addr("del", **_pair(pair))
+        await self._ask(self._socket.addr, "del", **_pair(pair))
 
     async def add_rule(self, rule: Rule) -> None:
         """Raises NetlinkError (EEXIST) if the same rule exists, whoever added it."""
-        await self._socket.rule("add", **_rule(rule))
+        await self._ask(self._socket.rule, "add", **_rule(rule))
 
     async def remove_rule(self, rule: Rule) -> None:
-        await self._socket.rule("del", **_rule(rule))
+        await self._ask(self._socket.rule, "del", **_rule(rule))
+
+    async def _ask(self, request: Callable[..., Awaitable[Any]], *arguments: Any, **fields: Any) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIME):
+                await request(*arguments, **fields)
+        except TimeoutError:
+            raise NetlinkError(errno.ETIMEDOUT, "the kernel does not answer") from None
 
     async def _disable_link_local(self, index: int) -> None:
         """Disable the automatic link-local address, and with it router solicitations to the only peer."""
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
         try:
-            await self._socket.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
+            await self._ask(
+                self._socket.link, "set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]}
+            )
         except NetlinkError as error:
             # A host without IPv6 (EAFNOSUPPORT) or a device with too small an MTU (EINVAL) adds none anyway.
             if error.code not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):

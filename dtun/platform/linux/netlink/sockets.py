@@ -4,6 +4,9 @@ import socket
 
 from dtun.platform.linux.netlink.wire import NETLINK_CAP_ACK, SOL_NETLINK
 
+ANSWER_TIME = 10.0
+"""Seconds for an answer of the kernel. It takes milliseconds, but an answer is lost if there is no memory for it."""
+
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12  # linux/netlink.h
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
