@@ -14,7 +14,6 @@ from dtun.client.tunnel import Tunnel
 from dtun.config import ANY_ID, ClientConfig, Hook, ServerConfig
 from dtun.network.plan import Routing
 from dtun.network.state import Address, Network, NetworkState, PointToPoint, Route
-from dtun.platform.desired import Rejections
 from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.protocol.messages import Welcome
 from dtun.server.identities import Identities
@@ -89,9 +88,7 @@ async def of_client(
         assumed = welcome or _assumed(config).model_copy(update={"routes": tuple(pushed)})
         await tunnel.configure(assumed, config.mtu or ASSUMED_MTU)
         after = host.desired
-        refusals = Rejections("client")
-        refusals.replace(tunnel.rejections)
-        notes += [*tunnel.bypass_warnings, *refusals.lines]
+        notes += [*tunnel.bypass_warnings, *tunnel.refusals]
     finally:
         await tunnel.close()
     routing = routing_of(config, tunnel.device, assumed.routes)

@@ -234,7 +234,7 @@ class Client:
             raise ConfigError("this is a client, but the file has a server section now; nothing was changed")
         change = compare(self._config, config.client)
         lines = [str(step) for step in change.steps]
-        if not lines and (self._incomplete or self._tunnel.rejections):
+        if not lines and (self._incomplete or self._tunnel.refusals):
             lines.append(AGAIN)
         if lines and not dry_run:
             await self._apply(change)

@@ -18,7 +18,7 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
         _bypassed(config),
         Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
         block=config.on_disconnect == "block",
-        ipv6=config.ipv6,
+        ipv6=None if config.ipv6 == "off" else config.ipv6,
         forwarding=config.forwarding,
         behind=config.subnets,
     )
@@ -35,7 +35,7 @@ def _bypassed(config: ClientConfig) -> tuple[Network, ...]:
 def settings_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:
     """What a session brings: MTU (bytes), addresses, and name servers if there are any."""
     pairs: list[tuple[Address, Address]] = [(welcome.address, welcome.peer)]
-    if welcome.address6 is not None and welcome.peer6 is not None:
+    if welcome.address6 is not None and welcome.peer6 is not None and config.ipv6 != "off":
         pairs.append((welcome.address6, welcome.peer6))
     return TunnelSettings(mtu, tuple(pairs), dns_of(config, device, welcome))
 

@@ -19,10 +19,10 @@ from dtun.errors import DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore
 from dtun.handover.session_store import SessionStore
 from dtun.network.conflicts import ExistingNetwork, RuleInFront, address_conflicts, rule_conflicts
-from dtun.network.difference import describe
+from dtun.network.difference import Thing
 from dtun.network.plan import FORWARDING, TunnelSettings, bypass_without_way, device_only, plan_client
-from dtun.network.state import Dns, Sysctl
-from dtun.platform.desired import DesiredState, Rejection
+from dtun.network.state import Dns, NetworkState, PointToPoint, Sysctl
+from dtun.platform.desired import DesiredState, Rejection, Rejections, lacks_ipv6
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
 from dtun.session.hooks import RunHook, TunnelHooks
@@ -34,6 +34,8 @@ from dtun.session.udp import SockAddr, host_of
 log = logging.getLogger("dtun.client")
 
 OWNER = "client"
+
+NO_IPV6 = "the tunnel is without IPv6: {}; if that is intended, set `ipv6: off`"
 
 RESUMED_MTU = 1280
 """Bytes, until the resumed session has found out the MTU of its path."""
@@ -54,7 +56,6 @@ class Tunnel:
         self.welcome: Welcome | None = None
         self.mtu = 0
         self.device = config.tun
-        self.rejections: list[Rejection] = []
         self._config = config
         self._kernel = kernel
         self._loop = loop
@@ -66,6 +67,8 @@ class Tunnel:
         self._basis: object = None
         self._conflicts: list[str] = []
         self._look_ups = 0
+        self._rejections = Rejections(OWNER, " is not in place: ")
+        self._no_ipv6: str | None = None
         self.session_store = SessionStore(fdstore or NoFdStore(), config.tun)
         self._hooks = TunnelHooks(run_hook, config.hook("up"), config.hook("down"), config.tun)
         self._tun: Tun | None = None
@@ -131,13 +134,17 @@ class Tunnel:
         return None if self._tun is None or not self._settings or self._tun.works() else DEVICE_DOWN
 
     @property
+    def refusals(self) -> list[str]:
+        """What the kernel refuses, as lines for a person."""
+        return ([NO_IPV6.format(self._no_ipv6)] if self._no_ipv6 else []) + self._rejections.lines
+
+    @property
     def warnings(self) -> list[str]:
         """What does not work, for the status."""
-        rejected = [f"{describe(thing)} is not in place: {reason}" for thing, reason in self.rejections]
         device = [f"{self.device} is down or gone; see the log"] if self.broken else []
         looped = [self.loop_warning] if self.counters.drops[LOOP] > self._loops_before else []
         hook = [self._hooks.error] if self._hooks.error else []
-        return [*device, *hook, *looped, *self.bypass_warnings, *rejected, *self._conflicts]
+        return [*device, *hook, *looped, *self.bypass_warnings, *self.refusals, *self._conflicts]
 
     @property
     def loop_warning(self) -> str:
@@ -221,7 +228,7 @@ class Tunnel:
         Raises:
             DtunError: the kernel refuses an address.
         """
-        mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
+        mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=self._with_ipv6(welcome))
         await self.configure(welcome, mtu)
         if link.ended() or self._pump is None or self._tun is None:
             return False
@@ -256,7 +263,7 @@ class Tunnel:
         welcome = self.welcome
         if welcome is None or self._settings is None:
             return
-        self.mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=welcome.address6 is not None)
+        self.mtu = link.agree_mtu(self._config.mtu, welcome.mtu, ipv6=self._with_ipv6(welcome))
         self._settings = settings_of(self._config, self.device, welcome, self.mtu)
         await self._apply()
 
@@ -318,17 +325,44 @@ class Tunnel:
         if basis == self._basis:
             return  # the rest is slow with a long bypass list
         self._basis = None
-        state = plan_client(self._routing, settings, self._underlay.routes)
-        if releases:
-            state = device_only(state)
         self._check_bypass(releases=releases)
-        known, self.rejections = self.rejections, await self._desired_state.set(OWNER, state)
-        if not self.rejections:
+        refused = await self._set(settings, releases=releases)
+        if not refused and self._no_ipv6 is None:
             self._basis = basis
-        for thing, reason in self.rejections:
-            # It is tried again at each change, but logged once.
-            if (thing, reason) not in known:
-                log.warning("cannot add %s: %s", describe(thing), reason)
+        self._rejections.replace(refused)
+
+    async def _set(self, settings: TunnelSettings | None, *, releases: bool) -> list[Rejection]:
+        """Have the kernel look as planned; without IPv6 inside if the kernel refuses the address.
+
+        Then what has to be blocked instead is blocked (`plan_client`). The address is tried again at each change.
+
+        Raises:
+            UnavailableError: the kernel refuses the device or its IPv4 address.
+        """
+
+        def plan(settings: TunnelSettings | None) -> NetworkState:
+            state = plan_client(self._routing, settings, self._underlay.routes)
+            return device_only(state) if releases else state
+
+        known, without = self._no_ipv6, settings.without_ipv6() if settings is not None else None
+        if settings is None or settings == without:
+            self._no_ipv6 = None
+        elif known is not None:
+            # Nothing is unblocked for the attempt.
+            wanted = plan(without)
+            wanted = replace(wanted, addresses=wanted.addresses | plan(settings).addresses)
+            refused = await self._desired_state.set(OWNER, wanted)
+            self._no_ipv6 = lacks_ipv6(refused)
+            if self._no_ipv6 is not None:
+                return [(thing, reason) for thing, reason in refused if not _is_ipv6_address(thing)]
+        refused = await self._desired_state.set(OWNER, plan(settings))
+        reason = lacks_ipv6(refused)
+        if reason is None:
+            return refused
+        self._no_ipv6 = reason
+        if reason != known:
+            log.warning(NO_IPV6.format(reason))
+        return await self._desired_state.set(OWNER, plan(without))
 
     def _warn_of_conflicts(self) -> None:
         pairs = self._settings.pairs if self._settings is not None else ()
@@ -342,6 +376,10 @@ class Tunnel:
         for conflict in self._conflicts:
             if conflict not in known:
                 log.warning("%s", conflict)
+
+    def _with_ipv6(self, welcome: Welcome) -> bool:
+        """Whether there is to be IPv6 inside the tunnel."""
+        return welcome.address6 is not None and self._config.ipv6 != "off"
 
     def _name_servers_in_the_way(self, dns: Dns) -> bool:
         """Whether nobody answers for names of the host, or of a server, because there is no session.
@@ -387,9 +425,13 @@ class Tunnel:
             "DNS": " ".join(map(str, dns.servers)) if dns else "",
             "DNS_DOMAINS": " ".join(dns.domains) if dns else "",
         }
-        if welcome and welcome.address6 and welcome.peer6:
+        if welcome and self._with_ipv6(welcome) and not self._no_ipv6:
             variables |= {"LOCAL_IP6": str(welcome.address6), "PEER_IP6": str(welcome.peer6)}
         return variables
+
+
+def _is_ipv6_address(thing: Thing) -> bool:
+    return isinstance(thing, PointToPoint) and thing.local.version == 6
 
 
 def _any_packet(frame: bytes, start: int) -> bool:  # noqa: ARG001 - the server may forward from any source

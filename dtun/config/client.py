@@ -71,10 +71,11 @@ class Routed(Section):
         description="While there is no session: `keep` the routes, `release` them, or `block` all that would leave "
         "beside the tunnel, also when dtun is killed.",
     )
-    ipv6: Literal["block", "allow"] | None = Field(
+    ipv6: Literal["block", "allow", "off"] | None = Field(
         None,
-        description="Whether IPv6 may leave beside the tunnel. If not set: it may not, if all of IPv4 goes through a "
-        "tunnel without IPv6.",
+        description="Whether IPv6 may leave beside the tunnel: `block` or `allow`. If not set: it may not, if all of "
+        "IPv4 goes through a tunnel without IPv6. `off`: the same, and no IPv6 inside the tunnel, whatever the server "
+        "has.",
     )
     accept_routes: Acceptance = Field(
         "none",

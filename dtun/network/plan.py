@@ -14,7 +14,7 @@ When the process is killed, they stay in the kernel, and the routes through TUN 
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Final, Literal
 
@@ -103,6 +103,10 @@ class TunnelSettings:
     def carries(self, version: int) -> bool:
         """Whether the tunnel has addresses of this IP version."""
         return any(local.version == version for local, _ in self.pairs)
+
+    def without_ipv6(self) -> "TunnelSettings":
+        """The same, as if the server assigned IPv4 addresses only."""
+        return replace(self, pairs=tuple(pair for pair in self.pairs if pair[0].version == 4))
 
 
 @dataclass(frozen=True, slots=True)

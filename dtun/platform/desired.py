@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,11 @@ from dtun.platform.interface import ChangesRefusedError, Kernel
 
 Rejection = tuple[Thing, str]
 """A part of the desired state that the kernel refuses, with its reason."""
+
+_Kind = tuple[type, str]
+
+NEWS_INTERVAL = 60.0
+"""Seconds between two log lines about one kind of refusal that comes and goes, as an interface does."""
 
 log = logging.getLogger("dtun.server")
 
@@ -36,7 +42,7 @@ class DesiredState:
         What the kernel refuses to other owners is not returned.
 
         Raises:
-            UnavailableError: the kernel refuses a device or an address; the owner's previous state stays desired.
+            UnavailableError: the kernel refuses a device or an IPv4 address; the owner's previous state stays desired.
         """
         async with self._lock:
             before = self._states.get(owner, NetworkState())
@@ -49,10 +55,10 @@ class DesiredState:
             try:
                 await self._kernel.apply(self._total())
             except ChangesRefusedError as error:
-                if any(change.what in state.devices | state.addresses for change, _ in error.refused):
+                wanted = _things(state)
+                if any(change.what in wanted and _vital(change.what) for change, _ in error.refused):
                     self._states[owner] = before
                     raise
-                wanted = _things(state)
                 mine = [(change.what, reason) for change, reason in error.refused if change.what in wanted]
                 self._states[owner] = _without(state, {thing for thing, _ in mine})
                 self._in_place = len(mine) == len(error.refused)
@@ -64,7 +70,7 @@ class DesiredState:
     async def batch(self) -> AsyncIterator[list[Rejection]]:
         """Inside, `set` only records; at the end everything is applied together.
 
-        The list then has what the kernel refuses. Raises UnavailableError if that is a device or an address.
+        The list then has what the kernel refuses. Raises UnavailableError if that is a device or an IPv4 address.
         """
         refused: list[Rejection] = []
         self._batching = True
@@ -77,7 +83,7 @@ class DesiredState:
                 await self._kernel.apply(self._total())
             except ChangesRefusedError as error:
                 refused += [(change.what, reason) for change, reason in error.refused]
-                if any(isinstance(change.what, NetDevice | PointToPoint) for change, _ in error.refused):
+                if any(_vital(change.what) for change, _ in error.refused):
                     raise
                 without = {thing for thing, _ in refused}
                 self._states = {owner: _without(state, without) for owner, state in self._states.items()}
@@ -96,28 +102,59 @@ class DesiredState:
         )
 
 
-class Rejections:
-    """What the kernel refuses of one owner's state, as one line for each kind and reason. New lines are logged."""
+def lacks_ipv6(refused: Iterable[Rejection]) -> str | None:
+    """Why the kernel refuses an IPv6 address; None if it does not."""
+    return next(
+        (reason for thing, reason in refused if isinstance(thing, PointToPoint) and thing.local.version == 6),
+        None,
+    )
 
-    def __init__(self, owner: str) -> None:
+
+class Rejections:
+    """What the kernel refuses of one owner's state, as one line for each kind and reason.
+
+    Between a thing and its reason are `words`. A line is logged when its kind and reason are new, at most once in
+    NEWS_INTERVAL. `clock` gives seconds.
+    """
+
+    def __init__(self, owner: str, words: str = ": ", clock: Callable[[], float] = time.monotonic) -> None:
         self._owner = owner
+        self._words = words
+        self._log = logging.getLogger("dtun.client" if owner == "client" else "dtun.server")
+        self._clock = clock
+        self._refused: Collection[_Kind] = ()
+        self._logged: dict[_Kind, float] = {}
         self.lines: list[str] = []
 
     def replace(self, refused: list[Rejection]) -> None:
-        """Set what is refused now; log each line that is new."""
-        known, self.lines = self.lines, _lines(refused)
-        for line in self.lines:
-            if line not in known:
-                log.warning("%s: %s", self._owner, line)
+        """Set what is refused now; log what is new."""
+        lines, now = _lines(refused, self._words), self._clock()
+        self._logged = {kind: at for kind, at in self._logged.items() if now - at < NEWS_INTERVAL}
+        for kind, line in lines.items():
+            if kind not in self._refused and kind not in self._logged:
+                self._log.warning("%s: %s", self._owner, line)
+                self._logged[kind] = now
+        self._refused, self.lines = lines.keys(), list(lines.values())
 
 
-def _lines(refused: list[Rejection]) -> list[str]:
+def refusal_lines(refused: list[Rejection]) -> list[str]:
+    """One line for each kind of thing and reason, with the number of the others."""
+    return list(_lines(refused).values())
+
+
+def _lines(refused: list[Rejection], words: str = ": ") -> dict[_Kind, str]:
     kinds = Counter((type(thing), reason) for thing, reason in refused)
     examples = {(type(thing), reason): thing for thing, reason in reversed(refused)}
-    return [
-        f"{describe(examples[kind])}: {kind[1]}" + (f" (and {count - 1} more)" if count > 1 else "")
+    return {
+        kind: f"{describe(examples[kind])}{words}{kind[1]}"
+        + (f" (and {count - 1} more)" if count > 1 else "")
         for kind, count in kinds.items()
-    ]
+    }
+
+
+def _vital(thing: Thing) -> bool:
+    """Whether nothing works without it."""
+    return isinstance(thing, NetDevice) or (isinstance(thing, PointToPoint) and thing.local.version == 4)
 
 
 def _kinds(state: NetworkState) -> Mapping[str, frozenset[Any]]:

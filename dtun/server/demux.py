@@ -115,6 +115,10 @@ class Demux:
             link.local_port == port for link in self._paths
         )
 
+    def listens_on(self, endpoint: Endpoint) -> bool:
+        """Whether there is a listening socket for this address."""
+        return endpoint in self._numbers
+
     def close_endpoint(self, endpoint: Endpoint) -> list[Link]:
         """Stop listening there. Returns the sessions that were made there, which stay."""
         number = self._numbers.pop(endpoint)

@@ -20,7 +20,7 @@ from dtun.handover.saved_session import SavedSession
 from dtun.handover.session_store import SessionStore
 from dtun.network.state import ClampMss, NetDevice, Network, NetworkState, PointToPoint, Route
 from dtun.pacing import RateLimiter
-from dtun.platform.desired import Rejection, Rejections
+from dtun.platform.desired import Rejection, Rejections, lacks_ipv6
 from dtun.platform.interface import Tun
 from dtun.protocol.messages import Hello, Refusal
 from dtun.server.duplicate_ids import DuplicateIds
@@ -112,6 +112,7 @@ class Identity:
         self._last_error: str | None = None
         self._last_failure: Failure | None = None
         self._refusals: tuple[Refusal, ...] = ()
+        self.carries_ipv6 = False
         self._rejections = Rejections(name)
         self._sources = SourceFilter(self.counters)
         self._pump = Pump(
@@ -181,6 +182,7 @@ class Identity:
         """The kernel has this MTU and these routes now. From these subnets, packets of the client are accepted."""
         self.mtu = mtu
         self.granted = subnets
+        self.carries_ipv6 = self.pair.peer6 is not None and not lacks_ipv6(rejected)
         self._rejections.replace(rejected)
         self._allow_sources()
 

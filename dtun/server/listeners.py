@@ -3,12 +3,20 @@
 import logging
 import socket
 
-from dtun.config import Endpoint
+from dtun.config import Endpoint, ServerConfig
 from dtun.errors import DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, discard, listener_name
 from dtun.session import udp
 
 log = logging.getLogger("dtun.server")
+
+
+def endpoints(config: ServerConfig) -> list[Endpoint]:
+    """Where to listen: by default on IPv6 only if the kernel has it."""
+    if "listen" in config.model_fields_set or udp.has_ipv6():
+        return list(config.listen)
+    log.info("this kernel has no IPv6, so there is IPv4 only")
+    return [endpoint for endpoint in config.listen if endpoint.address.version == 4]
 
 
 class Listeners:

@@ -193,8 +193,8 @@ class Logins:
             Welcome(
                 address=pair.peer,
                 peer=pair.local,
-                address6=pair.peer6,
-                peer6=pair.local6,
+                address6=pair.peer6 if identity.carries_ipv6 else None,
+                peer6=pair.local6 if identity.carries_ipv6 else None,
                 mtu=config.mtu,
                 keepalive=config.keepalive,
                 timeout=config.timeout,

@@ -16,6 +16,7 @@ from dtun.server.demux import NOT_LISTENING, Demux
 from dtun.server.identities import Identities
 from dtun.server.identity import Identity
 from dtun.server.leases import PoolFullError
+from dtun.server.listeners import endpoints
 from dtun.server.login import Logins
 from dtun.server.psk import usable_keys
 from dtun.session import udp
@@ -58,7 +59,7 @@ class ServerReload:
         problems: list[str] = []
         async with identities.lock:
             before, everything = identities.config, self.incomplete
-            self._listen(before, config)
+            self._listen(config)
             self._incomplete = True
             identities.reconfigure(config)
             leaving = self._dismiss()
@@ -210,11 +211,11 @@ class ServerReload:
             or claimed.get(identity.name) != entry.subnets
         )
 
-    def _listen(self, before: ServerConfig, config: ServerConfig) -> None:
+    def _listen(self, config: ServerConfig) -> None:
         """Open the new listening sockets: all of them, or none."""
         demux, opened = self._demux, list[Endpoint]()
-        for endpoint in config.listen:
-            if endpoint in before.listen:
+        for endpoint in endpoints(config):
+            if demux.listens_on(endpoint):
                 continue
             try:
                 # The port may be taken by this server itself: from 0.0.0.0 to one address or the reverse, or by
@@ -232,7 +233,7 @@ class ServerReload:
     def _stop_listening(self, before: ServerConfig, renewing: set[Link]) -> None:
         """Close the listening sockets that are not wanted any more; sessions that were made there are renewed."""
         for endpoint in before.listen:
-            if endpoint not in self._identities.config.listen:
+            if endpoint not in self._identities.config.listen and self._demux.listens_on(endpoint):
                 log.info("stopped listening on UDP %s", endpoint)
                 for link in self._demux.close_endpoint(endpoint):
                     renewing.add(link)

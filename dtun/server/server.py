@@ -15,14 +15,14 @@ from dtun.dtls.listener import Verified
 from dtun.errors import ConfigError, DtunError, UnavailableError
 from dtun.handover.fdstore import FdStore, NoFdStore, sessions
 from dtun.handover.session_store import SessionStore
-from dtun.network.difference import describe
+from dtun.platform.desired import refusal_lines
 from dtun.platform.interface import Kernel
 from dtun.protocol.messages import Hello, Renew, Welcome
 from dtun.server.config_diff import changed_settings, usable
 from dtun.server.demux import NOT_LISTENING, Demux
 from dtun.server.identities import Identities
 from dtun.server.leases import PoolFullError
-from dtun.server.listeners import Listeners
+from dtun.server.listeners import Listeners, endpoints
 from dtun.server.login import Logins
 from dtun.server.psk import Authenticator
 from dtun.server.reload import ServerReload
@@ -101,7 +101,7 @@ class Server:
                 if name != ANY_ID:
                     await self.identities.create(name)
             listeners = Listeners(self._fdstore)
-            for endpoint in config.listen:
+            for endpoint in endpoints(config):
                 listener, keep = listeners.find(endpoint)
                 self.demux.open(endpoint, listener, keep=keep)
                 log.info("listening on UDP %s", endpoint)
@@ -113,8 +113,8 @@ class Server:
                 identity.start()
             self._fdstore.close_rest()
             await self.identities.forward()
-        for thing, reason in refused:
-            log.warning("cannot add %s: %s", describe(thing), reason)
+        for line in refusal_lines(refused):
+            log.warning("cannot add %s", line)
 
     async def run(self) -> None:
         """Wait until cancelled: everything happens in callbacks of the event loop."""

@@ -77,6 +77,10 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     where = show((host, port))
+    if family == socket.AF_INET6 and not has_ipv6():
+        raise UnavailableError(
+            f"listen: this kernel has no IPv6, so it cannot listen on {where}; leave that out"
+        )
     listener = _datagram_socket(family)
     try:
         if family == socket.AF_INET6:
@@ -102,6 +106,17 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             case _:
                 raise UnavailableError(f"listen: cannot listen on {where}: {error.strerror}") from error
     return prepare_listener(listener)
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel has IPv6 at all. It may be disabled nevertheless."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return False
+        raise
+    return True
 
 
 def prepare_listener(listener: socket.socket) -> socket.socket:

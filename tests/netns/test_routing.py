@@ -224,3 +224,23 @@ def test_without_a_session_routes_stay_or_go(
     server.start()
     client.wait_connected()
     wait_for(lambda: world.ways(wire, [THERE]) == {THERE: "tunnel"}, "the tunnel to carry again")
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_a_host_with_ipv6_disabled_has_ipv4_inside(world: World, routing: str) -> None:
+    world.home.run(
+        "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
+    )
+    before = snapshot(world.home)
+    world.server(pool6="fd00:86::/64")
+    client = world.client(routes="everything", routing=routing)
+    client.wait_connected()
+    wire = world.sniffer()
+    wait_reached(world.home, THERE)
+
+    assert world.ways(wire, [THERE]) == {THERE: "tunnel"}
+    (warning,) = client.tunnel()["warnings"]
+    assert warning.startswith("the tunnel is without IPv6: IPv6 is disabled on this host")
+
+    assert client.stop() == 0
+    assert changes(before, snapshot(world.home)) == ""

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from dtun.config import Config
 from dtun.errors import ConfigError, UnavailableError
 from dtun.network.difference import Change
 from dtun.network.plan import BLOCK_METRIC
-from dtun.network.state import Dns, DropOtherTrafficToServer, NetworkState, Route, Rule, Sysctl
+from dtun.network.state import Dns, DropOtherTrafficToServer, NetworkState, PointToPoint, Route, Rule, Sysctl
 from dtun.platform.interface import LocalNetwork, NextHop
 from dtun.session.config_change import AGAIN
 from tests.unit.sites import Home, Site, in_service, settled, started, wait_for
@@ -249,3 +249,99 @@ async def test_a_tunnel_in_a_network_of_the_hosts_own_is_worth_a_warning(
         ]
         await home.client._tunnel.refresh()
         assert caplog.text.count("lies in this host's own network") == 2
+
+
+IPV6_OFF = "IPv6 is disabled on this host (sysctl net.ipv6.conf.all.disable_ipv6)"
+BLOCKED6 = Route(ip_network("::/1"), metric=BLOCK_METRIC, kind="unreachable")
+PAIR6 = PointToPoint(TUN, IPv6Address("fd00:86::2"), IPv6Address("fd00:86::1"))
+
+
+@asynccontextmanager
+async def with_pool6(directory: Path) -> AsyncIterator[Site]:
+    site = Site(directory, pool6="fd00:86::/64")
+    await site.server.start()
+    yield site
+    await site.server.stop()
+
+
+async def test_a_host_without_ipv6_goes_on_with_ipv4(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warning = f"the tunnel is without IPv6: {IPV6_OFF}; if that is intended, set `ipv6: off`"
+    async with with_pool6(tmp_path) as site:
+        home = Home(site, tmp_path, routes="everything")
+        home.kernel.refuses[PAIR6] = IPV6_OFF
+        async with started(home):
+            await in_service(home)
+            await settled()
+            assert {INTO, BLOCKED6} <= routes(home), "as if the server had no IPv6"
+            assert home.row()["warnings"] == [warning]
+            home.kernel.changed()
+            await wait_for(lambda: home.kernel.applied > 3, "another attempt")
+            await settled()
+            assert {INTO, BLOCKED6} <= routes(home)
+            assert caplog.messages.count(warning) == 1
+            del home.kernel.refuses[PAIR6]
+            home.kernel.changed()
+            await wait_for(lambda: PAIR6 in home.kernel.state.addresses, "IPv6 as soon as it is there")
+            await wait_for(lambda: Route(ip_network("::/1"), TUN) in routes(home), "its routes")
+            assert home.row()["warnings"] == []
+
+
+async def test_nothing_is_unblocked_for_another_attempt(tmp_path: Path) -> None:
+    async with with_pool6(tmp_path) as site:
+        home = Home(site, tmp_path, routes="everything")
+        home.kernel.refuses[PAIR6] = IPV6_OFF
+        async with started(home):
+            await in_service(home)
+            await settled()
+            seen = []
+            apply = home.kernel.apply
+
+            async def watched(desired: NetworkState) -> list[Change]:
+                seen.append(BLOCKED6 in desired.routes)
+                return await apply(desired)
+
+            home.kernel.apply = watched  # type: ignore[method-assign]
+            home.kernel.changed()
+            await wait_for(lambda: seen != [], "another attempt")
+            await settled()
+            assert all(seen)
+
+
+async def test_ipv6_off(tmp_path: Path) -> None:
+    async with (
+        with_pool6(tmp_path) as site,
+        connected(site, tmp_path, routes="everything", ipv6="off") as home,
+    ):
+        assert {address.local.version for address in home.kernel.state.addresses} == {4}
+        assert {INTO, BLOCKED6} <= routes(home)
+        assert home.row()["warnings"] == []
+
+
+async def test_a_server_without_ipv6_offers_none(tmp_path: Path) -> None:
+    site = Site(tmp_path, pool6="fd00:86::/64")
+    (there,) = (PointToPoint("dtun-demo", PAIR6.peer, PAIR6.local),)
+    site.kernel.refuses[there] = IPV6_OFF
+    await site.server.start()
+    async with connected(site, tmp_path) as home:
+        assert {address.local.version for address in home.kernel.state.addresses} == {4}
+        assert any(IPV6_OFF in line for line in site.row()["warnings"])
+    await site.server.stop()
+
+
+async def test_many_refusals_are_one_line(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bypassed = [f"203.0.{n}.0/24" for n in range(0, 200, 2)]
+    home = Home(site, tmp_path, routes="everything", bypass=bypassed, on_disconnect="block")
+    home.kernel.gateways[4] = NextHop("eth0", IPv4Address("192.168.1.1"), None, 1500)
+    for network in bypassed:
+        route = Route(ip_network(network), "eth0", IPv4Address("192.168.1.1"))
+        home.kernel.refuses[route] = "the device is down"
+    async with started(home):
+        await in_service(home)
+        await settled()
+        (line,) = home.row()["warnings"]
+        assert line.endswith("via 192.168.1.1 dev eth0 is not in place: the device is down (and 99 more)")
+        assert len([message for message in caplog.messages if "is down" in message]) == 1

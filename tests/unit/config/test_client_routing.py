@@ -130,7 +130,7 @@ WRONG = [
     ("  on_disconnect: panic", "5:18: client.on_disconnect: must be 'keep', 'release' or 'block'"),
     ("  on_disconnect: block\n  routes: [0.0.0.0/1]", ("5:18: client.on_disconnect: block needs a tunnel for all of"
      " IPv4 or IPv6; write `routes: everything`, or choose keep or release")),
-    ("  ipv6: no", "5:9: client.ipv6: must be 'block' or 'allow'"),
+    ("  ipv6: no", "5:9: client.ipv6: must be 'block', 'allow' or 'off'"),
     ("  accept_routes: some", "5:18: client.accept_routes: must be none, all, or a list of the networks to accept"),
     ("  accept_routes: [10.0.0.0/8, all]", ("5:31: client.accept_routes[1]: 'all' is not a network;"
      " write it like 10.0.0.0/16 or fd00:1::/64")),

@@ -6,7 +6,7 @@ import pytest
 
 from dtun.errors import UnavailableError
 from dtun.network.state import NetDevice, NetworkState, PointToPoint, Route
-from dtun.platform.desired import DesiredState
+from dtun.platform.desired import NEWS_INTERVAL, DesiredState, Rejections
 from tests.unit.fakes import FakeKernel
 
 
@@ -86,3 +86,21 @@ async def test_a_rejection_of_one_owner_is_not_returned_to_another(
     kernel.refuses.clear()
     await desired_state.set("b", B)
     assert ROUTE_A in kernel.state.routes, "not everything was in place, so it is applied again"
+
+
+def test_what_comes_and_goes_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """12,000 routes, each time the interface goes."""
+    now = 0.0
+    routes = [Route(ip_network((n << 8, 24)), "eth0") for n in range(1000)]
+    rejections = Rejections("client", clock=lambda: now)
+    for count in range(100):
+        rejections.replace([(route, "the device is down") for route in routes[count:]])
+        assert len(rejections.lines) == 1
+        assert rejections.lines[0].endswith(f"(and {999 - count} more)")
+        rejections.replace([])
+    assert len(caplog.messages) == 1
+    rejections.replace([(routes[0], "another reason")])
+    assert len(caplog.messages) == 2
+    now += NEWS_INTERVAL
+    rejections.replace([(routes[0], "the device is down")])
+    assert len(caplog.messages) == 3

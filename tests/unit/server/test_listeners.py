@@ -1,17 +1,20 @@
 """Where a server's listening sockets come from, and that sessions get theirs on the same port, whoever made it."""
 
+import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
-from dtun.config import Endpoint
+from dtun.config import Endpoint, ServerConfig
 from dtun.errors import UnavailableError
 from dtun.handover.fdstore import NoFdStore, listener_name
-from dtun.server.listeners import Listeners
+from dtun.server.listeners import Listeners, endpoints
 from dtun.session import udp
 
 SOMEBODY = 4242
@@ -139,3 +142,34 @@ def test_sessions_share_the_port_of_a_socket_that_systemd_made(host: str) -> Non
             client.close()
             session.close()
         assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
+@pytest.fixture
+def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without IPv6."""
+    make = socket.socket
+
+    def refuse(family: int = -1, *args: Any, **kwargs: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+
+@pytest.mark.usefixtures("no_ipv6")
+def test_without_ipv6_the_default_is_ipv4(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    default = ServerConfig.model_validate({"clients": {"demo": {"key": "AA=="}}})
+    assert [endpoint.address.version for endpoint in default.listen] == [4, 6]
+    assert [str(endpoint) for endpoint in endpoints(default)] == ["0.0.0.0:443"]
+    assert caplog.messages == ["this kernel has no IPv6, so there is IPv4 only"]
+    wanted = ServerConfig.model_validate({"listen": "[::]:443", "clients": {"demo": {"key": "AA=="}}})
+    (endpoint,) = endpoints(wanted)
+    with pytest.raises(UnavailableError, match=re.escape("no IPv6, so it cannot listen on [::]:443; leave")):
+        Listeners(NoFdStore()).find(endpoint)
+
+
+def test_with_ipv6_it_is_both() -> None:
+    config = ServerConfig.model_validate({"clients": {"demo": {"key": "AA=="}}})
+    assert endpoints(config) == list(config.listen)
