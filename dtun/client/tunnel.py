@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 
 from dtun.client.routing import dns_of, routing_of, settings_of
 from dtun.client.underlay import Underlay
@@ -283,7 +284,7 @@ class Tunnel:
     async def refresh(self) -> None:
         """Set the routes outside the tunnel again, after the host's network or the wanted state has changed."""
         await self._underlay.refresh(self._routing)
-        self._warn_of_conflicts()
+        self._warn_of_conflicts(await self._obstacles())
         await self._apply()
 
     async def reload(self, config: ClientConfig) -> None:
@@ -364,14 +365,21 @@ class Tunnel:
             log.warning(NO_IPV6.format(reason))
         return await self._desired_state.set(OWNER, plan(without))
 
-    def _warn_of_conflicts(self) -> None:
+    async def _obstacles(self) -> list[str]:
+        """Other firewalls that drop what is forwarded."""
+        if not self._config.forwarding or self._settings is None:
+            return []
+        networks = [*self._config.subnets, *(ip_network(local) for local, _ in self._settings.pairs)]
+        return await self._kernel.forwarding_obstacles([self.device], networks)
+
+    def _warn_of_conflicts(self, obstacles: list[str]) -> None:
         pairs = self._settings.pairs if self._settings is not None else ()
         local = [ExistingNetwork(one.network, one.device, "local") for one in self._underlay.local]
         own = [address for pair in pairs for address in pair]
         rules = [
             RuleInFront(one.version, one.priority, one.table, one.networks) for one in self._underlay.rules
         ]
-        found = [*address_conflicts(own, local), *rule_conflicts(self._routing, rules)]
+        found = [*address_conflicts(own, local), *rule_conflicts(self._routing, rules), *obstacles]
         known, self._conflicts = self._conflicts, found
         for conflict in self._conflicts:
             if conflict not in known:

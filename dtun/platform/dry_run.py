@@ -12,7 +12,7 @@ from typing import Literal
 
 from dtun.network.difference import Change, Thing
 from dtun.network.explain import ActualRoute
-from dtun.network.state import Address, NetworkState, Sysctl
+from dtun.network.state import Address, Network, NetworkState, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 
@@ -102,6 +102,12 @@ class ReadOnlyKernel(ABC):
         return False
 
     async def foreign_rules(self) -> list[ForeignRule]:
+        return []
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        del devices, networks
         return []
 
     def name_servers(self) -> list[Address]:

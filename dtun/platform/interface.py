@@ -3,7 +3,7 @@
 `linux/` and `darwin/` implement both, `dry_run.py` a kernel that changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -222,6 +222,15 @@ class Kernel(Protocol):
 
         Raises:
             UnavailableError: the kernel cannot be read.
+        """
+        ...
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        """What other firewalls do against packets that this host forwards from or to these devices, a sentence each.
+
+        `networks` are those behind the devices, to know them in a firewall's rules.
         """
         ...
 

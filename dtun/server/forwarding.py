@@ -6,7 +6,7 @@ rules change when that does.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dtun.config import ServerConfig
 from dtun.errors import DtunError
@@ -31,6 +31,7 @@ class Forwarding:
         self._kernel = kernel
         self._desired_state = desired_state
         self._rejections = Rejections(OWNER)
+        self._obstacles: list[str] = []
         self._lock = asyncio.Lock()
         self._uplinks: tuple[str, ...] = ()
         self._stranded = False
@@ -39,7 +40,7 @@ class Forwarding:
     @property
     def warnings(self) -> list[str]:
         """What does not work, as lines for a person."""
-        return ([NO_UPLINK] if self._stranded else []) + self._rejections.lines
+        return [*([NO_UPLINK] if self._stranded else []), *self._rejections.lines, *self._obstacles]
 
     @property
     def by_host(self) -> bool:
@@ -68,12 +69,14 @@ class Forwarding:
             if not config.forwards:
                 await self._desired_state.set(OWNER, NetworkState())
                 self._rejections.replace([])
+                self._obstacles = []
                 self._stranded = self._announced = False
                 return
             if not self._announced:
                 self._announced = True
                 log.info("this host forwards packets of the clients (%s)", _switches(config))
             await self._refresh_uplinks(config)
+            devices = list(devices)
             filters: frozenset[Filter] = frozenset(
                 Masquerade(device, uplink)
                 for device in devices
@@ -84,6 +87,14 @@ class Forwarding:
                 OWNER, NetworkState(sysctls=_sysctls(config), filters=filters)
             )
             self._rejections.replace(refused)
+            await self._look_for_obstacles(config, devices)
+
+    async def _look_for_obstacles(self, config: ServerConfig, devices: Sequence[str]) -> None:
+        pools = [pool for pool in (config.pool, config.pool6) if pool is not None]
+        known, self._obstacles = self._obstacles, await self._kernel.forwarding_obstacles(devices, pools)
+        for obstacle in self._obstacles:
+            if obstacle not in known:
+                log.warning("forwarding: %s", obstacle)
 
     async def drop(self) -> None:
         """Undo what `apply` did."""

@@ -47,6 +47,9 @@ from dtun.text import printable
 
 log = logging.getLogger("dtun.server")
 
+FIREWALL_CHECK = 60.0
+"""Seconds between two looks at other programs' firewalls, which may start after this one."""
+
 HOST_CHANGE_DELAY = 0.2
 """Seconds from a change of the host's network until the server reacts: changes come in bursts."""
 
@@ -117,8 +120,11 @@ class Server:
             log.warning("cannot add %s", line)
 
     async def run(self) -> None:
-        """Wait until cancelled: everything happens in callbacks of the event loop."""
-        await self._loop.create_future()
+        """Until cancelled, look at other firewalls now and then: everything else happens in callbacks."""
+        while True:
+            await asyncio.sleep(FIREWALL_CHECK)
+            if self.identities.config.forwards:
+                await self.identities.forwarding.refresh(self.identities.config, self.identities.devices)
 
     async def stop(self) -> None:
         """Close all sessions and remove what was made."""
@@ -301,7 +307,7 @@ class Server:
 
     async def _follow_host(self) -> None:
         identities = self.identities
-        if identities.config.masquerade is True:
+        if identities.config.forwards:
             await identities.forwarding.refresh(identities.config, identities.devices)
         try:
             known, self._pool_conflicts = self._pool_conflicts, await identities.pool_conflicts()

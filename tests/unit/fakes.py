@@ -2,12 +2,12 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 
 from dtun.errors import UnavailableError
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, NetworkState, Sysctl
+from dtun.network.state import Address, Network, NetworkState, Sysctl
 from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 
 
@@ -57,6 +57,7 @@ class FakeKernel:
         self.connected: list[HostRoute] = []
         self.routed: list[HostRoute] = []
         self.rules: list[ForeignRule] = []
+        self.obstacles: list[str] = []
         self.resolvers: list[Address] = []
         self.settings = {Sysctl("net.ipv4.ip_forward", "1")}
         self.gateways: dict[int, NextHop] = {}
@@ -115,6 +116,12 @@ class FakeKernel:
 
     async def foreign_rules(self) -> list[ForeignRule]:
         return self.rules
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        assert devices or networks
+        return self.obstacles
 
     def name_servers(self) -> list[Address]:
         return self.resolvers

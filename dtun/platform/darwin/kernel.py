@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 from typing import Literal
 
 from dtun.errors import PermissionDeniedError, UnavailableError
 from dtun.network.difference import Change
-from dtun.network.state import Address, NetworkState, Sysctl
+from dtun.network.state import Address, Network, NetworkState, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.darwin import errors, lookup, sysctl
 from dtun.platform.darwin.applied import Applied
@@ -156,6 +156,13 @@ class DarwinKernel:
 
     async def foreign_rules(self) -> list[ForeignRule]:
         """MacOS has no policy rules."""
+        return []
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        """On macOS, `pfctl -sr` shows them."""
+        del devices, networks
         return []
 
     def name_servers(self) -> list[Address]:

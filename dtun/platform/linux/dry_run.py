@@ -1,14 +1,17 @@
 """A Linux host that is only read: see `dtun.platform.dry_run`."""
 
+import asyncio
+from collections.abc import Collection
 from ipaddress import ip_network
 from typing import Literal
 
 from dtun.network.explain import ActualRoute
-from dtun.network.state import MAIN_TABLE, Address, NetworkState, Route
+from dtun.network.state import MAIN_TABLE, Address, Network, NetworkState, Route
 from dtun.platform.dry_run import ReadOnlyKernel
 from dtun.platform.interface import ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.linux import inspect, lookup
 from dtun.platform.linux.netlink.wire import ROUTE_PROTOCOL
+from dtun.platform.linux.nftables import foreign
 
 
 class LinuxReadOnlyKernel(ReadOnlyKernel):
@@ -26,6 +29,12 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
 
     async def foreign_rules(self) -> list[ForeignRule]:
         return await lookup.foreign_rules(self._devices)
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        found = await asyncio.to_thread(foreign.read_obstacles, devices, networks)
+        return [foreign.explain(one, devices) for one in found]
 
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
         return await inspect.existing(desired, instance)

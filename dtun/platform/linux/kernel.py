@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 from dtun.errors import DtunError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
-from dtun.network.state import Address, NetDevice, NetworkState, Route, Sysctl
+from dtun.network.state import Address, NetDevice, Network, NetworkState, Route, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
@@ -19,6 +19,7 @@ from dtun.platform.linux.applier import Applier, Outcome
 from dtun.platform.linux.netlink.monitor import HostView, Monitor
 from dtun.platform.linux.netlink.removals import RemovalWatch
 from dtun.platform.linux.netlink.sockets import device_index
+from dtun.platform.linux.nftables import foreign
 from dtun.platform.linux.sysctl import SysctlError
 from dtun.platform.linux.tun import LinuxTun, adopt_tun, open_tun
 from dtun.platform.repair import Repairer, RepairResult
@@ -173,6 +174,13 @@ class LinuxKernel:
     async def foreign_rules(self) -> list[ForeignRule]:
         """See `Kernel.foreign_rules`."""
         return await lookup.foreign_rules(self._devices.own)
+
+    async def forwarding_obstacles(
+        self, devices: Collection[str], networks: Collection[Network]
+    ) -> list[str]:
+        """See `Kernel.forwarding_obstacles`."""
+        found = await asyncio.to_thread(foreign.read_obstacles, devices, networks)
+        return [foreign.explain(one, devices) for one in found]
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

@@ -183,3 +183,17 @@ def test_the_name_servers_of_the_host(tmp_path: Path) -> None:
     expected = [ip_address("192.0.2.53"), ip_address("fe80::1")]
     assert name_servers([one, other, tmp_path / "missing"]) == expected
     assert parse("nameserver ::1\n") == []
+
+
+async def test_a_firewall_in_the_way_of_forwarded_packets_is_a_warning_until_it_is_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site(tmp_path, forwarding=True)
+    site.kernel.obstacles = ["another firewall"]
+    await site.server.start()
+    assert site.server.status()["warnings"] == ["another firewall"]
+    site.kernel.obstacles = []
+    site.kernel.changed()
+    await wait_for(lambda: site.server.status()["warnings"] == [], "the end of the warning")
+    await site.server.stop()
+    assert caplog.text.count("another firewall") == 1
