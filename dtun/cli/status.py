@@ -175,7 +175,7 @@ def render(status: Status, now: datetime) -> str:
     lines += [
         f"{_label(key, _PROCESS_LABELS)}: {_counted(key, value, now)}"
         for key, value in rest.items()
-        if _total(value)
+        if (value if key in _OF_TIME else _total(value))
     ]
     return "\n".join(printable(line, None) for line in lines)
 

@@ -16,6 +16,7 @@ from dtun.server.config_diff import keys_of
 from dtun.server.identities import Identities
 from dtun.session import udp
 from dtun.session.log import SessionLog
+from dtun.session.status import Failure
 from dtun.text import printable
 
 MAX_FAILURES = 1024
@@ -40,6 +41,7 @@ class Authenticator:
         self._identities = identities
         self._loop = loop
         self._chooser = KeyChooser()
+        self._last_failure: Failure | None = None
         limiter = RateLimiter(burst=10, per_seconds=60)
         self._failures = SessionLog(log, limiter=limiter, clock=loop.time)
         self._suites = _suites_of(identities.config)
@@ -49,6 +51,11 @@ class Authenticator:
                 "cannot limit the curves of this build of Mbed TLS; fewer handshakes are allowed in a second"
             )
         self.listener = Listener(engine, self._find_key)
+
+    @property
+    def last_failure(self) -> Failure | None:
+        """The latest handshake that failed with an id that no client has."""
+        return self._last_failure
 
     def reconfigure(self) -> None:
         """Offer the suites of the configuration that holds now."""
@@ -77,6 +84,10 @@ class Authenticator:
         identity = self._identities.by_name.get(name)
         if identity is not None:
             identity.failed(f"a handshake from {peer} failed: {cause or reason}")
+        else:
+            self._last_failure = Failure(
+                f"a handshake from {peer} with id '{printable(name)}' failed: {reason}"
+            )
         name = printable(name)
         text = "%s: a handshake with id '%s' failed: %s"
         self._failures.warning(text, peer, name, cause or reason, client=name, reason=reason, peer=peer)

@@ -42,6 +42,7 @@ from dtun.session.session import (
     WornOut,
 )
 from dtun.session.stall import StallDetector
+from dtun.session.status import failure_status
 from dtun.session.tasks import Tasks
 from dtun.text import printable
 
@@ -227,6 +228,7 @@ class Server:
             "half_open": self.demux.half_open,
             "handshake_budget": self.demux.handshake_budget(now),
             "drops": dict(self.demux.drops),
+            "last_failure": failure_status(self._authenticator.last_failure),
             "old_key_in_use": [identity.name for identity in identities if identity.changes_key],
             "warnings": self._pool_conflicts + self.identities.forwarding.warnings,
         }

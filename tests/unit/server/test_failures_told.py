@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dtun.cli.status import render
 from dtun.client.client import FORWARDS_NOT, SERVER_FORWARDS_NOT
 from dtun.dtls.association import KEY_REFUSED
 from tests.unit.sites import (
@@ -62,6 +63,15 @@ async def test_a_wrong_key_is_told_at_both_ends(site: Site, tmp_path: Path) -> N
         assert at_server.startswith("a handshake from 127.0.0.1:")
         assert at_server.endswith("failed: wrong key")
         assert site.row()["last_error"] is None, "no session has ended"
+
+
+async def test_an_id_that_nobody_has_is_told_at_the_server(site: Site, tmp_path: Path) -> None:
+    async with started(Home(site, tmp_path, id="hoem")) as home:
+        await wait_for(lambda: failure(home.row()) != "", "the failure at the client")
+        status = site.server.status()
+        assert failure(status).endswith("with id 'hoem' failed: unknown id")
+        shown = render({**status, "role": "server"}, datetime.now(UTC))
+        assert "with id 'hoem' failed: unknown id (" in shown
 
 
 async def test_the_failure_is_told_after_the_tunnel_is_up_again(site: Site, tmp_path: Path) -> None:
