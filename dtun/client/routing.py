@@ -16,7 +16,7 @@ def routing_of(config: ClientConfig, device: str, pushed: Iterable[Network] = ()
         device,
         tuple(dict.fromkeys((*config.routes, *accepted))),
         _bypassed(config),
-        Policy(config.table, config.mark, config.host_routes_first) if config.routing == "policy" else None,
+        _policy_of(config) if config.routing == "policy" else None,
         block=config.on_disconnect == "block",
         ipv6=None if config.ipv6 == "off" else config.ipv6,
         forwarding=config.forwarding,
@@ -30,6 +30,10 @@ def _bypassed(config: ClientConfig) -> tuple[Network, ...]:
         return config.bypassed
     behind = PrefixSet(config.subnets)
     return tuple(network for network in config.bypassed if network not in behind)
+
+
+def _policy_of(config: ClientConfig) -> Policy:
+    return Policy(config.table, config.mark, config.host_routes_first, config.answer_directly)
 
 
 def settings_of(config: ClientConfig, device: str, welcome: Welcome, mtu: int) -> TunnelSettings:

@@ -66,6 +66,11 @@ class Routed(Section):
         default=False,
         description="With `policy`: the host's own routes, but for its default routes, come before the tunnel's.",
     )
+    answer_directly: Flag = Field(
+        default=False,
+        description="With `policy`: connections that come to this host's own addresses from outside the tunnel, such "
+        "as ssh, are answered beside the tunnel.",
+    )
     on_disconnect: Literal["keep", "release", "block"] = Field(
         "keep",
         description="While there is no session: `keep` the routes, `release` them, or `block` all that would leave "

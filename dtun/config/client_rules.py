@@ -50,7 +50,7 @@ def _loops(client: ClientConfig) -> Iterator[Problem]:
 
 def _routing_problems(client: ClientConfig) -> Iterator[Problem]:
     if client.routing == "main":
-        for name in ("table", "mark", "host_routes_first"):
+        for name in ("table", "mark", "host_routes_first", "answer_directly"):
             if name in client.model_fields_set:
                 message = f"is used with `routing: policy` only; set that, or remove {name}"
                 yield Problem(("client", name), message, _uses("routing"))
@@ -62,6 +62,11 @@ def _routing_problems(client: ClientConfig) -> Iterator[Problem]:
             "lets the host's own routes past `on_disconnect: block`; list their networks in exclude instead"
         )
         yield Problem(("client", "host_routes_first"), message, _uses("on_disconnect"))
+    if client.on_disconnect == "block" and client.answer_directly:
+        message = (
+            "lets answers past `on_disconnect: block`; choose keep or release, or remove answer_directly"
+        )
+        yield Problem(("client", "answer_directly"), message, _uses("on_disconnect"))
     if client.dns_domains and not client.dns and not client.accept_dns:
         message = "have no name server to go with; set dns, or `accept_dns: true`"
         yield Problem(("client", "dns_domains"), message, _uses("dns", "accept_dns"))

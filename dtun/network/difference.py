@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 
 from dtun.network.state import (
     MAIN_TABLE,
+    AnswerDirectly,
     ClampMss,
     Dns,
     DropOtherTrafficToServer,
@@ -206,6 +207,8 @@ def _describe_filter(thing: Filter) -> str:
             return f"forward {device} tcp maxseg for mtu {mtu}"
         case DropOtherTrafficToServer(server, port):
             return f"to {server} only udp dport {port}"
+        case AnswerDirectly(device, mark):
+            return f"mark {mark:#x} for connections from outside {device} to this host"
         case DropUnreachableIPv6():
             return "drop ip6 to unreachable destinations on any device"
         case DropOutsideTunnel(version, networks):

@@ -22,6 +22,7 @@ from dtun.network.prefixes import PrefixSet, aggregate, covers, split_default, s
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
+    AnswerDirectly,
     ClampMss,
     Dns,
     DropOtherTrafficToServer,
@@ -52,6 +53,7 @@ MAIN_FIRST_PRIORITY: Final = RULE_PRIORITY - 1
 
 EVERYTHING: Final[Mapping[int, Network]] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 FORWARDING: Final[Mapping[int, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 
 _VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 
@@ -60,12 +62,14 @@ _VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 class Policy:
     """Policy routing: our own table, and the firewall mark of the tunnel's UDP packets, which do not use it.
 
-    `after_main`: the main table comes first, without its default routes.
+    `after_main`: the main table comes first, without its default routes. `answer_directly`: connections that came from
+    outside the tunnel to this host's own addresses have the mark as well.
     """
 
     table: int
     mark: int
     after_main: bool = False
+    answer_directly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +310,9 @@ def _rules(policy: Policy, versions: Iterable[int]) -> Iterator[Rule]:
 
 
 def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl]:
+    if routing.policy is not None and routing.policy.answer_directly:
+        # Else strict reverse path filtering, which asks without the mark, drops what comes from outside.
+        yield Sysctl(VALID_MARK, "1")
     if routing.forwarding:
         yield Sysctl(FORWARDING[4], "1")
         if tunnel is not None and tunnel.carries(6):
@@ -315,6 +322,9 @@ def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl
 def _filters(
     routing: Routing, tunnel: TunnelSettings | None, blocked: Collection[Version], underlay: UnderlayRoutes
 ) -> Iterator[Filter]:
+    if routing.policy is not None and routing.policy.answer_directly:
+        # Without a session, too: so that it is there before the routes are.
+        yield AnswerDirectly(routing.device, routing.policy.mark)
     if routing.forwarding and tunnel is not None:
         yield ClampMss(routing.device, tunnel.mtu)
     if routing.block:

@@ -111,7 +111,25 @@ class DropOutsideTunnel:
     allowed: tuple[Network, ...] = ()
 
 
-Filter = Masquerade | ClampMss | DropOtherTrafficToServer | DropUnreachableIPv6 | DropOutsideTunnel
+@dataclass(frozen=True, slots=True)
+class AnswerDirectly:
+    """Give the packets of connections that came from outside `device` to this host's own addresses the mark `mark`.
+
+    TCP connections that exist already, from an address that is not `device`'s, count as such, too.
+    """
+
+    device: str
+    mark: int
+
+
+Filter = (
+    Masquerade
+    | ClampMss
+    | DropOtherTrafficToServer
+    | DropUnreachableIPv6
+    | DropOutsideTunnel
+    | AnswerDirectly
+)
 """A rule of the packet filter."""
 
 

@@ -43,7 +43,9 @@ class FilterTable:
 Entry = Route | Rule | SavedSysctl | FilterTable
 
 
-_SETTINGS = re.compile(r"net\.ipv4\.ip_forward|net\.ipv6\.conf\.(all\.forwarding|[^/\s]{1,15}\.accept_ra)")
+_SETTINGS = re.compile(
+    r"net\.ipv4\.(ip_forward|conf\.all\.src_valid_mark)|net\.ipv6\.conf\.(all\.forwarding|[^/\s]{1,15}\.accept_ra)"
+)
 _VALUE = re.compile(r"-?[0-9]{1,9}")
 
 

@@ -1,9 +1,10 @@
 """Which way the tunnel's own packets and the bypassed networks take, whatever happens to the host's routes."""
 
+import socket
 from pathlib import Path
 
 import pytest
-from daemon import Daemon
+from daemon import Daemon, can_ping
 from topology import Topology, wait_for
 from worlds import SERVER, SERVER6, WORLD, World, wait_reached
 
@@ -129,3 +130,47 @@ def test_a_bypass_without_a_way_is_named(world: World) -> None:
     wait_for(lambda: not client.tunnel()["warnings"], "the way around")
     wait_reached(world.home, THERE)
     assert world.ways(world.sniffer(), [THERE, BYPASSED]) == {THERE: "tunnel", BYPASSED: "direct"}
+
+
+@pytest.mark.parametrize("strict", [0, 1], ids=["loose", "rp_filter"])
+def test_connections_from_outside_are_answered_the_way_they_came(world: World, strict: int) -> None:
+    """Whoever reaches the host by its public address goes on to do so: ping, a new connection, one from before."""
+    home, far = "198.18.1.2", THERE
+    world.home.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", f"net.ipv4.conf.eth0.rp_filter={strict}")
+    listening = world.home.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.bind((home, 22))
+    listening.listen()
+
+    def login() -> tuple[socket.socket, socket.socket]:
+        asking = world.far.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+        asking.settimeout(5)
+        asking.bind((far, 0))
+        asking.connect((home, 22))
+        answering, _ = listening.accept()
+        answering.settimeout(5)
+        world.home.sockets.append(answering)
+        return asking, answering
+
+    def talk(one: socket.socket, other: socket.socket) -> None:
+        for near, distant in ((one, other), (other, one)):
+            near.sendall(b"hello")
+            assert distant.recv(9) == b"hello"
+
+    listening.settimeout(5)
+    before = [login(), login()]
+    world.server()
+    client = world.client(routes="everything", routing="policy", answer_directly=True)
+    client.wait_connected()
+    wait_for(lambda: "dtun0" in world.home.ip(f"route get {BYPASSED}"), "the routes")
+
+    assert can_ping(world.far, home, "-I", far)
+    asking, answering = before[0]
+    talk(asking, answering)
+    asking, answering = before[1]
+    talk(answering, asking)
+    talk(*login())
+    wire = world.sniffer()
+    assert world.ways(wire, [BYPASSED]) == {BYPASSED: "tunnel"}, "what the host begins itself"
+
+    assert client.stop() == 0
+    assert "dtun" not in world.home.run("nft", "list", "ruleset")

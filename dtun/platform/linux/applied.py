@@ -6,6 +6,7 @@ from typing import Any
 
 from dtun.network.difference import DEFAULT_METRIC, Thing
 from dtun.network.state import (
+    AnswerDirectly,
     ClampMss,
     Dns,
     DropOtherTrafficToServer,
@@ -128,6 +129,7 @@ def device_of(thing: Thing) -> str:
             | DropOtherTrafficToServer()
             | DropUnreachableIPv6()
             | DropOutsideTunnel()
+            | AnswerDirectly()
         ):
             return ""
 

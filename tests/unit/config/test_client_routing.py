@@ -124,6 +124,11 @@ WRONG = [
     ("  routing: policy\n  mark: 0xZZ", "6:9: client.mark: must be a whole number"),
     ("  host_routes_first: yes", ("5:22: client.host_routes_first: is used with `routing: policy` only; set that,"
      " or remove host_routes_first")),
+    ("  answer_directly: yes", ("5:20: client.answer_directly: is used with `routing: policy` only; set that,"
+     " or remove answer_directly")),
+    ("  routing: policy\n  answer_directly: yes\n  routes: everything\n  on_disconnect: block",
+     ("6:20: client.answer_directly: lets answers past `on_disconnect: block`; choose keep or release,"
+      " or remove answer_directly")),
     ("  routing: policy\n  host_routes_first: yes\n  routes: everything\n  on_disconnect: block",
      ("6:22: client.host_routes_first: lets the host's own routes past `on_disconnect: block`;"
      " list their networks in exclude instead")),

@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 
 from dtun.network.difference import Change, Thing, difference, unique_key
 from dtun.network.state import (
+    AnswerDirectly,
     ClampMss,
     Dns,
     DropOtherTrafficToServer,
@@ -72,7 +73,16 @@ FILTERS = (
     | st.builds(ClampMss, DEVICES, st.integers(1280, 1283))
     | st.builds(DropOtherTrafficToServer, ADDRESSES, st.integers(1, 3))
     | st.just(DropUnreachableIPv6())
+    | st.builds(AnswerDirectly, DEVICES, st.integers(1, 2))
     | st.builds(DropOutsideTunnel, st.sampled_from([4, 6]), st.lists(NETWORKS, max_size=2).map(tuple))
+)
+EVERY_FILTER = (
+    Masquerade,
+    ClampMss,
+    DropOtherTrafficToServer,
+    DropUnreachableIPv6,
+    DropOutsideTunnel,
+    AnswerDirectly,
 )
 SEARCHES = st.lists(st.sampled_from(["~.", "example.org", "~corp"]), max_size=2).map(tuple)
 DNS = st.builds(Dns, DEVICES, st.lists(ADDRESSES, max_size=2).map(tuple), SEARCHES)
@@ -112,7 +122,7 @@ def as_state(things: Iterable[Thing]) -> NetworkState:
         those(Route),
         those(Rule),
         those(Sysctl),
-        those(Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropOutsideTunnel),
+        those(*EVERY_FILTER),
         those(Dns),
     )
 
@@ -166,7 +176,7 @@ def test_removals_come_after_additions(desired: NetworkState, actual: NetworkSta
     kinds: list[tuple[type, ...]] = [
         (Sysctl,),
         (NetDevice,),
-        (Masquerade, ClampMss, DropOtherTrafficToServer, DropUnreachableIPv6, DropOutsideTunnel),
+        EVERY_FILTER,
         (PointToPoint,),
         (Route,),
         (Rule,),
@@ -260,6 +270,9 @@ def test_descriptions_of_changes() -> None:
         Change("add", Rule(4, 5, 254, None, 0)): "add rule priority 5 table main suppress_prefixlength 0",
         Change("add", Sysctl("net.ipv4.ip_forward", "1")): "add sysctl net.ipv4.ip_forward=1",
         Change("add", Masquerade("dtun0", "eth0")): "add filter iifname dtun0 oifname eth0 masquerade",
+        Change(
+            "add", AnswerDirectly("dtun0", 5)
+        ): "add filter mark 0x5 for connections from outside dtun0 to this host",
         Change("add", ClampMss("dtun0", 1400)): "add filter forward dtun0 tcp maxseg for mtu 1400",
         Change(
             "add", DropOtherTrafficToServer(gateway, 4433)

@@ -19,6 +19,7 @@ from dtun.network.plan import (
 from dtun.network.state import (
     MAIN_TABLE,
     Address,
+    AnswerDirectly,
     ClampMss,
     Dns,
     DropOtherTrafficToServer,
@@ -266,6 +267,15 @@ class TestTheRest:
     def test_forwarding_of_ipv6_with_a_tunnel_that_has_it(self) -> None:
         state = plan_client(Routing(TUN, forwarding=True), WITH6, OUTSIDE)
         assert Sysctl("net.ipv6.conf.all.forwarding", "1") in state.sysctls
+
+    def test_connections_from_outside_are_answered_directly_if_that_is_wanted(self) -> None:
+        routing = Routing(TUN, (ALL4,), policy=replace(POLICY, answer_directly=True))
+        for tunnel in (None, WITHOUT6):
+            state = plan_client(routing, tunnel, OUTSIDE)
+            assert AnswerDirectly(TUN, POLICY.mark) in state.filters
+            assert Sysctl("net.ipv4.conf.all.src_valid_mark", "1") in state.sysctls
+        without = plan_client(replace(routing, policy=POLICY), WITHOUT6, OUTSIDE)
+        assert not any(isinstance(what, AnswerDirectly) for what in without.filters)
 
     def test_name_servers_belong_to_the_tunnel(self) -> None:
         dns = Dns(TUN, (IPv4Address("10.86.0.1"),), ("~.",))

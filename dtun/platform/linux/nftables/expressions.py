@@ -21,6 +21,8 @@ The attributes in NFTA_EXPR_DATA by number, in the order of nft(8):
     fib        3 flags, 2 result, 1 to register
     exthdr     7 from register, 2 option, 3 offset, 4 length, 6 protocol
     immediate  1 register, 2 value or verdict
+    ct         1 to register, 2 key, 4 from register
+    meta set   2 key, 3 from register
 
 `nft --debug=netlink list ruleset` shows these expressions.
 """
@@ -43,13 +45,19 @@ _NEXT_REGISTER: Final = 2
 
 META_IIFNAME: Final = 6
 META_OIFNAME: Final = 7
+_META_MARK: Final = 3
 _META_OIFTYPE: Final = 9
 _META_NFPROTO: Final = 15
 _META_L4PROTO: Final = 16
 _META_OIFKIND: Final = 27
 _CMP_EQ, _CMP_NEQ = 0, 1
 _FIB_DESTINATION_AND_MARK: Final = 2 | 4  # NFTA_FIB_F_DADDR, NFTA_FIB_F_MARK
+_FIB_DESTINATION: Final = 2  # NFTA_FIB_F_DADDR
+_FIB_SOURCE_AND_OUTPUT: Final = 1 | 16  # NFTA_FIB_F_SADDR, NFTA_FIB_F_OIF
 _FIB_RESULT_TYPE: Final = 3
+_RTN_LOCAL: Final = 2  # linux/rtnetlink.h
+_CT_STATE, _CT_MARK = 0, 3
+_CT_STATE_NEW: Final = 8
 _RTN_UNREACHABLE: Final = 7  # linux/rtnetlink.h
 _ARPHRD_NONE: Final = 0xFFFE  # linux/if_arp.h
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
@@ -76,6 +84,11 @@ _TCP_MSS_VALUE: Final = 2
 def device_is(key: int, name: str) -> bytes:
     """The packet's input device (META_IIFNAME) or output device (META_OIFNAME) has this name."""
     return _meta(key) + _compare(name.encode().ljust(_IFNAMSIZ, b"\0"))
+
+
+def device_is_not(key: int, name: str) -> bytes:
+    """The packet's input device (META_IIFNAME) or output device (META_OIFNAME) has another name."""
+    return _meta(key) + _compare(name.encode().ljust(_IFNAMSIZ, b"\0"), _CMP_NEQ)
 
 
 def version_is(version: int) -> bytes:
@@ -138,8 +151,39 @@ def output_driver_is(kind: str) -> bytes:
 
 def destination_is_unreachable() -> bytes:
     """The destination is unreachable by the routes for this mark, if no device is given."""
-    attributes = (number(3, _FIB_DESTINATION_AND_MARK), number(2, _FIB_RESULT_TYPE), number(1, _REGISTER))
-    return _expression("fib", *attributes) + _compare(_RTN_UNREACHABLE.to_bytes(4, sys.byteorder))
+    return _fib_type(_FIB_DESTINATION_AND_MARK, _RTN_UNREACHABLE)
+
+
+def destination_is_own() -> bytes:
+    """The destination is an address of this host."""
+    return _fib_type(_FIB_DESTINATION, _RTN_LOCAL)
+
+
+def source_is_output_devices() -> bytes:
+    """The source is an address of the output device."""
+    return _fib_type(_FIB_SOURCE_AND_OUTPUT, _RTN_LOCAL)
+
+
+def connection_is_new() -> bytes:
+    """The packet is the first that the kernel sees of its connection."""
+    return _connection(_CT_STATE) + _compare(_CT_STATE_NEW.to_bytes(4, sys.byteorder))
+
+
+def connection_mark_is(mark: int) -> bytes:
+    """The packet's connection has this mark; 0 is none."""
+    return _connection(_CT_MARK) + _compare(mark.to_bytes(4, sys.byteorder))
+
+
+def mark_connection(mark: int) -> bytes:
+    """Give the packet's connection this mark."""
+    value = _immediate(_REGISTER, attribute(_DATA_VALUE, mark.to_bytes(4, sys.byteorder)))
+    return value + _expression("ct", number(2, _CT_MARK), number(4, _REGISTER))
+
+
+def mark_packet(mark: int) -> bytes:
+    """Give the packet this firewall mark."""
+    value = _immediate(_REGISTER, attribute(_DATA_VALUE, mark.to_bytes(4, sys.byteorder)))
+    return value + _expression("meta", number(2, _META_MARK), number(3, _REGISTER))
 
 
 def clamp_mss(key: int, name: str, set_id: int) -> bytes:
@@ -165,6 +209,16 @@ def masquerade() -> bytes:
 def verdict(code: int) -> bytes:
     """NF_ACCEPT ends this chain. NF_DROP discards the packet silently."""
     return _immediate(_VERDICT_REGISTER, nested(_DATA_VERDICT, number(_VERDICT_CODE, code)))
+
+
+def _fib_type(flags: int, kind: int) -> bytes:
+    """The kind of address (RTN_...) by the routes, of what the flags (NFTA_FIB_F_...) select."""
+    attributes = (number(3, flags), number(2, _FIB_RESULT_TYPE), number(1, _REGISTER))
+    return _expression("fib", *attributes) + _compare(kind.to_bytes(4, sys.byteorder))
+
+
+def _connection(key: int) -> bytes:
+    return _expression("ct", number(2, key), number(1, _REGISTER))
 
 
 def _meta(key: int, register: int = _REGISTER) -> bytes:

@@ -3,6 +3,8 @@
     chain            hook         priority        rules
     nat_postrouting  postrouting  100 (srcnat)    masquerade packets from an inside to an outside device
     clamp_forward    forward      -150 (mangle)   lower the TCP segment size, in both directions
+    answer_incoming  prerouting   -150 (mangle)   mark connections from outside to this host, and their packets
+    answer_output    output       -150 (mangle)   mark the answers, and route them again
     guard_output     output       -10             accept UDP to the server's port, drop other packets to the server;
                                                   drop packets that would leave outside the tunnel
     guard_forward    forward      -10             the same for packets of others
@@ -28,6 +30,7 @@ from typing import Final, Literal
 
 from dtun.network.state import (
     Address,
+    AnswerDirectly,
     ClampMss,
     DropOtherTrafficToServer,
     DropOutsideTunnel,
@@ -44,16 +47,23 @@ from dtun.platform.linux.nftables.expressions import (
     NF_ACCEPT,
     NF_DROP,
     clamp_mss,
+    connection_is_new,
+    connection_mark_is,
     destination_in_set,
     destination_is,
+    destination_is_own,
     destination_is_unreachable,
     destination_matches,
     device_is,
+    device_is_not,
     devices_in_set,
     icmpv6_type_is,
+    mark_connection,
+    mark_packet,
     masquerade,
     output_driver_is,
     protocol_is_not_tcp,
+    source_is_output_devices,
     tcp_is_not_syn,
     udp_port_is,
     verdict,
@@ -73,7 +83,7 @@ from dtun.platform.linux.nftables.wire import (
 )
 
 # From linux/netfilter.h: nf_inet_hooks.
-_FORWARD, _LOCAL_OUT, _POST_ROUTING = 2, 3, 4
+_PRE_ROUTING, _FORWARD, _LOCAL_OUT, _POST_ROUTING = 0, 2, 3, 4
 
 # From linux/netfilter_ipv4.h. _GUARD comes before other programs' filters, and after NAT of the host's own packets.
 _MANGLE: Final = -150
@@ -107,7 +117,7 @@ class Chain:
     """A base chain that accepts what no rule drops. `purpose` completes the message "this kernel cannot ..."."""
 
     name: str
-    type: Literal["filter", "nat"]
+    type: Literal["filter", "nat", "route"]
     hook: int
     priority: int
     rules: tuple[bytes, ...]
@@ -138,6 +148,10 @@ def layout(filters: Collection[Filter]) -> TableLayout:
         stay = "keep packets in the tunnel (Linux 5.1 or later)"
     elif DropUnreachableIPv6() in filters:
         stay = "keep IPv6 from leaving by the wrong device (modules nft_fib_inet and nft_fib_ipv6)"
+    answers = sorted(
+        (what for what in filters if isinstance(what, AnswerDirectly)), key=lambda what: what.device
+    )
+    answer = "answer connections from outside directly (modules nft_ct and nft_fib_inet)"
     found: list[Set] = []
     if masquerades:
         found.append(sets.device_pairs("masqueraded", masquerades, nat))
@@ -156,6 +170,8 @@ def layout(filters: Collection[Filter]) -> TableLayout:
     made = (
         Chain("nat_postrouting", "nat", _POST_ROUTING, _SRCNAT, tuple(_masquerade(numbers)), nat),
         Chain("clamp_forward", "filter", _FORWARD, _MANGLE, tuple(_clamp(numbers)), clamp),
+        Chain("answer_incoming", "filter", _PRE_ROUTING, _MANGLE, tuple(_mark_incoming(answers)), answer),
+        Chain("answer_output", "route", _LOCAL_OUT, _MANGLE, tuple(_mark_answers(answers)), answer),
         Chain("guard_output", "filter", _LOCAL_OUT, _GUARD, tuple(output), stay),
         Chain("guard_forward", "filter", _FORWARD, _GUARD, forward, stay if outside else guard),
     )
@@ -238,6 +254,30 @@ def _clamp(numbers: Mapping[str, int]) -> Iterator[bytes]:
     for direction in (META_IIFNAME, META_OIFNAME):
         for version, name in _CLAMPED.items():
             yield version_is(version) + clamp_mss(direction, name, numbers[name])
+
+
+def _mark_incoming(answers: Iterable[AnswerDirectly]) -> Iterator[bytes]:
+    for what in answers:
+        outside = device_is_not(META_IIFNAME, what.device) + device_is_not(META_IIFNAME, "lo")
+        new = connection_is_new() + connection_mark_is(0) + destination_is_own()
+        yield outside + new + mark_connection(what.mark)
+        # Of forwarded ports the answers, and all of them for reverse path filtering.
+        yield connection_mark_is(what.mark) + mark_packet(what.mark)
+
+
+def _mark_answers(answers: Iterable[AnswerDirectly]) -> Iterator[bytes]:
+    for what in answers:
+        # A connection that was there before dtun, such as the ssh session of whoever starts it.
+        own = device_is(META_OIFNAME, what.device) + source_is_output_devices()
+        yield own + verdict(NF_ACCEPT)
+        yield (
+            tcp_is_not_syn()
+            + device_is_not(META_OIFNAME, "lo")
+            + connection_is_new()
+            + connection_mark_is(0)
+            + mark_connection(what.mark)
+        )
+        yield connection_mark_is(what.mark) + mark_packet(what.mark)
 
 
 def _guard(guards: Collection[DropOtherTrafficToServer], *, on_link: bool) -> Iterator[bytes]:
