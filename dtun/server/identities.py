@@ -5,6 +5,7 @@ Identities are made and changed only during the start or with `lock` held, so th
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from ipaddress import ip_network
@@ -30,6 +31,12 @@ MAX_NAME = 15
 """Bytes of a device name (IFNAMSIZ less the final NUL)."""
 
 PREFIX = "dtun-"
+
+IDLE_TIME = 600.0
+"""Seconds that a client which only `*` lets in keeps its device while it is away."""
+
+MOST_IDLE = 64
+"""Such clients that keep their devices; those that left first lose them."""
 
 _POOLS = "pools"
 
@@ -180,11 +187,42 @@ class Identities:
 
     async def remove_all(self) -> None:
         """Remove all devices, and the forwarding between them."""
-        for identity in list(self._by_name.values()):
-            await self.remove(identity)
+        identities = list(self._by_name.values())
         self._by_name.clear()
+        await self.desired_state.remove_all([identity.owner for identity in identities])
+        await self._close(identities)
         await self.forwarding.drop()
         await self.desired_state.remove(_POOLS)
+
+    async def remove_idle(self) -> bool:
+        """Remove the devices of clients that the configuration does not name (`*`) and that have been away for long.
+
+        Their addresses stay theirs as long as the pool has others. Returns whether some may become due later.
+        """
+        now = self._loop.time()
+        idle = sorted(
+            (one.away_since, name)
+            for name, one in self._by_name.items()
+            if name not in self._config.clients and one.away_since is not None
+        )
+        surplus = len(idle) - MOST_IDLE
+        due = [
+            name for number, (since, name) in enumerate(idle) if number < surplus or now - since >= IDLE_TIME
+        ]
+        removed = [self._by_name.pop(name) for name in due]
+        if removed:
+            await self.desired_state.remove_all([identity.owner for identity in removed])
+            await self._close(removed)
+            await self.forward()
+        return len(idle) > len(removed)
+
+    async def _close(self, identities: Iterable[Identity]) -> None:
+        """Remove devices whose network state is removed: the kernel takes 20 ms each, less if asked for several."""
+        held = []
+        for identity in identities:
+            held.append(os.dup(identity.tun.fileno()))
+            identity.close()
+        await asyncio.gather(*(asyncio.to_thread(os.close, descriptor) for descriptor in held))
 
     def is_used(self, name: str) -> bool:
         """Whether this id may not lose its address: it is configured by name, or connected."""

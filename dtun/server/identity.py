@@ -98,6 +98,7 @@ class Identity:
         self.mtu = AWAY_MTU
         self.granted: tuple[Network, ...] = ()
         self.active: ActiveSession | None = None
+        self.away_since: float | None = loop.time()
         self.counters = Counters()
         limiter = RateLimiter(burst=LOG_LINES, per_seconds=LOG_SECONDS)
         server_log = logging.getLogger("dtun.server")
@@ -236,6 +237,7 @@ class Identity:
     def ended(self, closed: Closed) -> None:
         """Its session is over."""
         self.active = None
+        self.away_since = self._loop.time()
         self._session_store.forget_session()
         self._since = timestamp()
         self._last_error = None if closed.reason == "stopped" else printable(closed.text)
@@ -304,6 +306,7 @@ class Identity:
             text = "%s; give each host an id of its own"
             self.log.warning(text, self._duplicate_ids.describe(), reason="replaced", peer=link.endpoint)
         self.active = session
+        self.away_since = None
         self._latest = link
         self._last_error = None
         # Super-packets only as far as the peer accepts them.

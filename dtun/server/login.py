@@ -35,6 +35,9 @@ SHOWN_REFUSALS = 8
 MAX_WAITING = 8
 """Sessions of one id that have proven the key but have not logged in yet. Each costs a descriptor."""
 
+IDLE_CHECK = 60.0
+"""Seconds between two looks for idle devices."""
+
 
 class Logins:
     """Lets clients in, and notes when they leave."""
@@ -45,6 +48,7 @@ class Logins:
         self._loop = loop
         limiter = RateLimiter(burst=10, per_seconds=60)
         self._log = SessionLog(logging.getLogger("dtun.server"), limiter=limiter, clock=loop.time)
+        self._idle_timer: asyncio.TimerHandle | None = None
         # Sessions that have not logged in yet, each with the key that its client has proven; the oldest first.
         self._waiting: dict[Link, Key] = {}
 
@@ -93,6 +97,7 @@ class Logins:
                 identity = await self._identities.create(name)
                 if not known:
                     await self._identities.forward()
+                    await self._remove_idle()
                 if link.ended():
                     return
                 if hello is None:
@@ -112,6 +117,24 @@ class Logins:
             # A bug, which the log will tell. This session would wait for ever.
             link.close("refused", "the server has failed")
             raise
+
+    def stop(self) -> None:
+        """No further logins will come."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+
+    async def _remove_idle(self) -> None:
+        """With the lock: remove what is idle, and look again if there may be more later."""
+        if await self._identities.remove_idle() and self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_CHECK, self._check_idle)
+
+    def _check_idle(self) -> None:
+        async def check() -> None:
+            async with self._identities.lock:
+                await self._remove_idle()
+
+        self._idle_timer = None
+        self._tasks.spawn(check())
 
     async def grant(self, identity: Identity, link: Link, hello: Hello, mtu: int) -> list[Refusal]:
         """Give a client the subnets that it asks for and may have, in kernel and data plane. Returns the others.
@@ -226,6 +249,8 @@ class Logins:
         text = printable(closed.text)
         identity.log.info("away, %s%s", cause, text, reason=closed.reason, peer=link.endpoint)
         self._tasks.spawn(identity.run_down_hook(closed.reason))
+        if self._idle_timer is None and identity.name not in self._identities.config.clients:
+            self._idle_timer = self._loop.call_later(IDLE_CHECK, self._check_idle)
 
     async def _resize(self, identity: Identity, link: Link, hello: Hello) -> None:
         before, mtu = identity.mtu, self._agreed_mtu(identity, link, hello)

@@ -134,6 +134,7 @@ class Server:
         for link in list(self.demux.links):
             link.close("stopped", "the server is stopping")
         self.demux.close()
+        self._logins.stop()
         await self._tasks.cancel()
         identities = list(self.identities.by_name.values())
         # All at once: the service manager does not wait for slow hooks one after the other.
@@ -145,6 +146,7 @@ class Server:
         if self._host_timer is not None:
             self._host_timer.cancel()
         self.demux.close()
+        self._logins.stop()
         await self._tasks.cancel()
         for identity in self.identities.by_name.values():
             identity.suspend()
