@@ -22,7 +22,7 @@ from dtun.handover.session_store import SessionStore
 from dtun.network.conflicts import ExistingNetwork, RuleInFront, address_conflicts, rule_conflicts
 from dtun.network.difference import Thing
 from dtun.network.plan import FORWARDING, TunnelSettings, bypass_without_way, device_only, plan_client
-from dtun.network.state import Dns, NetworkState, PointToPoint, Sysctl
+from dtun.network.state import Dns, Network, NetworkState, PointToPoint, Sysctl
 from dtun.platform.desired import DesiredState, Rejection, Rejections, lacks_ipv6
 from dtun.platform.interface import Kernel, NextHop, Tun
 from dtun.protocol.messages import Welcome
@@ -67,6 +67,8 @@ class Tunnel:
         self._connected = False
         self._basis: object = None
         self._conflicts: list[str] = []
+        # The networks that go through the tunnel now; None until the routes of the process before are known.
+        self._captured: frozenset[Network] | None = frozenset()
         self._look_ups = 0
         self._rejections = Rejections(OWNER, " is not in place: ")
         self._no_ipv6: str | None = None
@@ -99,6 +101,7 @@ class Tunnel:
         self.session_store.watch_device(self._tun, self._pump)
         if resumed is not None and peer is not None:
             self._hooks.resume()
+            self._captured = None
             await self._underlay.add_server(peer, self._routing)
             await self.configure(resumed, self._config.mtu or resumed.mtu or RESUMED_MTU)
         else:
@@ -118,6 +121,7 @@ class Tunnel:
         """Run `down`, and remove everything."""
         await self.down("stopped")
         await self._desired_state.remove(OWNER)
+        await self._move_connections(None)
         if self._pump is not None:
             self._pump.close()
         self.session_store.forget_device()
@@ -328,6 +332,7 @@ class Tunnel:
         self._basis = None
         self._check_bypass(releases=releases)
         refused = await self._set(settings, releases=releases)
+        await self._move_connections(None if releases else settings)
         if not refused and self._no_ipv6 is None:
             self._basis = basis
         self._rejections.replace(refused)
@@ -364,6 +369,20 @@ class Tunnel:
         if reason != known:
             log.warning(NO_IPV6.format(reason))
         return await self._desired_state.set(OWNER, plan(without))
+
+    async def _move_connections(self, settings: TunnelSettings | None) -> None:
+        """Networks go into the tunnel, or no longer: their connections get new addresses where they are translated."""
+        before = self._captured
+        self._captured = frozenset(
+            network
+            for network in self._routing.included
+            if settings is not None and settings.carries(network.version)
+        )
+        moved = before ^ self._captured if before is not None else frozenset()
+        if moved:
+            outside = (*self._routing.bypassed, *self._underlay.routes.local)
+            servers = map(ip_network, self._underlay.routes.servers)
+            await self._kernel.forget_connections(moved, (*outside, *servers))
 
     async def _obstacles(self) -> list[str]:
         """Other firewalls that drop what is forwarded."""

@@ -110,6 +110,9 @@ class ReadOnlyKernel(ABC):
         del devices, networks
         return []
 
+    async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
+        """None is changed."""
+
     def name_servers(self) -> list[Address]:
         return resolv_conf.name_servers()
 

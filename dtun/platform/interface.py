@@ -234,6 +234,10 @@ class Kernel(Protocol):
         """
         ...
 
+    async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
+        """Have connections to `networks`, but for those to `but`, lose the translated addresses of their former way."""
+        ...
+
     def name_servers(self) -> list[Address]:
         """The name servers that this host asks, without those on the host itself."""
         ...

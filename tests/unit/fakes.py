@@ -57,6 +57,7 @@ class FakeKernel:
         self.connected: list[HostRoute] = []
         self.routed: list[HostRoute] = []
         self.rules: list[ForeignRule] = []
+        self.forgotten: list[tuple[frozenset[Network], frozenset[Network]]] = []
         self.obstacles: list[str] = []
         self.resolvers: list[Address] = []
         self.settings = {Sysctl("net.ipv4.ip_forward", "1")}
@@ -122,6 +123,9 @@ class FakeKernel:
     ) -> list[str]:
         assert devices or networks
         return self.obstacles
+
+    async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
+        self.forgotten.append((frozenset(networks), frozenset(but)))
 
     def name_servers(self) -> list[Address]:
         return self.resolvers

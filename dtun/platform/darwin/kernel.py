@@ -165,6 +165,9 @@ class DarwinKernel:
         del devices, networks
         return []
 
+    async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
+        """A packet filter of macOS keeps its states: dtun has no part in them."""
+
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""
         return resolv_conf.name_servers()

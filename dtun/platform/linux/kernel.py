@@ -9,11 +9,12 @@ from typing import Literal
 
 from dtun.errors import DtunError, UnavailableError
 from dtun.network.difference import Change, Thing, difference
+from dtun.network.prefixes import PrefixSet
 from dtun.network.state import Address, NetDevice, Network, NetworkState, Route, Sysctl
 from dtun.platform import resolv_conf
 from dtun.platform.interface import ChangesRefusedError, ForeignRule, HostRoute, LocalNetwork, NextHop
 from dtun.platform.journal import Journal, runtime_directory as default_directory
-from dtun.platform.linux import lookup, sysctl
+from dtun.platform.linux import conntrack, lookup, sysctl
 from dtun.platform.linux.applied import Applied, Devices, devices_of, read_devices, without_devices
 from dtun.platform.linux.applier import Applier, Outcome
 from dtun.platform.linux.netlink.monitor import HostView, Monitor
@@ -181,6 +182,11 @@ class LinuxKernel:
         """See `Kernel.forwarding_obstacles`."""
         found = await asyncio.to_thread(foreign.read_obstacles, devices, networks)
         return [foreign.explain(one, devices) for one in found]
+
+    async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
+        """See `Kernel.forget_connections`."""
+        wanted, spared = PrefixSet(networks), PrefixSet(but)
+        await asyncio.to_thread(conntrack.forget, lambda address: address in wanted and address not in spared)
 
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""

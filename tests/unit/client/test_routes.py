@@ -345,3 +345,17 @@ async def test_many_refusals_are_one_line(
         (line,) = home.row()["warnings"]
         assert line.endswith("via 192.168.1.1 dev eth0 is not in place: the device is down (and 99 more)")
         assert len([message for message in caplog.messages if "is down" in message]) == 1
+
+
+async def test_connections_that_change_their_way_are_forgotten_at_both_changes(
+    site: Site, tmp_path: Path
+) -> None:
+    """Else they would keep the addresses that NAT gave them on the former one."""
+    async with connected(site, tmp_path, on_disconnect="release", exclude="192.0.2.128/25") as home:
+        ((networks, but),) = home.kernel.forgotten
+        assert networks == {ip_network("192.0.2.0/24")}
+        assert {ip_network("192.0.2.128/25"), LOOPBACK} <= but
+        await home.client._tunnel.refresh()
+        assert len(home.kernel.forgotten) == 1, "nothing has changed"
+        await lose(site, home)
+        assert [each for each, _ in home.kernel.forgotten] == [networks, networks]
