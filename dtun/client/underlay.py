@@ -40,7 +40,14 @@ class Underlay:
             hop = await self.next_hop(server, routing)
             if hop is not None:
                 servers[server] = _hop(hop)
-        self.routes = replace(self.routes, servers=servers, gateways=gateways, local=tuple(local))
+        advertised = await self._kernel.advertised_devices() if routing.forwarding else []
+        self.routes = replace(
+            self.routes,
+            servers=servers,
+            gateways=gateways,
+            local=tuple(local),
+            advertised=tuple(advertised),
+        )
 
     async def next_hop(self, server: Address, routing: Routing) -> NextHop | None:
         """The way of the tunnel's own packets; None if there is none.

@@ -1,13 +1,14 @@
-"""Lists of networks in files of their own: one network a line, `#` starts a comment."""
+"""Lists of networks in files of their own: a network or a range (a-b) a line, `#` starts a comment."""
 
 import codecs
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address, summarize_address_range
 from pathlib import Path
 
-from dtun.config.errors import Location, Problem
+from dtun.config.errors import Location, Problem, shown
 from dtun.config.keys import unreadable
 from dtun.config.values import parse_network_outside
 from dtun.network.state import Network
@@ -54,12 +55,24 @@ def read(path: Path) -> NetworkList:
         if not written:
             continue
         try:
-            networks.append(parse_network_outside(written))
+            found = _range(written) if "-" in written else [parse_network_outside(written)]
         except ValueError as error:
             faults.append((number, str(error)))
         else:
-            lines.append(number)
+            networks += found
+            lines += [number] * len(found)
     return NetworkList(path, tuple(networks), tuple(lines), tuple(faults))
+
+
+def _range(text: str) -> list[Network]:
+    """The networks of a range, such as 192.0.2.16-192.0.2.35."""
+    try:
+        first, last = (ip_address(part.strip()) for part in text.split("-"))
+        return list(summarize_address_range(first, last))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{shown(text)} is not a range; write it like 192.0.2.16-192.0.2.35, the lower address first"
+        ) from None
 
 
 def _content(path: Path) -> bytes:

@@ -129,7 +129,8 @@ def _changes(
 
 
 def _sysctl_order(sysctl: Sysctl) -> Order:
-    return sysctl.name, sysctl.value
+    # Forwarding makes the kernel drop the routes of router advertisements, unless accept_ra is set before.
+    return not sysctl.name.endswith(".accept_ra"), sysctl.name, sysctl.value
 
 
 def _device_order(device: NetDevice) -> Order:

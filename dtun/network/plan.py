@@ -55,6 +55,12 @@ EVERYTHING: Final[Mapping[int, Network]] = {4: ip_network("0.0.0.0/0"), 6: ip_ne
 FORWARDING: Final[Mapping[int, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 
+
+def accept_ra(device: str) -> Sysctl:
+    """Take router advertisements although the host forwards, which otherwise costs it the routes from them."""
+    return Sysctl(f"net.ipv6.conf.{device}.accept_ra", "2")
+
+
 _VERSIONS: Final[tuple[Version, ...]] = (4, 6)
 
 
@@ -130,12 +136,14 @@ class UnderlayRoutes:
     """The underlay: next hops to the servers, default gateways by IP version, and the host's own networks.
 
     A server that the host has had no route to has no next hop. `ports` are the servers' UDP ports.
+    `advertised` are the devices with router advertisements.
     """
 
     servers: Mapping[Address, Hop | None] = field(default_factory=dict)
     ports: frozenset[tuple[Address, int]] = frozenset()
     gateways: Mapping[Version, Hop] = field(default_factory=dict)
     local: tuple[Network, ...] = ()
+    advertised: tuple[str, ...] = ()
 
 
 def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: UnderlayRoutes) -> NetworkState:
@@ -158,7 +166,7 @@ def plan_client(routing: Routing, tunnel: TunnelSettings | None, underlay: Under
         addresses,
         routes,
         rules,
-        frozenset(_sysctls(routing, tunnel)),
+        frozenset(_sysctls(routing, tunnel, underlay)),
         frozenset(_filters(routing, tunnel, blocked, underlay)),
         frozenset({tunnel.dns} if tunnel is not None and tunnel.dns is not None else ()),
     )
@@ -309,7 +317,7 @@ def _rules(policy: Policy, versions: Iterable[int]) -> Iterator[Rule]:
         yield Rule(version, RULE_PRIORITY, policy.table, unless_mark=policy.mark)
 
 
-def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl]:
+def _sysctls(routing: Routing, tunnel: TunnelSettings | None, underlay: UnderlayRoutes) -> Iterator[Sysctl]:
     if routing.policy is not None and routing.policy.answer_directly:
         # Else strict reverse path filtering, which asks without the mark, drops what comes from outside.
         yield Sysctl(VALID_MARK, "1")
@@ -317,6 +325,7 @@ def _sysctls(routing: Routing, tunnel: TunnelSettings | None) -> Iterator[Sysctl
         yield Sysctl(FORWARDING[4], "1")
         if tunnel is not None and tunnel.carries(6):
             yield Sysctl(FORWARDING[6], "1")
+            yield from map(accept_ra, underlay.advertised)
 
 
 def _filters(

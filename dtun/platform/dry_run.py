@@ -113,6 +113,9 @@ class ReadOnlyKernel(ABC):
     async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
         """None is changed."""
 
+    @abstractmethod
+    async def advertised_devices(self) -> list[str]: ...
+
     def name_servers(self) -> list[Address]:
         return resolv_conf.name_servers()
 

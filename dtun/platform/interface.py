@@ -238,6 +238,14 @@ class Kernel(Protocol):
         """Have connections to `networks`, but for those to `but`, lose the translated addresses of their former way."""
         ...
 
+    async def advertised_devices(self) -> list[str]:
+        """The devices on which the kernel takes router advertisements, as long as this host is no router.
+
+        Raises:
+            UnavailableError: the kernel cannot be read.
+        """
+        ...
+
     def name_servers(self) -> list[Address]:
         """The name servers that this host asks, without those on the host itself."""
         ...

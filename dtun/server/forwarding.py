@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from dtun.config import ServerConfig
 from dtun.errors import DtunError
+from dtun.network.plan import accept_ra
 from dtun.network.state import Filter, Masquerade, NetworkState, Sysctl
 from dtun.platform.desired import DesiredState, Rejections
 from dtun.platform.interface import Kernel
@@ -83,9 +84,10 @@ class Forwarding:
                 for uplink in self._uplinks
                 if device != uplink
             )
-            refused = await self._desired_state.set(
-                OWNER, NetworkState(sysctls=_sysctls(config), filters=filters)
-            )
+            sysctls = _sysctls(config)
+            if IPV6_FORWARDING in sysctls:
+                sysctls |= set(map(accept_ra, await self._kernel.advertised_devices()))
+            refused = await self._desired_state.set(OWNER, NetworkState(sysctls=sysctls, filters=filters))
             self._rejections.replace(refused)
             await self._look_for_obstacles(config, devices)
 

@@ -126,3 +126,17 @@ def _reload(server: Daemon) -> None:
     server.config.write_text(yaml.safe_dump({"server": server.section}))
     answer = ask(Path(server.section["runtime_directory"]) / "server.sock", "reload", timeout=30)
     assert not answer["failed"], answer
+
+
+def advertised(host: Host) -> str:
+    return host.run("sysctl", "-n", "net.ipv6.conf.eth0.accept_ra").strip()
+
+
+def test_a_router_keeps_the_routes_of_router_advertisements(world: World) -> None:
+    assert advertised(world.left) == "1"
+    world.left.ip("-6 route add default via fe80::1 dev eth0 proto ra")
+    server = world.server(pool6="fd00:86::/64", forwarding=True)
+    assert advertised(world.left) == "2"
+    assert "via fe80::1" in world.left.ip("-6 route show default")
+    assert server.stop() == 0
+    assert advertised(world.left) == "1"

@@ -59,6 +59,7 @@ class FakeKernel:
         self.rules: list[ForeignRule] = []
         self.forgotten: list[tuple[frozenset[Network], frozenset[Network]]] = []
         self.obstacles: list[str] = []
+        self.advertised: list[str] = []
         self.resolvers: list[Address] = []
         self.settings = {Sysctl("net.ipv4.ip_forward", "1")}
         self.gateways: dict[int, NextHop] = {}
@@ -126,6 +127,9 @@ class FakeKernel:
 
     async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
         self.forgotten.append((frozenset(networks), frozenset(but)))
+
+    async def advertised_devices(self) -> list[str]:
+        return self.advertised
 
     def name_servers(self) -> list[Address]:
         return self.resolvers

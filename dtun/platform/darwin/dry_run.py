@@ -27,6 +27,9 @@ class DarwinReadOnlyKernel(ReadOnlyKernel):
         with errors.unavailable_if_refused():
             return lookup.default_hop(version, self._devices)
 
+    async def advertised_devices(self) -> list[str]:
+        return []
+
     async def local_networks(self) -> list[LocalNetwork]:
         with errors.unavailable_if_refused():
             return lookup.local_networks(self._devices)

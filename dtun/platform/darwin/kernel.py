@@ -168,6 +168,10 @@ class DarwinKernel:
     async def forget_connections(self, networks: Collection[Network], but: Collection[Network]) -> None:
         """A packet filter of macOS keeps its states: dtun has no part in them."""
 
+    async def advertised_devices(self) -> list[str]:
+        """See `Kernel.advertised_devices`. A Mac decides for each interface whether it takes them."""
+        return []
+
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""
         return resolv_conf.name_servers()

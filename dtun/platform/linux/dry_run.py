@@ -36,6 +36,9 @@ class LinuxReadOnlyKernel(ReadOnlyKernel):
         found = await asyncio.to_thread(foreign.read_obstacles, devices, networks)
         return [foreign.explain(one, devices) for one in found]
 
+    async def advertised_devices(self) -> list[str]:
+        return await lookup.advertised_devices(self._devices, frozenset())
+
     async def existing(self, desired: NetworkState, instance: str) -> NetworkState:
         return await inspect.existing(desired, instance)
 

@@ -188,6 +188,11 @@ class LinuxKernel:
         wanted, spared = PrefixSet(networks), PrefixSet(but)
         await asyncio.to_thread(conntrack.forget, lambda address: address in wanted and address not in spared)
 
+    async def advertised_devices(self) -> list[str]:
+        """See `Kernel.advertised_devices`."""
+        ours = self._applier.applied.state().sysctls if self._open is not None else frozenset()
+        return await lookup.advertised_devices(self._devices.own, ours)
+
     def name_servers(self) -> list[Address]:
         """See `Kernel.name_servers`."""
         return resolv_conf.name_servers()

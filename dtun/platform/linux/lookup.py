@@ -1,15 +1,17 @@
 """How the host reaches an address, its default route, and the networks that it belongs to."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Literal
 
-from dtun.network.state import MAIN_TABLE, Address, Network
+from dtun.network.plan import FORWARDING, accept_ra
+from dtun.network.state import MAIN_TABLE, Address, Network, Sysctl
 from dtun.platform.interface import ForeignRule, HostRoute, LocalNetwork, NextHop
-from dtun.platform.linux import observed
+from dtun.platform.linux import observed, sysctl
 from dtun.platform.linux.missing import plain_rules
 from dtun.platform.linux.netlink.dump import unavailable_if_refused
 from dtun.platform.linux.netlink.monitor import DEFAULT_ROUTE_LENGTH, HostView
-from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, ROUTE_PROTOCOL, RTPROT_KERNEL
+from dtun.platform.linux.netlink.wire import IFF_LOOPBACK, IFF_POINTOPOINT, ROUTE_PROTOCOL, RTPROT_KERNEL
 from dtun.platform.linux.observed import FoundRoute
 
 
@@ -129,6 +131,24 @@ async def foreign_rules(own: Collection[str]) -> list[ForeignRule]:
                 ForeignRule(version, priority, table, tuple(networks[table])) for priority, table in rules
             ]
     return found
+
+
+async def advertised_devices(own: Collection[str], ours: Collection[Sysctl]) -> list[str]:
+    """See `Kernel.advertised_devices`; `ours` are the settings that this process has made."""
+    with unavailable_if_refused():
+        links = await observed.links()
+    forwards = any(setting.name == FORWARDING[6] for setting in ours)
+    found = []
+    for link in links:
+        accepts = accept_ra(link.name)
+        if link.name in own or link.flags & (IFF_LOOPBACK | IFF_POINTOPOINT):
+            continue
+        if accepts in ours or (
+            sysctl.is_set(replace(accepts, value="1"))
+            and (forwards or sysctl.is_set(Sysctl(f"net.ipv6.conf.{link.name}.forwarding", "0")))
+        ):
+            found.append(link.name)
+    return sorted(found)
 
 
 async def fill(view: HostView) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dtun.config import Config
 from dtun.errors import ConfigError, UnavailableError
-from dtun.network.difference import Change
+from dtun.network.difference import Change, difference
 from dtun.network.plan import BLOCK_METRIC
 from dtun.network.state import Dns, DropOtherTrafficToServer, NetworkState, PointToPoint, Route, Rule, Sysctl
 from dtun.platform.interface import LocalNetwork, NextHop
@@ -106,6 +106,23 @@ async def test_policy_routing_marks_the_tunnels_own_packets(site: Site, tmp_path
 async def test_forwarding(site: Site, tmp_path: Path) -> None:
     async with connected(site, tmp_path, forwarding=True) as home:
         assert home.kernel.state.sysctls == {Sysctl("net.ipv4.ip_forward", "1")}
+
+
+async def test_a_router_keeps_taking_router_advertisements(tmp_path: Path) -> None:
+    async with with_pool6(tmp_path) as site:
+        home = Home(site, tmp_path, forwarding=True)
+        home.kernel.advertised = ["eth0", "wlan0"]
+        async with started(home):
+            await in_service(home)
+            await settled()
+            wanted = [change.what for change in difference(home.kernel.state, NetworkState())]
+    names = [thing.name for thing in wanted if isinstance(thing, Sysctl)]
+    assert names == [
+        "net.ipv6.conf.eth0.accept_ra",
+        "net.ipv6.conf.wlan0.accept_ra",
+        "net.ipv4.ip_forward",
+        "net.ipv6.conf.all.forwarding",
+    ], "before the host forwards"
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,22 @@ def test_ten_thousand_lines_load_quickly(write: Callable[[str], Path], tmp_path:
     it = client(load(path))
     assert time.process_time() - start < 2
     assert sum(network.num_addresses for network in it.bypassed) == 256 * len(numbers)
+
+
+def test_ranges(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(
+        "192.0.2.16-192.0.2.35  # a provider\n2001:db8::1 - 2001:db8::2\n192.0.2.9-192.0.2.1\n"
+        "192.0.2.1-2001:db8::1\n192.0.2.1-9\n192.0.2.1 192.0.2.9\n"
+    )
+    found = lists.read(tmp_path / "list")
+    assert [str(network) for network in found.networks] == [
+        "192.0.2.16/28",
+        "192.0.2.32/30",
+        "2001:db8::1/128",
+        "2001:db8::2/128",
+    ]
+    assert found.lines == (1, 1, 2, 2)
+    assert [line for line, _ in found.faults] == [3, 4, 5, 6]
+    assert found.faults[0][1].endswith(
+        "is not a range; write it like 192.0.2.16-192.0.2.35, the lower address first"
+    )
