@@ -87,6 +87,8 @@ class ReplayWindow:
 
     def accept_next(self) -> None:
         """`accept` for `highest + 1`, the usual case, in fewer steps."""
+        if self._missing:
+            self._missing = self._missing << 1 & _WINDOW
         self.highest = sequence = self.highest + 1
         self._ledger[1] = sequence + 1
 
