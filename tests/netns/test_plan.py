@@ -15,6 +15,8 @@ from worlds import World
 
 START, SESSION = "At the start:", "With the first session"
 
+_SETTING = re.compile(r"(net\.ipv4\.ip_forward|net\.ipv6\.conf\.(?:all\.forwarding|eth\d\.accept_ra)) = (.*)")
+
 
 def planned(host: Host, config: Path) -> dict[str, set[str]]:
     """What plan prints, by its headings; the exit code has to be 0."""
@@ -56,7 +58,7 @@ def _words(lines: set[str]) -> Iterator[str]:
             rule = "rule -6" if kind.endswith("-6") else "rule"
             mark = values["fwmark"]
             yield f"add {rule} priority {values['priority']} not fwmark {mark} table {values['table']}"
-        elif match := re.fullmatch(r"(net\.ipv4\.ip_forward|net\.ipv6\.conf\.all\.forwarding) = (.*)", line):
+        elif match := _SETTING.fullmatch(line):
             yield f"add sysctl {match[1]}={match[2]}"
 
 
