@@ -141,10 +141,14 @@ def test_traps_for_the_leases(runtime: Path, precious: Path, trap: Trap) -> None
         "[" * 100_000,
     ],
 )
-def test_a_journal_says_nothing_but_what_dtun_may_have_done(runtime: Path, line: str) -> None:
+def test_a_journal_says_nothing_but_what_dtun_may_have_done(
+    runtime: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (runtime / "server.json").write_bytes(HEADER + line.encode() + b"\n")
-    with pytest.raises(UnavailableError, match="damaged"):
-        Journal("server", runtime).open()
+    journal = Journal("server", runtime)
+    assert journal.open() == frozenset(), "none of it is believed"
+    assert "server.json is damaged and was put aside" in caplog.text
+    journal.close()
 
 
 def test_somebody_who_holds_the_lock_holds_up_nobody_for_ever(
