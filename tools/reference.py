@@ -57,8 +57,8 @@ SECTIONS = (
         "What a client is told.",
         (
             "servers id key_file credential key subnets routes exclude bypass bypass_files on_disconnect ipv6 routing "
-            "host_routes_first answer_directly table mark accept_routes accept_dns dns dns_domains forwarding tun mtu suites rekey up "
-            "down hook_timeout runtime_directory compat"
+            "host_routes_first answer_directly table mark accept_routes accept_dns dns dns_domains forwarding tun mtu "
+            "suites rekey up down hook_timeout runtime_directory compat"
         ),
     ),
 )

@@ -200,8 +200,8 @@ def test_the_output_of_plan_for_a_client(tmp_path: Path) -> None:
         "  add route 4000::/2 dev utun0",
         "  add route 8000::/2 dev utun0",
         "  add route c000::/2 dev utun0",
-        f"note: dns 10.86.0.1 dev utun0: {NOT_EVERY_NAME}",
-        f"note: filter to 203.0.113.5 only udp dport 443: {NO_FILTER}",
+        f"note: dns 10.86.0.1 dev utun0 is not in place: {NOT_EVERY_NAME}",
+        f"note: filter to 203.0.113.5 only udp dport 443 is not in place: {NO_FILTER}",
     ]
 
 
