@@ -181,7 +181,7 @@ class Journal:
         try:
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self._file = self._files.open(self._name, flags, 0o644)
+                self._file = self._files.open(self._name, flags)
                 data = HEADER + data if os.fstat(self._file).st_size == 0 else data
             while data:
                 data = data[os.write(self._file, data) :]
@@ -197,7 +197,7 @@ class Journal:
         try:
             if self._entries:
                 lines = [b'["+", ' + text for text in self._entries.values()]
-                self._files.replace(self._name, HEADER + b"".join(lines), 0o644)
+                self._files.replace(self._name, HEADER + b"".join(lines))
             else:
                 self._files.remove(self._name)
         except OSError as error:
@@ -209,7 +209,7 @@ class Journal:
 
     def _take_lock(self) -> int:
         while True:
-            descriptor = self._files.open(self._lock_name, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = self._files.open(self._lock_name, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current(descriptor):

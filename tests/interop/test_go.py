@@ -239,7 +239,9 @@ def test_an_answer_that_names_no_ipv4_subnet_ends_the_session(world: World, answ
 
     client = world.go_client("-peernet", answer)
 
-    assert "closed by the peer" in client.wait_for("DOWN")["REASON"]
+    # Which of the peer's two directions notices it first is a matter of luck.
+    reason = client.wait_for("DOWN")["REASON"]
+    assert "closed by the peer" in reason or "conn is closed" in reason
     assert server.tunnel("old")["state"] == "away"
     server.wait_log("ended before its login: the client did not name the IPv4 subnet behind it")
 

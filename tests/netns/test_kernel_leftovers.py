@@ -188,7 +188,7 @@ def test_a_setting_that_was_so_already_stays_so(host: Host, runtime: Path) -> No
 
 
 def test_a_setting_that_another_program_changed_is_left_alone(host: Host, runtime: Path) -> None:
-    name = "net.ipv4.conf.eth0.rp_filter"
+    name = "net.ipv6.conf.eth0.accept_ra"
     host.run("sysctl", "-qw", f"{name}=1")
 
     async def story() -> None:
@@ -202,7 +202,7 @@ def test_a_setting_that_another_program_changed_is_left_alone(host: Host, runtim
 
 
 def test_what_is_refused_is_named_and_the_rest_is_in_place(host: Host, runtime: Path) -> None:
-    unknown = Sysctl("net.ipv4.conf.eth9.rp_filter", "0")
+    unknown = Sysctl("net.ipv6.conf.eth9.accept_ra", "0")
 
     async def story() -> None:
         async with opened(runtime) as linux:

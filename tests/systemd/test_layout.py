@@ -22,7 +22,7 @@ def test_a_mac_gets_its_own_files_and_nothing_of_systemd() -> None:
     for role in ("client", "server"):
         job = plistlib.loads(files[f"/Library/LaunchDaemons/org.dtun.{role}.plist"].encode())
         # What the job starts is what `make install` puts there.
-        assert job["ProgramArguments"][:2] == [str(install.COMMAND), role]
+        assert job["ProgramArguments"][:2] == [str(install.PREFIX / "current" / "bin" / "dtun"), role]
 
 
 def test_the_package_and_make_install_lay_down_the_same() -> None:
