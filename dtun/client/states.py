@@ -215,7 +215,7 @@ class StateMachine:
         return min((timer for timer in timers if timer is not None), default=None)
 
     def set_rekey(self, rekey: float | None, now: float) -> None:
-        """Renew sessions after this time from now on. The session in service starts again to count."""
+        """Renew sessions after this time from now on. For the session in service, the time starts again from now."""
         self._rekey = rekey
         if self._state in IN_SERVICE:
             self._schedule_rekey(now)

@@ -63,11 +63,11 @@ class SessionStore:
         self._fdstore.keep(tun_name(self._device), descriptor)
 
     def lose_device(self) -> None:
-        """Keep the device no longer, for it is gone; but a session that serves it."""
+        """Drop the device, which is gone, but keep the session that serves it."""
         self._fdstore.forget(tun_name(self._device))
 
     def forget_device(self) -> None:
-        """Keep the device, and a session that serves it, no longer."""
+        """Drop the device and any session that serves it."""
         self.forget_session()
         self._fdstore.forget(tun_name(self._device))
 

@@ -135,7 +135,7 @@ class Hop:
 class UnderlayRoutes:
     """The underlay: next hops to the servers, default gateways by IP version, and the host's own networks.
 
-    A server that the host has had no route to has no next hop. `ports` are the servers' UDP ports.
+    The next hop is None if the host has never had a route to that server. `ports` are the servers' UDP ports.
     `advertised` are the devices with router advertisements.
     """
 

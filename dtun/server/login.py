@@ -2,7 +2,7 @@
 
     Hello --> address pair, device --> subnets --> kernel --> data plane --> Welcome
 
-Only then is the session before given up, so that knowing an id disturbs no client.
+Only then is the previous session given up, so nobody can disturb a client merely by knowing its id.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""With which configuration a service starts.
+"""Which configuration a service starts with.
 
 With that of the file; but if a start with it would fail, and the process before this one has left one that worked (at a
 restart, or after a crash), then with that. So a mistake in the file costs no session. Why it is not checked before the
