@@ -24,7 +24,7 @@ FIRST_DESCRIPTOR = 3
 SEND_TIMEOUT = 1.0
 """Seconds for systemd to accept a descriptor."""
 
-DBUS_TIMEOUT = 2.0
+DBUS_TIMEOUT = 10.0
 """Seconds for systemd to answer over D-Bus. It waits for the end of this process meanwhile."""
 
 _NAME = "org.freedesktop.systemd1"
